@@ -1,0 +1,28 @@
+"""PyTorch's recurrent layers for JAX: the same shapes, names, weights and numbers.
+
+>>> import jax.numpy as jnp, jaxrnn
+>>> from flax import nnx
+>>> lstm = jaxrnn.LSTM(10, 20, num_layers=2, rngs=nnx.Rngs(0))
+>>> output, (h_n, c_n) = lstm(jnp.ones((5, 3, 10)))
+>>> output.shape, h_n.shape
+((5, 3, 20), (2, 3, 20))
+"""
+
+from jaxrnn.layers import GRU, LSTM, RNN
+from jaxrnn.single import GRUCell, LSTMCell, RNNCell
+from jaxrnn.weights import load_safetensors, load_state_dict, save_safetensors, state_dict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "load_safetensors",
+    "load_state_dict",
+    "save_safetensors",
+    "state_dict",
+]

@@ -1,0 +1,7 @@
+"""``python -m jaxrnn``: the command ``jaxrnn``."""
+
+import sys
+
+from jaxrnn.cli import main
+
+sys.exit(main())

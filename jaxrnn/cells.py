@@ -1,0 +1,219 @@
+"""What one step of a recurrent cell is: its gates, its states and one small pure function.
+
+A cell owns no matrix product. The recurrence (`jaxrnn.recurrence`) multiplies the input and the
+hidden state with the weights, hands the result to :meth:`Cell.step`, and gets the new state back:
+
+.. code-block:: text
+
+    zx = x_t @ W_ih.T + b_ih        (..., G*H)   for all steps of a block in one product
+    zh = h_{t-1} @ W_hh.T + b_hh    (..., G*H)   inside the loop
+    state_t = cell.step(z, state_{t-1})          z = zx + zh, or the pair (zx, zh)
+
+Axis letters: H hidden size, G gates. Every function works on any leading axes, so that the same
+code runs one row, one batch or a whole block of time steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+State = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The base of all cells: name the gates and the states, write :meth:`step`, and be done.
+
+    A subclass is a frozen dataclass without arrays, so that it can be a static argument of
+    ``jax.jit``. Its first state is the hidden state ``h``, the one that is multiplied with
+    ``W_hh`` and given out at each step.
+
+    Attributes:
+        gates: the names of the gates, in the order of the rows of the weights.
+        states: the names of the states; the first is the hidden state.
+        split: False if the step needs only the sum ``z = zx + zh``; True if it treats what comes
+            from the input and what comes from the hidden state apart, and takes ``(zx, zh)``.
+
+    Example:
+        A minimal gated unit (Zhou et al., 2016), with every derivative, direction and option:
+
+        >>> import dataclasses, jax.numpy as jnp
+        >>> from jax.nn import sigmoid
+        >>> from jaxrnn.cells import Cell
+        >>> from jaxrnn.recurrence import Weights, unroll
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class MinimalGatedUnit(Cell):
+        ...     gates = ("f", "n")
+        ...     def step(self, z, state):
+        ...         (h,), (f, n) = state, self.split_gates(z)
+        ...         f = sigmoid(f)
+        ...         return ((1 - f) * h + f * jnp.tanh(n),)
+        >>> weights = Weights(jnp.ones((2 * 4, 3)), jnp.ones((2 * 4, 4)))
+        >>> output, (h_n,) = unroll(MinimalGatedUnit(), weights, jnp.ones((5, 2, 3)))
+        >>> output.shape, h_n.shape
+        ((5, 2, 4), (2, 4))
+    """
+
+    gates: ClassVar[tuple[str, ...]] = ()
+    states: ClassVar[tuple[str, ...]] = ("h",)
+    split: ClassVar[bool] = False
+
+    def step(self, z: Any, state: State) -> State:
+        """The new state from the gate inputs ``z`` and the old state: elementwise, pure."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(z, state)")
+
+    def split_gates(self, z: jax.Array) -> list[jax.Array]:
+        """``z`` (..., G*H) as G arrays (..., H), in the order of :attr:`gates`."""
+        return jnp.split(z, len(self.gates), axis=-1)
+
+    # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; a cell
+    # may write its own, to keep fewer or cheaper values. `save` runs in the forward loop,
+    # `linearize` on a whole block of steps at once, `tangent` in the loop of the derivative.
+
+    def save(self, z: Any, state: State) -> tuple[State, Any]:
+        """:meth:`step`, and what the derivative needs of it beside the states."""
+        return self.step(z, state), z
+
+    def linearize(self, saved: Any, old: State, new: State) -> Any:
+        """The coefficients of :meth:`tangent`, from what was saved and the states around a step."""
+        return saved, old
+
+    def tangent(self, coefficients: Any, dz: Any, dstate: State) -> State:
+        """The derivative of :meth:`step`, linear in ``dz`` and ``dstate``."""
+        z, old = coefficients
+        return jax.jvp(self.step, (z, old), (dz, dstate))[1]
+
+
+@dataclass(frozen=True)
+class Elman(Cell):
+    """The plain recurrent cell: ``h' = tanh(z)`` or ``h' = relu(z)``.
+
+    Source: J. L. Elman, Finding structure in time, Cognitive Science 14 (1990).
+    """
+
+    gates: ClassVar[tuple[str, ...]] = ("h",)
+    nonlinearity: str = "tanh"
+
+    def step(self, z: jax.Array, state: State) -> State:
+        del state
+        return (jnp.tanh(z) if self.nonlinearity == "tanh" else jax.nn.relu(z),)
+
+    def save(self, z: jax.Array, state: State) -> tuple[State, Any]:
+        return self.step(z, state), ()
+
+    def linearize(self, saved: Any, old: State, new: State) -> Any:
+        del saved, old
+        (h,) = new
+        return 1 - h * h if self.nonlinearity == "tanh" else (h > 0).astype(h.dtype)
+
+    def tangent(self, coefficients: jax.Array, dz: jax.Array, dstate: State) -> State:
+        del dstate
+        return (coefficients * dz,)
+
+
+@dataclass(frozen=True)
+class LSTM(Cell):
+    """Long short-term memory, PyTorch's gate order ``i, f, g, o``.
+
+    .. code-block:: text
+
+        i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);   g = tanh(z_g)
+        c' = f * c + i * g
+        h' = o * tanh(c')
+
+    Source: S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997);
+    forget gate: F. Gers et al., Learning to forget, Neural Computation 12 (2000).
+    """
+
+    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
+    states: ClassVar[tuple[str, ...]] = ("h", "c")
+
+    def step(self, z: jax.Array, state: State) -> State:
+        return self.save(z, state)[0]
+
+    def save(self, z: jax.Array, state: State) -> tuple[State, Any]:
+        _, c = state
+        activated = _sigmoid_or_tanh(z, (True, True, False, True))
+        i, f, g, o = self.split_gates(activated)
+        c = f * c + i * g
+        return (o * jnp.tanh(c), c), activated
+
+    def linearize(self, saved: jax.Array, old: State, new: State) -> Any:
+        i, f, g, o = self.split_gates(saved)
+        tanh_c = jnp.tanh(new[1])
+        return (
+            g * i * (1 - i),
+            old[1] * f * (1 - f),
+            i * (1 - g * g),
+            tanh_c * o * (1 - o),
+            f,
+            o * (1 - tanh_c * tanh_c),
+        )
+
+    def tangent(self, coefficients: Any, dz: jax.Array, dstate: State) -> State:
+        by_i, by_f, by_g, by_o, f, by_c = coefficients
+        di, df, dg, do = self.split_gates(dz)
+        dc = f * dstate[1] + by_i * di + by_f * df + by_g * dg
+        return by_c * dc + by_o * do, dc
+
+
+@dataclass(frozen=True)
+class GRU(Cell):
+    """Gated recurrent unit, PyTorch's gate order ``r, z, n``, reset after the product.
+
+    .. code-block:: text
+
+        r, u = sigmoid(zx_r + zh_r), sigmoid(zx_z + zh_z)
+        n = tanh(zx_n + r * zh_n)          zh_n holds b_hn: the bias is inside the reset product
+        h' = (1 - u) * n + u * h
+
+    Source: K. Cho et al., EMNLP 2014 (arXiv:1406.1078). Differs from the paper as PyTorch does:
+    the reset gate acts after the product with ``W_hn``.
+    """
+
+    gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
+    split: ClassVar[bool] = True
+
+    def step(self, z: Any, state: State) -> State:
+        return self.save(z, state)[0]
+
+    def save(self, z: Any, state: State) -> tuple[State, Any]:
+        (h,) = state
+        zx, zh = z
+        hidden = h.shape[-1] if h.ndim else 0
+        ru = _sigmoid_or_tanh(zx[..., : 2 * hidden] + zh[..., : 2 * hidden], (True, True))
+        r, u = jnp.split(ru, 2, axis=-1)
+        zh_n = zh[..., 2 * hidden :]
+        n = jnp.tanh(zx[..., 2 * hidden :] + r * zh_n)
+        return (n + u * (h - n),), (ru, n, zh_n)
+
+    def linearize(self, saved: Any, old: State, new: State) -> Any:
+        del new
+        ru, n, zh_n = saved
+        r, u = jnp.split(ru, 2, axis=-1)
+        by_n = (1 - u) * (1 - n * n)
+        return by_n * zh_n * r * (1 - r), (old[0] - n) * u * (1 - u), by_n, by_n * r, u
+
+    def tangent(self, coefficients: Any, dz: Any, dstate: State) -> State:
+        by_r, by_u, by_xn, by_hn, u = coefficients
+        (xr, xu, xn), (hr, hu, hn) = map(self.split_gates, dz)
+        dh = by_r * (xr + hr) + by_u * (xu + hu) + by_xn * xn + by_hn * hn
+        return (dh + u * dstate[0],)
+
+
+def _sigmoid_or_tanh(z: jax.Array, sigmoid: tuple[bool, ...]) -> jax.Array:
+    """Sigmoid or tanh, gate by gate, as one tanh: ``sigmoid(z) = tanh(z / 2) / 2 + 1 / 2``.
+
+    One vector function over all gates is what a CPU runs fast; the factors are powers of two, so
+    that nothing is lost by them.
+    """
+    size = z.shape[-1] // len(sigmoid)
+    scale = np.repeat(np.where(sigmoid, 0.5, 1.0), size).astype(z.dtype)
+    shift = np.repeat(np.where(sigmoid, 0.5, 0.0), size).astype(z.dtype)
+    scale, shift = (v.reshape((1,) * (z.ndim - 1) + v.shape) for v in (scale, shift))
+    return jnp.tanh(z * scale) * scale + shift

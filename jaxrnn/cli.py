@@ -1,0 +1,85 @@
+"""The command ``jaxrnn``: run the experiments, one line for what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import jaxrnn
+from jaxrnn.experiments import NAMES
+
+
+def summary(module: ModuleType) -> str:
+    """The first line of a module's text."""
+    return (module.__doc__ or "").strip().splitlines()[0]
+
+
+def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
+    """An option for each field of a settings dataclass: its type, default and help."""
+    for item in dataclasses.fields(settings):
+        default = item.default
+        text = item.metadata["help"] + ("" if default == "" else f" (default: {default})")
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            choices=item.metadata.get("choices"),
+            metavar=None if "choices" in item.metadata else item.name.upper(),
+            help=text.replace("%", "%%"),
+        )
+
+
+def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the experiments that are `wanted` are imported."""
+    parser = argparse.ArgumentParser(
+        prog="jaxrnn", description="PyTorch's recurrent layers for JAX: experiments to run."
+    )
+    parser.add_argument("--version", action="version", version=f"jaxrnn {jaxrnn.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("list", help="the experiments, a line each")
+    run = commands.add_parser(
+        "run",
+        help="run an experiment",
+        description="Run an experiment: it prints its results and saves its figure.",
+        epilog="'jaxrnn run NAME --help' shows the options of one.",
+    )
+    names = run.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, path in NAMES.items():
+        if name not in wanted:
+            names.add_parser(name)
+            continue
+        module = importlib.import_module(path)
+        one = names.add_parser(
+            name,
+            help=summary(module),
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_options(one, module.Settings)
+        one.set_defaults(module=module)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 with one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    named = [word for word in arguments[1:2] if word in NAMES]
+    parser = build_parser(named or list(NAMES))
+    options = parser.parse_args(arguments)
+    if options.command == "list":
+        for name, path in NAMES.items():
+            print(f"{name:<10}{summary(importlib.import_module(path))}")
+        return 0
+    kind = options.module.Settings
+    try:
+        values = {f.name: getattr(options, f.name) for f in dataclasses.fields(kind)}
+        options.module.main(kind(**values))
+    except (ValueError, OSError) as error:
+        print(f"jaxrnn run {options.name}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

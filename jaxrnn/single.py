@@ -1,0 +1,200 @@
+"""`RNNCell`, `LSTMCell`, `GRUCell`: one time step as a Flax (NNX) module.
+
+The same cells and the same step as the layers', `jaxrnn.recurrence.advance`, without the loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrnn import cells, checks, stack
+from jaxrnn.cells import State
+from jaxrnn.recurrence import Weights, advance, gate_inputs, zero_state
+
+
+class _Cell(nnx.Module):
+    """What the cells share: the constructor, the parameters and the call."""
+
+    def __init__(
+        self,
+        cell: cells.Cell,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+    ):
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        shapes = stack.shapes(cell, input_size, hidden_size, bias=bool(bias))
+        for name, shape in shapes.items():
+            value = stack.uniform(rngs.params(), shape, hidden_size, param_dtype)
+            setattr(self, name, nnx.Param(value))
+        self._names = tuple(shapes)
+
+    def extra_repr(self) -> str:
+        """The arguments as PyTorch prints them: only those that are not the default."""
+        text = f"{self.input_size}, {self.hidden_size}"
+        if self.bias is not True:
+            text += f", bias={self.bias}"
+        nonlinearity = getattr(self, "nonlinearity", "tanh")
+        if nonlinearity != "tanh":
+            text += f", nonlinearity={nonlinearity}"
+        return text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    __str__ = __repr__
+
+    def _run(self, kind: str, input: Any, states: State | None) -> State:
+        x = jnp.asarray(input)
+        checks.cell_call(kind, x, states or (), self.input_size, self.hidden_size)
+        if self.dtype is None:
+            checks.input_dtype(x, self.param_dtype)
+            checks.state_dtypes(states or (), self.param_dtype)
+        weights = Weights(**{name: getattr(self, name)[...] for name in self._names})
+        return _step(self.cell, self.dtype, weights, x, states)
+
+
+def _one_step(
+    cell: cells.Cell, dtype: Any, weights: Weights, x: jax.Array, states: State | None
+) -> State:
+    if dtype is not None:
+        weights, x, states = jax.tree.map(lambda a: a.astype(dtype), (weights, x, states))
+    batched = x.ndim == 2
+    x = x if batched else x[None]
+    if states is None:
+        states = zero_state(cell, weights, x.shape[0], x.dtype)
+    elif not batched:
+        states = tuple(s[None] for s in states)
+    new, _, _ = advance(cell, weights, gate_inputs(cell, weights, x), states)
+    return new if batched else tuple(s[0] for s in new)
+
+
+_step = jax.jit(_one_step, static_argnums=(0, 1))
+
+
+class RNNCell(_Cell):
+    """One step of an Elman layer: ``h' = tanh(x @ W_ih.T + b_ih + h @ W_hh.T + b_hh)``, or relu.
+
+    Args:
+        input_size: D.
+        hidden_size: H.
+        bias: whether there are b_ih and b_hh.
+        nonlinearity: "tanh" or "relu".
+        rngs: the stream for the parameters (``params``).
+        options: ``dtype`` and ``param_dtype``, as of the layers.
+
+    Call: ``cell(input, hx=None) -> h'``, input (N, D) or (D,), hx and h' (N, H) or (H,); None
+    stands for zeros. Parameters ``weight_ih`` (H, D), ``weight_hh`` (H, H), ``bias_ih`` (H,),
+    ``bias_hh`` (H,), each drawn from U(-1/sqrt(H), 1/sqrt(H)).
+
+    Raises:
+        ValueError, RuntimeError: for wrong axes or sizes, in PyTorch's words. As PyTorch, a cell
+            checks nothing at construction.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxrnn import RNNCell
+        >>> cell = RNNCell(3, 4, rngs=nnx.Rngs(0))
+        >>> cell, cell(jnp.ones((2, 3))).shape
+        (RNNCell(3, 4), (2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        self.nonlinearity = nonlinearity
+        cell = cells.Elman(nonlinearity)
+        super().__init__(cell, input_size, hidden_size, bias, rngs=rngs, **options)
+
+    def __call__(self, input: Any, hx: Any = None) -> jax.Array:
+        """The new hidden state."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise checks.ShapeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        checks.one_state(hx)
+        return self._run("RNNCell", input, None if hx is None else (jnp.asarray(hx),))[0]
+
+
+class LSTMCell(_Cell):
+    """One step of an LSTM layer, see `LSTM` for the equations.
+
+    Call: ``cell(input, hx=None) -> (h', c')`` with hx a pair (h, c), each (N, H) or (H,). The
+    arguments and parameters are those of `RNNCell`, but `nonlinearity`, with 4*H rows, gates in
+    the order i, f, g, o.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxrnn import LSTMCell
+        >>> h, c = LSTMCell(3, 4, rngs=nnx.Rngs(0))(jnp.ones((2, 3)))
+        >>> h.shape, c.shape
+        ((2, 4), (2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        super().__init__(cells.LSTM(), input_size, hidden_size, bias, rngs=rngs, **options)
+
+    def __call__(self, input: Any, hx: Any = None) -> tuple[jax.Array, jax.Array]:
+        """The new hidden state and cell state."""
+        states = None if hx is None else tuple(map(jnp.asarray, checks.two_cell_states(hx)))
+        h, c = self._run("LSTMCell", input, states)
+        return h, c
+
+
+class GRUCell(_Cell):
+    """One step of a GRU layer, see `GRU` for the equations.
+
+    Call: ``cell(input, hx=None) -> h'``. The arguments and parameters are those of `RNNCell`,
+    but `nonlinearity`, with 3*H rows, gates in the order r, z, n.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxrnn import GRUCell
+        >>> GRUCell(3, 4, rngs=nnx.Rngs(0))(jnp.ones(3)).shape
+        (4,)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        super().__init__(cells.GRU(), input_size, hidden_size, bias, rngs=rngs, **options)
+
+    def __call__(self, input: Any, hx: Any = None) -> jax.Array:
+        """The new hidden state."""
+        checks.one_state(hx)
+        return self._run("GRUCell", input, None if hx is None else (jnp.asarray(hx),))[0]

@@ -1,0 +1,172 @@
+"""Layers and directions around the one recurrence: the pure function of a whole stack.
+
+Axis letters: N batch, T time, D input features, H hidden size, P projection, R = P or H,
+L layers, F directions, G gates.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn.cells import Cell, State
+from jaxrnn.recurrence import Weights, unroll, zero_state
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The static description of a stack of recurrent layers.
+
+    Attributes:
+        cell: the cell of every layer.
+        bidirectional: a second direction in every layer, its output beside the first's.
+        layout: the axes of the input: "TND", "NTD" or "TD" (no batch).
+        dropout: the probability of an output of any layer but the last being zeroed; 0 outside
+            of training.
+        remat: less memory for the derivative, see `jaxrnn.recurrence.Plan`.
+        dtype: what to compute in; None takes the input's.
+    """
+
+    cell: Cell
+    bidirectional: bool = False
+    layout: str = "TND"
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: Any = None
+
+    @property
+    def directions(self) -> int:
+        """F."""
+        return 2 if self.bidirectional else 1
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(
+    stack: Stack,
+    weights: Sequence[Weights],
+    x: jax.Array,
+    states: State | None = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, State]:
+    """Run a stack of layers over a batch of sequences.
+
+    Args:
+        stack: what the stack is.
+        weights: F*L of them, layer by layer, the forward direction of a layer first.
+        x: the input, its axes as `stack.layout` says.
+        states: the initial states, h (F*L, N, R) first, each other (F*L, N, H), without N if the
+            input has no batch; None for zeros.
+        key: the PRNG key of dropout, if there is any.
+
+    Returns:
+        The output, axes as the input's with F*R features, and the last states, shaped as `states`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn import cells, stack
+        >>> weights = stack.init(jax.random.key(0), cells.GRU(), 3, 4, num_layers=2)
+        >>> y, (h_n,) = stack.run(stack.Stack(cells.GRU()), weights, jnp.ones((7, 2, 3)))
+        >>> y.shape, h_n.shape
+        ((7, 2, 4), (2, 2, 4))
+    """
+    if stack.dtype is not None:
+        weights, x, states = jax.tree.map(lambda a: a.astype(stack.dtype), (weights, x, states))
+    if stack.layout == "NTD":
+        x = x.swapaxes(0, 1)
+    elif stack.layout == "TD":
+        x = x[:, None]
+        states = None if states is None else tuple(s[:, None] for s in states)
+
+    last = []
+    for first in range(0, len(weights), stack.directions):
+        if first and stack.dropout > 0:
+            x = _dropout(key, first, x, stack.dropout)
+        outputs = []
+        for index in range(first, first + stack.directions):
+            if states is None:
+                start = zero_state(stack.cell, weights[index], x.shape[1], x.dtype)
+            else:
+                start = tuple(s[index] for s in states)
+            output, final = unroll(
+                stack.cell, weights[index], x, start, reverse=index > first, remat=stack.remat
+            )
+            outputs.append(output)
+            last.append(final)
+        x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+
+    states = tuple(jnp.stack(s) for s in zip(*last, strict=True))
+    if stack.layout == "NTD":
+        x = x.swapaxes(0, 1)
+    elif stack.layout == "TD":
+        x, states = x[:, 0], tuple(s[:, 0] for s in states)
+    return x, states
+
+
+def _dropout(key: jax.Array | None, index: int, x: jax.Array, p: float) -> jax.Array:
+    """Zero each value with probability p, scale the others by 1 / (1 - p)."""
+    if p >= 1.0:
+        return jnp.zeros_like(x)
+    if key is None:
+        raise ValueError(f"dropout={p} needs a key")
+    keep = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - p, x.shape)
+    return jnp.where(keep, x / (1.0 - p), jnp.zeros_like(x))
+
+
+def shapes(
+    cell: Cell, input_size: int, hidden_size: int, *, bias: bool = True, proj_size: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of one layer and direction, in PyTorch's order.
+
+    Example:
+        >>> from jaxrnn import cells, stack
+        >>> stack.shapes(cells.GRU(), 3, 4, bias=False)
+        {'weight_ih': (12, 3), 'weight_hh': (12, 4)}
+    """
+    rows = len(cell.gates) * hidden_size
+    shape = {"weight_ih": (rows, input_size), "weight_hh": (rows, proj_size or hidden_size)}
+    if bias:
+        shape |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    return shape | ({"weight_hr": (proj_size, hidden_size)} if proj_size else {})
+
+
+def init(
+    key: jax.Array,
+    cell: Cell,
+    input_size: int,
+    hidden_size: int,
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    dtype: Any = jnp.float32,
+) -> tuple[Weights, ...]:
+    """The weights of a stack as PyTorch draws them: each from U(-1/sqrt(H), 1/sqrt(H)).
+
+    Example:
+        >>> import jax
+        >>> from jaxrnn import cells, stack
+        >>> first, second = stack.init(jax.random.key(0), cells.LSTM(), 3, 4, bidirectional=True)
+        >>> first.weight_ih.shape, second.bias_hh.shape, first.weight_hr
+        ((16, 3), (16,), None)
+    """
+    directions = 2 if bidirectional else 1
+    weights = []
+    for index in range(num_layers * directions):
+        size = input_size if index < directions else directions * (proj_size or hidden_size)
+        shape = shapes(cell, size, hidden_size, bias=bias, proj_size=proj_size)
+        keys = jax.random.split(jax.random.fold_in(key, index), len(shape))
+        drawn = zip(shape.items(), keys, strict=True)
+        weights.append(Weights(**{n: uniform(k, s, hidden_size, dtype) for (n, s), k in drawn}))
+    return tuple(weights)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], fan: int, dtype: Any = jnp.float32) -> Any:
+    """A draw from U(-1/sqrt(fan), 1/sqrt(fan)), PyTorch's bound for recurrent and linear layers."""
+    bound = fan**-0.5 if fan > 0 else 0.0
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

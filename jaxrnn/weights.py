@@ -1,0 +1,222 @@
+"""Parameters under PyTorch's names: `state_dict`, `load_state_dict` and safetensors files.
+
+A module's parameters are named by the path of attributes that leads to them, as PyTorch names
+them. Where Flax stores a parameter in another way, it is converted:
+
+| module | Flax | here, as in PyTorch |
+|---|---|---|
+| `nnx.Linear` | kernel (in, out), bias | weight (out, in), bias |
+| `nnx.Embed` | embedding | weight |
+| `nnx.Sequential` | layers.0, layers.1, ... | 0, 1, ... |
+| `jaxrnn` layers and cells | as in PyTorch | as in PyTorch |
+| a module of your own | its `nnx.Param` attributes | the same |
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class StateDictError(ValueError, RuntimeError):
+    """A state dict that does not fit the module; nothing was loaded."""
+
+
+class _Entry(NamedTuple):
+    name: str
+    param: nnx.Variable
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.param[...].shape
+        return shape[::-1] if self.transposed else shape
+
+
+def state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
+    """The parameters of a module as NumPy arrays under dotted PyTorch names.
+
+    Args:
+        module: a layer, a cell, or a model made of them and of `nnx.Linear`, `nnx.Embed`,
+            `nnx.Sequential` and modules of your own.
+
+    Returns:
+        Copies, in the dtype of the parameters, PyTorch's shapes and order.
+
+    Raises:
+        TypeError: for a Flax module whose parameters have no PyTorch name here.
+
+    Example:
+        >>> import jaxrnn
+        >>> from flax import nnx
+        >>> gru = jaxrnn.GRU(3, 4, bias=False, rngs=nnx.Rngs(0))
+        >>> {name: array.shape for name, array in jaxrnn.state_dict(gru).items()}
+        {'weight_ih_l0': (12, 3), 'weight_hh_l0': (12, 4)}
+
+    Differs from PyTorch: NumPy arrays and not tensors; copies and not references.
+    """
+    arrays = {}
+    for entry in _entries(module):
+        value = np.array(entry.param[...])
+        arrays[entry.name] = np.ascontiguousarray(value.T) if entry.transposed else value
+    return arrays
+
+
+def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
+    """Set the parameters of a module from arrays under dotted PyTorch names.
+
+    Args:
+        module: as for `state_dict`.
+        mapping: names to arrays: NumPy or JAX arrays, or PyTorch tensors as
+            ``torch_module.state_dict()`` gives them. Each is converted to the parameter's dtype.
+
+    Raises:
+        StateDictError: a ValueError and a RuntimeError that lists every missing, unexpected and
+            wrongly shaped entry, in PyTorch's words. Nothing is changed then.
+
+    Example:
+        >>> import jaxrnn, numpy as np
+        >>> from flax import nnx
+        >>> cell = jaxrnn.RNNCell(1, 2, bias=False, rngs=nnx.Rngs(0))
+        >>> jaxrnn.load_state_dict(cell, {"weight_ih": np.ones((2, 1)), "weight_hh": np.eye(2)})
+        >>> cell.weight_hh[...].sum().item()
+        2.0
+    """
+    entries = list(_entries(module))
+    names = {entry.name for entry in entries}
+    problems = []
+    missing = [entry.name for entry in entries if entry.name not in mapping]
+    unexpected = [name for name in mapping if name not in names]
+    for word, keys in (("Missing", missing), ("Unexpected", unexpected)):
+        if keys:
+            listed = ", ".join(f'"{key}"' for key in keys)
+            problems.append(f"{word} key(s) in state_dict: {listed}.")
+    arrays: dict[str, np.ndarray] = {}
+    for entry in entries:
+        if entry.name not in mapping:
+            continue
+        try:
+            value = _to_numpy(mapping[entry.name])
+        except (TypeError, ValueError) as error:
+            problems.append(f"{entry.name} is not an array of numbers: {error}.")
+            continue
+        if value.shape != entry.shape:
+            problems.append(
+                f"size mismatch for {entry.name}: copying a param with shape {value.shape} from "
+                f"the state dict, the shape in current model is {entry.shape}."
+            )
+        arrays[entry.name] = value
+    if problems:
+        head = f"Error(s) in loading state_dict for {type(module).__name__}:"
+        raise StateDictError("\n\t".join([head, *problems]))
+    for entry in entries:
+        value = arrays[entry.name]
+        entry.param[...] = jnp.array(value.T if entry.transposed else value, entry.param[...].dtype)
+
+
+def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
+    """Write `state_dict` to a safetensors file that PyTorch's users can read.
+
+    The file is written beside its place and then moved there, so that a failure leaves what was
+    there before.
+
+    Raises:
+        OSError: if the file can't be written.
+
+    Example:
+        >>> import jaxrnn, tempfile
+        >>> from flax import nnx
+        >>> gru = jaxrnn.GRU(3, 4, rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jaxrnn.save_safetensors(gru, folder + "/gru.safetensors")
+        ...     jaxrnn.load_safetensors(gru, folder + "/gru.safetensors")
+    """
+    from safetensors.numpy import save
+
+    data = save(state_dict(module), metadata={"format": "pt"})
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
+    """Read a safetensors file, PyTorch's or ours, into a module; see `load_state_dict`.
+
+    Raises:
+        OSError: if the file can't be read.
+        StateDictError: if it is no safetensors file, or does not fit the module.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # the operating system's own words for a file that can't be read
+        pass
+    try:
+        with safe_open(path, framework="np") as file:
+            mapping = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise StateDictError(f"{os.fspath(path)} is not a safetensors file: {error}") from error
+    load_state_dict(module, mapping)
+
+
+def _entries(module: nnx.Module) -> Iterator[_Entry]:
+    yield from _walk(module, "", ())
+
+
+def _walk(node: Any, prefix: str, above: Sequence[int]) -> Iterator[_Entry]:
+    """The parameters below a node, in the order of the attributes."""
+    if isinstance(node, nnx.Param):
+        yield _Entry(prefix[:-1], node, transposed=False)
+        return
+    if id(node) in above:  # a module that holds its parent
+        return
+    above = (*above, id(node))
+    if isinstance(node, nnx.Linear):
+        yield _Entry(prefix + "weight", node.kernel, transposed=True)
+        if node.bias is not None:
+            yield _Entry(prefix + "bias", node.bias, transposed=False)
+    elif isinstance(node, nnx.Embed):
+        yield _Entry(prefix + "weight", node.embedding, transposed=False)
+    elif isinstance(node, nnx.Module):
+        children = {k: v for k, v in vars(node).items() if not k.startswith("_")}
+        if isinstance(node, nnx.Sequential):
+            children = {"": children["layers"]}
+        elif type(node).__module__.startswith("flax.") and any(
+            isinstance(child, nnx.Param) for child in children.values()
+        ):
+            raise TypeError(
+                f"{prefix[:-1] or 'the module'} is a {type(node).__name__}: only nnx.Linear, "
+                "nnx.Embed, nnx.Sequential, jaxrnn's and your own modules have PyTorch names"
+            )
+        for name, child in children.items():
+            yield from _walk(child, f"{prefix}{name}." if name else prefix, above)
+    elif isinstance(node, Mapping):
+        for name, child in node.items():
+            yield from _walk(child, f"{prefix}{name}.", above)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for index, child in enumerate(node):
+            yield from _walk(child, f"{prefix}{index}.", above)
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    """An array of numbers, from a NumPy or JAX array or, without importing it, a torch tensor."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16 of its own; float32 holds each of its values.
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    array = np.asarray(value)
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise TypeError(f"dtype {array.dtype}")
+    return array
