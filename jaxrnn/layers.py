@@ -82,17 +82,25 @@ class _Recurrent(nnx.Module):
         self.remat = remat
         self.deterministic = False  # the attribute that nnx's train() and eval() switch
 
-        directions = 2 if bidirectional else 1
+        drawn = stack.init(
+            rngs.params(),
+            cell,
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            bidirectional=bool(bidirectional),
+            proj_size=proj_size,
+            dtype=param_dtype,
+        )
         names = []
-        for index in range(num_layers * directions):
-            layer, direction = divmod(index, directions)
-            size = input_size if layer == 0 else directions * (proj_size or hidden_size)
-            shapes = stack.shapes(cell, size, hidden_size, bias=bias, proj_size=proj_size)
+        for index, weights in enumerate(drawn):
+            layer, direction = divmod(index, 2 if bidirectional else 1)
             suffix = f"_l{layer}{'_reverse' if direction else ''}"
-            for field, shape in shapes.items():
-                value = stack.uniform(rngs.params(), shape, hidden_size, param_dtype)
+            there = {f: value for f, value in weights._asdict().items() if value is not None}
+            for field, value in there.items():
                 setattr(self, field + suffix, nnx.Param(value))
-            names.append(tuple((field, field + suffix) for field in shapes))
+            names.append(tuple((field, field + suffix) for field in there))
         self._names = tuple(names)
         has_stream = "dropout" in rngs or "default" in rngs
         self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and has_stream else None)

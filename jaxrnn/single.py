@@ -36,11 +36,13 @@ class _Cell(nnx.Module):
         self.bias = bias
         self.dtype = dtype
         self.param_dtype = param_dtype
-        shapes = stack.shapes(cell, input_size, hidden_size, bias=bool(bias))
-        for name, shape in shapes.items():
-            value = stack.uniform(rngs.params(), shape, hidden_size, param_dtype)
+        (weights,) = stack.init(
+            rngs.params(), cell, input_size, hidden_size, bias=bool(bias), dtype=param_dtype
+        )
+        there = {f: value for f, value in weights._asdict().items() if value is not None}
+        for name, value in there.items():
             setattr(self, name, nnx.Param(value))
-        self._names = tuple(shapes)
+        self._names = tuple(there)
 
     def extra_repr(self) -> str:
         """The arguments as PyTorch prints them: only those that are not the default."""

@@ -7,6 +7,8 @@ L layers, F directions, G gates.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +136,19 @@ def shapes(
     return shape | ({"weight_hr": (proj_size, hidden_size)} if proj_size else {})
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "cell",
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "bidirectional",
+        "proj_size",
+        "dtype",
+    ),
+)
 def init(
     key: jax.Array,
     cell: Cell,
@@ -156,14 +171,17 @@ def init(
         ((16, 3), (16,), None)
     """
     directions = 2 if bidirectional else 1
-    weights = []
-    for index in range(num_layers * directions):
-        size = input_size if index < directions else directions * (proj_size or hidden_size)
-        shape = shapes(cell, size, hidden_size, bias=bias, proj_size=proj_size)
-        keys = jax.random.split(jax.random.fold_in(key, index), len(shape))
-        drawn = zip(shape.items(), keys, strict=True)
-        weights.append(Weights(**{n: uniform(k, s, hidden_size, dtype) for (n, s), k in drawn}))
-    return tuple(weights)
+    sizes = [input_size] * directions
+    sizes += [directions * (proj_size or hidden_size)] * (directions * (num_layers - 1))
+    layers = [shapes(cell, size, hidden_size, bias=bias, proj_size=proj_size) for size in sizes]
+    # One draw for all: a generator for each shape would take longer to compile than the layer.
+    counts = [math.prod(shape) for layer in layers for shape in layer.values()]
+    drawn = uniform(key, (sum(counts),), hidden_size, dtype)
+    parts = iter(jnp.split(drawn, list(itertools.accumulate(counts))[:-1]))
+    return tuple(
+        Weights(**{name: next(parts).reshape(shape) for name, shape in layer.items()})
+        for layer in layers
+    )
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], fan: int, dtype: Any = jnp.float32) -> Any:

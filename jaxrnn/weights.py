@@ -193,9 +193,7 @@ def _walk(node: Any, prefix: str, above: Sequence[int]) -> Iterator[_Entry]:
         children = {k: v for k, v in vars(node).items() if not k.startswith("_")}
         if isinstance(node, nnx.Sequential):
             children = {"": children["layers"]}
-        elif type(node).__module__.startswith("flax.") and any(
-            isinstance(child, nnx.Param) for child in children.values()
-        ):
+        elif _foreign(node) and any(isinstance(c, nnx.Param) for c in children.values()):
             raise TypeError(
                 f"{prefix[:-1] or 'the module'} is a {type(node).__name__}: only nnx.Linear, "
                 "nnx.Embed, nnx.Sequential, jaxrnn's and your own modules have PyTorch names"
@@ -208,6 +206,11 @@ def _walk(node: Any, prefix: str, above: Sequence[int]) -> Iterator[_Entry]:
     elif isinstance(node, Sequence) and not isinstance(node, str):
         for index, child in enumerate(node):
             yield from _walk(child, f"{prefix}{index}.", above)
+
+
+def _foreign(node: nnx.Module) -> bool:
+    """A Flax layer with parameters of its own making, and not a mere container."""
+    return type(node).__module__.startswith("flax.") and not isinstance(node, (nnx.List, nnx.Dict))
 
 
 def _to_numpy(value: Any) -> np.ndarray:

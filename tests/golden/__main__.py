@@ -1,0 +1,19 @@
+"""Record PyTorch's numbers, for the tests to use where it is not installed.
+
+Run ``python -m tests.golden`` from the top of the project, with torch 2.13.0 installed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests import oracle, sine_oracle
+
+HERE = Path(__file__).parent
+
+if __name__ == "__main__":
+    layers = {case.name: oracle.flatten(oracle.torch_results(case)) for case in oracle.CASES}
+    np.savez_compressed(HERE / "layers.npz", **layers)
+    np.savez_compressed(HERE / "sine.npz", **sine_oracle.torch_run(0))
+    print(f"recorded {len(layers)} layers and the sine job from torch {torch.__version__}")

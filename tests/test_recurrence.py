@@ -1,0 +1,219 @@
+"""The one recurrence against a step-by-step loop: cells, blocks, directions, masks, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.nn import sigmoid
+
+from jaxrnn import cells, stack
+from jaxrnn.blocks import block_length, scan_blocks
+from jaxrnn.recurrence import Masks, Weights, advance, gate_inputs, unroll
+
+T, N, D, H = 7, 2, 3, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainLSTM(cells.Cell):
+    """An LSTM as a user writes it: no derivative of its own."""
+
+    gates = ("i", "f", "g", "o")
+    states = ("h", "c")
+
+    def step(self, z: Any, state: Any) -> Any:
+        i, f, g, o = self.split_gates(z)
+        c = sigmoid(f) * state[1] + sigmoid(i) * jnp.tanh(g)
+        return sigmoid(o) * jnp.tanh(c), c
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainGRU(cells.Cell):
+    """A GRU as a user writes it, with the parts of the gates kept apart."""
+
+    gates = ("r", "z", "n")
+    split = True
+
+    def step(self, z: Any, state: Any) -> Any:
+        (xr, xz, xn), (hr, hz, hn) = map(self.split_gates, z)
+        n = jnp.tanh(xn + sigmoid(xr + hr) * hn)
+        return (n + sigmoid(xz + hz) * (state[0] - n),)
+
+
+CELLS = [cells.Elman(), cells.Elman("relu"), cells.LSTM(), cells.GRU(), PlainLSTM(), PlainGRU()]
+
+
+def draw(cell: cells.Cell, *, proj: int = 0, bias: bool = True, seed: int = 0) -> Any:
+    random = np.random.RandomState(seed)
+    array = lambda *s: jnp.asarray(random.uniform(-1, 1, s))  # noqa: E731
+    shapes = stack.shapes(cell, D, H, bias=bias, proj_size=proj)
+    weights = Weights(**{name: array(*shape) for name, shape in shapes.items()})
+    state = (array(N, proj or H), array(N, H))[: len(cell.states)]
+    masks = Masks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
+    return weights, array(T, N, D), state, masks, array(T, N, proj or H)
+
+
+def loop(
+    cell: cells.Cell, weights: Any, x: Any, state: Any, masks: Masks, reverse: bool
+) -> tuple[Any, Any]:
+    """The definition, one step after another in Python."""
+    hs: dict[int, Any] = {}
+    for t in reversed(range(T)) if reverse else range(T):
+        old = state
+        if masks.resets is not None:
+            state = tuple(jnp.where(masks.resets[t][:, None], 0.0, s) for s in state)
+        zx, zh = x[t] @ weights.weight_ih.T, state[0] @ weights.weight_hh.T
+        if weights.bias_ih is not None:
+            zx, zh = zx + weights.bias_ih[None], zh + weights.bias_hh[None]
+        h, *rest = cell.step((zx, zh) if cell.split else zx + zh, state)
+        state = (h if weights.weight_hr is None else h @ weights.weight_hr.T, *rest)
+        if masks.valid is not None:
+            state = tuple(jnp.where(masks.valid[t][:, None], s, o) for s, o in zip(state, old))
+        hs[t] = state[0]
+    return jnp.stack([hs[t] for t in range(T)]), state
+
+
+def value_and_grads(run: Any, weights: Any, x: Any, state: Any, cotangent: Any) -> Any:
+    def loss(weights: Any, x: Any, state: Any) -> Any:
+        hs, last = run(weights, x, state)
+        return (hs * cotangent).sum() + sum((s**2).sum() for s in last)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(weights, x, state)
+
+
+def close(got: Any, want: Any) -> None:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), got, want)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: repr(cell))
+def test_values_and_gradients_equal_a_loop(
+    cell: cells.Cell, reverse: bool, remat: bool, masked: bool
+) -> None:
+    """Blocks of three, the last of one; resets and steps that are not the row's own."""
+    weights, x, state, masks, cotangent = draw(cell)
+    masks = masks if masked else Masks()
+    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=3)
+    got = value_and_grads(lambda w, x, s: run(w, x, s), weights, x, state, cotangent)
+    want = value_and_grads(
+        lambda w, x, s: loop(cell, w, x, s, masks, reverse), weights, x, state, cotangent
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU(), PlainLSTM()], ids=repr)
+def test_projection_equals_a_loop(cell: cells.Cell, reverse: bool, remat: bool) -> None:
+    weights, x, state, masks, cotangent = draw(cell, proj=2, bias=False)
+    if isinstance(cell, cells.GRU):  # its step mixes h with the gates: no projection fits
+        with pytest.raises(TypeError):
+            jax.eval_shape(lambda: unroll(cell, weights, x, state))
+        return
+    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=2)
+    got = value_and_grads(lambda w, x, s: run(w, x, s), weights, x, state, cotangent)
+    want = value_and_grads(
+        lambda w, x, s: loop(cell, w, x, s, masks, reverse), weights, x, state, cotangent
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 100, None])
+def test_the_block_changes_no_number(block: int | None) -> None:
+    weights, x, state, _, _ = draw(cells.LSTM())
+    close(
+        unroll(cells.LSTM(), weights, x, state, block=block),
+        loop(cells.LSTM(), weights, x, state, Masks(), False),
+    )
+
+
+def test_an_empty_batch_gives_empty_results() -> None:
+    weights, _, _, _, _ = draw(cells.GRU())
+    grads = jax.grad(lambda w: unroll(cells.GRU(), w, jnp.zeros((T, 0, D)))[0].sum())(weights)
+    output, (h_n,) = unroll(cells.GRU(), weights, jnp.zeros((T, 0, D)))
+    assert output.shape == (T, 0, H)
+    assert h_n.shape == (0, H)
+    assert all((g == 0).all() for g in jax.tree.leaves(grads))
+
+
+def test_one_step_is_the_recurrence_of_one_step() -> None:
+    weights, x, state, _, _ = draw(cells.LSTM())
+    new, m, _ = advance(cells.LSTM(), weights, gate_inputs(cells.LSTM(), weights, x[0]), state)
+    hs, last = unroll(cells.LSTM(), weights, x[:1], state)
+    close((new, m), (last, hs[0]))
+
+
+def test_the_weight_gradient_is_one_product_a_block() -> None:
+    """No product with the size of the weights is inside the loop over the steps of a block."""
+    cell = cells.LSTM()
+    weights, x, state, _, _ = draw(cell)
+    f = jax.grad(lambda w: unroll(cell, w, x, state, block=T)[0].sum())
+    jaxpr = jax.make_jaxpr(f)(weights)
+    inner = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
+    shapes = [
+        out.aval.shape
+        for eqn in inner
+        for step in eqn.params["jaxpr"].jaxpr.eqns
+        if step.primitive.name == "dot_general"
+        for out in step.outvars
+    ]
+    assert shapes
+    assert all(shape[0] == N for shape in shapes), shapes
+
+
+def test_rematerialisation_keeps_less() -> None:
+    """The compiled gradient needs less temporary memory, and more so the longer the sequence."""
+    cell = cells.LSTM()
+    weights, _, _, _, _ = draw(cell)
+
+    def temporary(remat: bool) -> int:
+        f = lambda w, x: unroll(cell, w, x, remat=remat, block=10)[0].sum()  # noqa: E731
+        shape = jax.ShapeDtypeStruct((1000, 16, D), jnp.float64)
+        compiled = jax.jit(jax.grad(f)).lower(weights, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < 0.5 * temporary(False)
+
+
+def test_the_gradient_compiles_to_the_same_size_whatever_the_length() -> None:
+    weights, _, _, _, _ = draw(cells.GRU())
+
+    def lines(steps: int) -> int:
+        f = jax.grad(lambda w, x: unroll(cells.GRU(), w, x)[0].sum())
+        shape = jax.ShapeDtypeStruct((steps, 64, D), jnp.float64)
+        return len(jax.jit(f).lower(weights, shape).as_text().splitlines())
+
+    assert lines(1000) == lines(10_000)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 10])
+def test_blocks_hand_out_every_step_once_in_order(length: int, reverse: bool) -> None:
+    def body(carry: Any, steps: Any, index: Any) -> Any:
+        return carry * 31 + steps.sum(), steps + index, carry
+
+    carry, out, values = scan_blocks(
+        body, jnp.float64(1), jnp.arange(10.0), jnp.arange(10.0), length=length, reverse=reverse
+    )
+    pieces = [np.arange(10.0)[i : i + length] for i in range(0, 10, length)]
+    want, starts = 1.0, {}
+    order = list(enumerate(pieces))
+    for index, piece in reversed(order) if reverse else order:
+        starts[index] = want
+        want = want * 31 + piece.sum()
+    np.testing.assert_allclose(carry, want)
+    np.testing.assert_allclose(out, np.concatenate([p + i for i, p in order]))
+    np.testing.assert_allclose(values, [starts[i] for i, _ in order])
+
+
+@pytest.mark.parametrize("steps", [1, 5, 25, 32, 97, 100, 500, 4096])
+@pytest.mark.parametrize("batch", [0, 1, 16, 64, 1000])
+def test_block_lengths_are_possible(steps: int, batch: int) -> None:
+    assert 1 <= block_length(steps, batch) <= steps
