@@ -54,7 +54,7 @@ def constructor(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             "expects num_layers greater than 1, but got "
             f"dropout={dropout} and num_layers={num_layers}",
-            stacklevel=4,
+            stacklevel=7,  # past the constructors and the metaclass, to the line of the caller
         )
     for name, value, kind in (
         ("bias", bias, bool),

@@ -1,0 +1,99 @@
+"""The nouns of the harness: a suite is a list of cases, and a peer enters a case as a contender.
+
+Nothing here imports JAX, PyTorch or a peer, so listing suites is quick and works without them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+BASELINE = "jaxrnn"
+"""What every ratio is taken against: contender / baseline, above 1 if the contender is slower."""
+
+UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0, "MB": 1e-6}
+"""What a stored value (seconds, or bytes for MB) is multiplied with to be printed in the unit."""
+
+
+class Unsupported(Exception):
+    """Raised by an adapter whose library cannot do a case; the text says why, for the report."""
+
+
+@dataclass
+class Contender:
+    """One peer, built and compiled for one case.
+
+    Attributes:
+        run: does the work once and returns when it is finished, device included.
+        compile_s: seconds spent tracing and compiling, if the peer compiles.
+        layout: how the peer's input lies in memory, where there is a choice.
+        note: anything a reader must know to judge the figure.
+        check: returns named relative errors against the case's reference.
+        no_check: why there is no error, if `check` is None.
+        value: for cases that measure themselves: runs once, returns seconds (or bytes).
+    """
+
+    run: Callable[[], object] | None = None
+    compile_s: float | None = None
+    layout: str = ""
+    note: str = ""
+    check: Callable[[], dict[str, float]] | None = None
+    no_check: str = ""
+    value: Callable[[], float] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table.
+
+    Attributes:
+        name: unique in its suite; words joined by dashes, which ``--cases`` selects by.
+        build: makes the contender of the peer named, or raises `Unsupported`.
+        peers: who takes part, the baseline first.
+        table: the table that the row belongs to.
+        row: the row's label in that table.
+        group: rows of one group get their own geometric mean.
+        detail: what the case is made of, for the JSON file and the row (N, T, D, H, ...).
+        flops: floating-point operations of its matrix products, for the fraction of the GEMM peak.
+        unit: a key of `UNITS`.
+        exact: the value does not vary, so one measurement is enough.
+    """
+
+    name: str
+    build: Callable[[str], Contender]
+    peers: tuple[str, ...]
+    table: str
+    row: str
+    group: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+    flops: float | None = None
+    unit: str = "ms"
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named list of cases. `quick` names the cases (patterns) that ``--quick`` keeps."""
+
+    name: str
+    about: str
+    cases: tuple[Case, ...]
+    quick: tuple[str, ...] = ("*",)
+    reps: int = 7
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure.
+
+    Attributes:
+        reps: interleaved rounds a case.
+        target_s: about how long one measurement lasts.
+        patience_s: how long a case may go on repeating disturbed rounds.
+        quick: whether this is the short form, for the report.
+    """
+
+    reps: int
+    target_s: float
+    patience_s: float
+    quick: bool = False

@@ -1,0 +1,1 @@
+"""Whole training jobs of the `training` suite: a file each, with a ``build(peer)``."""

@@ -1,0 +1,125 @@
+"""What a layer case computes: its sizes, weights, input and floating-point operations.
+
+Axis letters: N batch, T time, D input features, H hidden size, L layers, F directions, G gates.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A stack of recurrent layers and the shape of its input."""
+
+    cell: str
+    N: int
+    T: int
+    D: int
+    H: int
+    num_layers: int = 1
+    bidirectional: bool = False
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.cell]
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def width(self, layer: int) -> int:
+        """Features that enter layer `layer`."""
+        return self.D if layer == 0 else self.directions * self.H
+
+    def parts(self) -> list[tuple[int, bool, str]]:
+        """(layer, reverse?, suffix of PyTorch's parameter names), in PyTorch's order.
+
+        >>> Spec("gru", 1, 1, 1, 1, bidirectional=True).parts()
+        [(0, False, 'l0'), (0, True, 'l0_reverse')]
+        """
+        return [
+            (layer, reverse, f"l{layer}" + ("_reverse" if reverse else ""))
+            for layer in range(self.num_layers)
+            for reverse in ([False, True] if self.bidirectional else [False])
+        ]
+
+
+def flops(spec: Spec, backward: bool) -> float:
+    """Operations of the matrix products, a multiplication and an addition being two.
+
+    Forward: ``2 T N G H (D + H)`` a layer and direction. Backward adds dW_ih (``2 T N G H D``),
+    dW_hh and dh (``2 T N G H H`` each), and dx except for the first layer, whose input needs no
+    gradient. Elementwise work is not counted.
+
+    >>> flops(Spec("lstm", N=64, T=100, D=64, H=128), backward=False)
+    1258291200.0
+    """
+    total = 0
+    for layer, _, _ in spec.parts():
+        D, H = spec.width(layer), spec.H
+        per_weight = 2 * spec.T * spec.N * spec.gates * H
+        total += per_weight * (D + H)
+        if backward:
+            total += per_weight * (D + 2 * H + (D if layer > 0 else 0))
+    return float(total)
+
+
+def draw_weights(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
+    """PyTorch's parameters (names, shapes, U(-1/sqrt(H), 1/sqrt(H))), float32, from a seed."""
+    rng = np.random.default_rng(seed)
+    bound = spec.H**-0.5
+    weights = {}
+    for layer, _, suffix in spec.parts():
+        rows = spec.gates * spec.H
+        for name, shape in (
+            ("weight_ih", (rows, spec.width(layer))),
+            ("weight_hh", (rows, spec.H)),
+            ("bias_ih", (rows,)),
+            ("bias_hh", (rows,)),
+        ):
+            weights[f"{name}_{suffix}"] = rng.uniform(-bound, bound, shape).astype(np.float32)
+    return weights
+
+
+def draw_input(spec: Spec, seed: int = 1) -> np.ndarray:
+    """Standard normal input, (T, N, D) float32."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((spec.T, spec.N, spec.D), dtype=np.float32)
+
+
+def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """Largest absolute difference over the largest absolute reference value; inf for NaN or shape.
+
+    >>> relative_error(np.array([1.0, 2.5]), np.array([1.0, 2.0]))
+    0.25
+    """
+    value = np.asarray(value, np.float64)
+    if value.shape != reference.shape or not np.isfinite(value).all():
+        return float("inf")
+    return float(np.abs(value - reference).max() / max(np.abs(reference).max(), 1e-300))
+
+
+@lru_cache(maxsize=2)
+def expected(spec: Spec, backward: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The float64 output and weight gradients of a case, computed once for all its contenders."""
+    from bench.reference import run_stack
+
+    return run_stack(spec, draw_weights(spec), draw_input(spec), backward)
+
+
+def errors(
+    spec: Spec, output: np.ndarray, gradients: dict[str, np.ndarray] | None
+) -> dict[str, float]:
+    """Relative errors of an output and, if given, of the worst weight gradient."""
+    reference, reference_gradients = expected(spec, gradients is not None)
+    found = {"output": relative_error(output, reference)}
+    if gradients is not None:
+        found["gradient"] = max(
+            relative_error(gradients[name], g) for name, g in reference_gradients.items()
+        )
+    return found

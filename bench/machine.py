@@ -1,0 +1,159 @@
+"""What a figure depends on besides the code: machine, versions, flags, and the GEMM peak."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+DISTRIBUTIONS = (
+    *("jaxrnn", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("torch", "dm-haiku", "equinox", "keras"),
+)
+FLAG_PREFIXES = ("XLA_", "JAX_", "TF_XLA_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "TORCH_")
+FLAG_NAMES = ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE")
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """The one-minute load: what else the machine was doing."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+class Others:
+    """Measures how many cores other processes used between its making and `cores`.
+
+    On two cores another program's thread can stall a thread pool for milliseconds, so a case that
+    had to share the machine is named in the report. Nothing is measured where there is no procfs.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.clocks()
+
+    @staticmethod
+    def clocks() -> tuple[float, float] | None:
+        """Wall-clock seconds, and CPU seconds spent by everybody but this process."""
+        try:
+            line = Path("/proc/stat").read_text().splitlines()[0]
+            # user, nice, system, idle, iowait, irq, softirq, steal: all but the two idle ones.
+            ticks = [int(word) for word in line.split()[1:9]]
+            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return None
+        return perf_counter(), busy - sum(os.times()[:4])
+
+    def cores(self) -> float | None:
+        """The mean number of cores that others used."""
+        end = self.clocks()
+        if self.start is None or end is None:
+            return None
+        return max(0.0, (end[1] - self.start[1]) / max(end[0] - self.start[0], 1e-3))
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything that is timed, by distribution name."""
+    found = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    jaxrnn = sys.modules.get("jaxrnn")  # Run from a checkout it need not be installed.
+    if jaxrnn is not None and "jaxrnn" not in found:
+        found["jaxrnn"] = str(getattr(jaxrnn, "__version__", "from the checkout"))
+    return found
+
+
+def flags() -> dict[str, str]:
+    """The environment variables that steer the libraries."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(FLAG_PREFIXES) or name in FLAG_NAMES
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with ``+changes`` if the tree is not clean; empty outside git."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + (
+            "+changes" if git("status", "--porcelain") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def gemm_peak(reps: int = 7) -> dict[str, float]:
+    """The best float32 matrix product through JAX: size and achieved FLOP/s.
+
+    2048 on the CPU; 8192 on an accelerator, where 2048 would time the launch. JAX's default
+    precision, as in the layers (on a GPU this may be TF32).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    jax.block_until_ready(product(a, a))
+    best = float("inf")
+    for _ in range(reps):
+        start = perf_counter()
+        jax.block_until_ready(product(a, a))
+        best = min(best, perf_counter() - start)
+    return {"size": size, "flops": 2.0 * size**3 / best}
+
+
+def describe_machine() -> dict[str, Any]:
+    """The header of a report."""
+    import jax
+
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", "bench", *sys.argv[1:]]),
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "system": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "load_at_start": load_average(),
+        "versions": versions(),
+        "flags": flags(),
+    }
+
+
+def describe_end() -> dict[str, Any]:
+    """What is only known once the contenders have been imported and run."""
+    found: dict[str, Any] = {"load_at_end": load_average(), "versions": versions()}
+    if "torch" in sys.modules:
+        found["torch_threads"] = sys.modules["torch"].get_num_threads()
+    return found

@@ -1,0 +1,52 @@
+"""The libraries that are compared, one adapter file each, imported only when used.
+
+To add one: a file with a class `Peer` (a `bench.peers.base.JaxPeer` with a `direction` of about
+fifteen lines, or anything with a `contender` method), and a line in `PEERS`.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from bench.core import Unsupported
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A peer by name: what must be installed, and the file that adapts it."""
+
+    name: str
+    package: str
+    adapter: str
+    uses_jax: bool = True
+
+    @property
+    def installed(self) -> bool:
+        return find_spec(self.package) is not None
+
+    def require(self) -> None:
+        """Raises `Unsupported` if the library is not there."""
+        if not self.installed:
+            raise Unsupported("not installed")
+
+    def load(self) -> Any:
+        """The adapter's `Peer`."""
+        self.require()
+        return import_module(f"bench.peers.{self.adapter}").Peer()
+
+
+PEERS = {
+    entry.name: entry
+    for entry in (
+        Entry("jaxrnn", "jaxrnn", "ours"),
+        Entry("torch", "torch", "pytorch", uses_jax=False),
+        Entry("flax.linen", "flax", "flax_linen"),
+        Entry("flax.nnx", "flax", "flax_nnx"),
+        Entry("haiku", "haiku", "dm_haiku"),
+        Entry("equinox", "equinox", "eqx"),
+        Entry("keras", "keras", "keras_jax"),
+    )
+}
+
+JAX_PEERS = tuple(name for name, entry in PEERS.items() if entry.uses_jax)

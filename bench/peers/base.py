@@ -1,0 +1,142 @@
+"""What the JAX peers share: stacking, PyTorch's weights in, its gradients out, compiling.
+
+Each peer is called in its best form: one function of (parameters, input), compiled ahead of time,
+parameters as a flat tuple of arrays so that nobody pays for walking a container at each call.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.core import Contender
+from bench.layers import Spec, draw_input, draw_weights, errors
+
+Weights = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as pure functions, in the library's own parameters.
+
+    Attributes:
+        apply: (params, x) -> output.
+        convert: PyTorch's weights by name -> params; traceable, so that its transpose carries
+            gradients back to PyTorch's layout.
+    """
+
+    apply: Callable[[Any, jax.Array], Any]
+    convert: Callable[[Weights], Any]
+
+
+class JaxPeer:
+    """Base of the adapters of JAX libraries."""
+
+    batch_major = False
+    """Whether input and output are (N, T, features) instead of (T, N, features)."""
+
+    def direction(self, cell: str, D: int, H: int, reverse: bool) -> Layer:
+        """One layer in one direction, from a zero state. Its output is in the input's order.
+
+        `convert` is given ``weight_ih``, ``weight_hh``, ``bias_ih`` and ``bias_hh``. Raises
+        `Unsupported` for what the library does not have.
+        """
+        raise NotImplementedError
+
+    def other_formula(self, cell: str) -> str:
+        """How the library's cell differs from PyTorch's, if it cannot take its weights exactly."""
+        del cell
+        return ""
+
+    def note(self, cell: str) -> str:
+        """What a reader must know about how the cell was built."""
+        del cell
+        return ""
+
+    def layer(self, spec: Spec) -> Layer:
+        """The whole stack; adapters of libraries with stacks of their own override it."""
+        parts = [
+            (suffix, self.direction(spec.cell, spec.width(k), spec.H, reverse))
+            for k, reverse, suffix in spec.parts()
+        ]
+
+        def apply(params: list[Any], x: jax.Array) -> jax.Array:
+            F = spec.directions
+            for k in range(spec.num_layers):
+                pairs = zip(parts[k * F : k * F + F], params[k * F : k * F + F], strict=True)
+                outputs = [layer.apply(p, x) for (_, layer), p in pairs]
+                x = outputs[0] if F == 1 else jnp.concatenate(outputs, axis=-1)
+            return x
+
+        def convert(weights: Weights) -> list[Any]:
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            return [
+                layer.convert({name: weights[f"{name}_{suffix}"] for name in names})
+                for suffix, layer in parts
+            ]
+
+        return Layer(apply, convert)
+
+    def functions(self, spec: Spec) -> tuple[Callable, Callable, tuple[jax.Array, ...], Callable]:
+        """Pure functions over a flat tuple of parameters.
+
+        Returns:
+            forward ``(params, x) -> output``; backward ``(params, x, dy) -> (output, gradients)``;
+            the parameters; and the map of a gradient tuple to PyTorch's layout.
+        """
+        layer = self.layer(spec)
+        weights = {name: jnp.asarray(value) for name, value in draw_weights(spec).items()}
+        params, tree = jax.tree.flatten(layer.convert(weights))
+
+        def forward(params: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
+            return layer.apply(jax.tree.unflatten(tree, params), x)
+
+        def backward(params: tuple[jax.Array, ...], x: jax.Array, dy: jax.Array) -> Any:
+            # The output is returned too: in training the loss reads it, so it has to be written.
+            output, pullback = jax.vjp(lambda p: forward(p, x), params)
+            return output, pullback(dy)[0]
+
+        def to_torch(gradients: tuple[jax.Array, ...]) -> dict[str, np.ndarray]:
+            _, pullback = jax.vjp(layer.convert, weights)
+            (found,) = pullback(jax.tree.unflatten(tree, gradients))
+            return {name: np.asarray(value) for name, value in found.items()}
+
+        return forward, backward, tuple(params), to_torch
+
+    def to_layout(self, array: Any) -> Any:
+        """Swaps time and batch for libraries that want batch first; its own inverse."""
+        return array.swapaxes(0, 1) if self.batch_major else array
+
+    def contender(self, spec: Spec, backward: bool) -> Contender:
+        """The layer compiled for a case: forward, or forward and backward."""
+        forward, gradient, params, to_torch = self.functions(spec)
+        x = jnp.asarray(np.ascontiguousarray(self.to_layout(draw_input(spec))))
+        shape = (spec.T, spec.N, spec.directions * spec.H)
+        dy = jnp.ones(self.to_layout(np.empty(shape, np.bool_)).shape, x.dtype)
+        arguments = (params, x, dy) if backward else (params, x)
+        start = perf_counter()
+        compiled = jax.jit(gradient if backward else forward).lower(*arguments).compile()
+        compile_s = perf_counter() - start
+
+        def check() -> dict[str, float]:
+            result = compiled(*arguments)
+            output, gradients = result if backward else (result, None)
+            return errors(
+                spec,
+                self.to_layout(np.asarray(output)),
+                None if gradients is None else to_torch(gradients),
+            )
+
+        different = self.other_formula(spec.cell)
+        return Contender(
+            run=lambda: jax.block_until_ready(compiled(*arguments)),
+            compile_s=compile_s,
+            layout="(N, T, D)" if self.batch_major else "(T, N, D)",
+            note=different or self.note(spec.cell),
+            check=None if different else check,
+            no_check="n/a (other formula)" if different else "",
+        )

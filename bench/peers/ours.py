@@ -1,0 +1,34 @@
+"""jaxrnn: split state, merged inside the compiled function."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+import jaxrnn
+from bench.layers import NAMES, Spec
+from bench.peers.base import JaxPeer, Layer, Weights
+
+
+def module(spec: Spec) -> Any:
+    """The layer of a case, freshly initialised."""
+    make = getattr(jaxrnn, NAMES[spec.cell])
+    return make(
+        spec.D,
+        spec.H,
+        num_layers=spec.num_layers,
+        bidirectional=spec.bidirectional,
+        rngs=nnx.Rngs(0),
+    )
+
+
+class Peer(JaxPeer):
+    def layer(self, spec: Spec) -> Layer:
+        graphdef, state, rest = nnx.split(module(spec), nnx.Param, ...)
+
+        def convert(weights: Weights) -> Any:
+            filled = jax.tree.map(lambda leaf: leaf, state)
+            nnx.replace_by_pure_dict(filled, dict(weights))
+            return filled
+
+        return Layer(lambda params, x: nnx.merge(graphdef, params, rest)(x)[0], convert)

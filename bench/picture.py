@@ -1,0 +1,66 @@
+"""One picture of a suite: every contender's ratio to jaxrnn, a row for each undisturbed case."""
+
+from pathlib import Path
+from typing import Any
+
+from bench.core import BASELINE
+from bench.summary import contenders, ratios
+
+Record = dict[str, Any]
+
+COLOURS = ("#d1495b", "#00798c", "#edae49", "#66439b", "#2e933c", "#8d6b4f", "#7f8c8d")
+MARKERS = "osD^vPX"
+
+
+def draw(report: Record, path: Path) -> bool:
+    """Saves the picture; False if there is no ratio to draw."""
+    records = [r for r in report["records"] if ratios(r) and not r["disturbed"]]
+    if not records:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    tables = list(dict.fromkeys(record["table"] for record in records))
+    panels = [[record for record in records if record["table"] == name] for name in tables]
+    tallest = max(len(panel) for panel in panels)
+    names = [name for name in contenders(records) if name != BASELINE]
+    figure = Figure(figsize=(2.5 + 4.5 * len(panels), 2.0 + 0.28 * tallest), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    found = [value for record in records for value in ratios(record).values()]
+    low, high = min(0.8, min(found) / 1.15), max(1.3, max(found) * 1.15)
+    for axis, title, panel in zip(axes, tables, panels, strict=True):
+        for k, name in enumerate(names):
+            points = [(ratios(r)[name], i) for i, r in enumerate(panel) if name in ratios(r)]
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
+            style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+            axis.plot(x, y, linestyle="none", markersize=6, alpha=0.85, label=name, **style)
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.axvspan(low, 1.0, color="#d1495b", alpha=0.06, linewidth=0)
+        axis.set_xscale("log")
+        axis.set_xlim(low, high)
+        ticks = [t for t in (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low <= t <= high]
+        axis.xaxis.set_major_locator(FixedLocator(ticks))
+        axis.xaxis.set_minor_locator(FixedLocator([]))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        axis.set_yticks(range(len(panel)), [record["row"] for record in panel], fontsize=8)
+        axis.set_ylim(len(panel) - 0.5, -0.5)
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("times as much as jaxrnn (right of the line: jaxrnn is ahead)", fontsize=8)
+    handles, labels = [], []
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles.append(handle)
+                labels.append(label)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    header = report["header"]
+    where = header["cpu"] if header["backend"] == "cpu" else ", ".join(header["devices"])
+    figure.suptitle(f"{report['suite']}: {where}, {header['date'][:10]}", fontsize=11)
+    figure.savefig(path, dpi=130)
+    return True

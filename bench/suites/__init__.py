@@ -1,0 +1,11 @@
+"""The tables of cases. To add a suite: a file with a `SUITE`, and its name here."""
+
+from bench.core import Suite
+from bench.suites import compiling, dispatch, layers, memory, stacks, training
+
+SUITES: dict[str, Suite] = {
+    module.SUITE.name: module.SUITE
+    for module in (layers, stacks, training, memory, compiling, dispatch)
+}
+
+DEFAULT = "layers"

@@ -1,0 +1,38 @@
+"""Whole training jobs: the loop as PyTorch users write it, beside one compiled call.
+
+To add a job: a file in `bench.jobs` with a ``build(peer) -> Contender``, and a line in `JOBS`.
+"""
+
+from functools import partial
+from importlib import import_module
+
+from bench.core import Case, Contender, Suite
+
+JOBS = {  # file in bench.jobs: (what it is, who can run it)
+    "sine": ("sine: RNN(1, 32), 75 steps of Adam", ("jaxrnn", "torch")),
+}
+
+
+def build(job: str, name: str) -> Contender:
+    return import_module(f"bench.jobs.{job}").build(name)
+
+
+SUITE = Suite(
+    name="training",
+    about="whole training jobs from the same weights, compile time shown apart",
+    cases=tuple(
+        Case(
+            name=job,
+            build=partial(build, job),
+            peers=peers,
+            table="training",
+            row=label,
+        )
+        for job, (label, peers) in JOBS.items()
+    ),
+    notes=(
+        "A run starts from the initial weights and a new optimiser, and ends with trained weights "
+        "and all losses. The error is the largest relative difference of a step's loss from the "
+        "same job in PyTorch float64.",
+    ),
+)

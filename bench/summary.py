@@ -1,0 +1,111 @@
+"""What a suite's records add up to: geometric means, who was fastest, who was left out."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from bench.core import BASELINE
+from bench.peers import JAX_PEERS
+from bench.timing import geometric_mean
+
+Record = dict[str, Any]
+
+
+def ratios(record: Record) -> dict[str, float]:
+    """Ratios of one case by contender, the baseline's own left out."""
+    return {
+        name: entry["ratio"]
+        for name, entry in record["peers"].items()
+        if name != BASELINE and "ratio" in entry
+    }
+
+
+def best_jax(record: Record) -> float | None:
+    """The smallest ratio among the JAX peers: how far the best of them is behind (or ahead)."""
+    found = [ratio for name, ratio in ratios(record).items() if name in JAX_PEERS]
+    return min(found) if found else None
+
+
+def contenders(records: Iterable[Record]) -> list[str]:
+    """All names that were asked for, in the order of first appearance."""
+    return list(dict.fromkeys(name for record in records for name in record["peers"]))
+
+
+def means(records: list[Record]) -> Record:
+    """Geometric means of the ratios of some cases, and in how many the baseline was fastest.
+
+    Disturbed cases do not count.
+    """
+    judged = [record for record in records if ratios(record) and not record["disturbed"]]
+    by_peer = {}
+    for name in contenders(judged):
+        found = [ratios(record)[name] for record in judged if name in ratios(record)]
+        if found:
+            by_peer[name] = {"ratio": geometric_mean(found), "cases": len(found)}
+    best = [ratio for record in judged if (ratio := best_jax(record)) is not None]
+    return {
+        "cases": len(judged),
+        "peers": by_peer,
+        "best_jax": geometric_mean(best) if best else None,
+        "fastest": sum(record["baseline_fastest"] for record in judged),
+    }
+
+
+def summarise_suite(records: list[Record]) -> list[Record]:
+    """Means of every table: over all its cases, then over each group."""
+    rows = []
+    for table in dict.fromkeys(record["table"] for record in records):
+        inside = [record for record in records if record["table"] == table]
+        groups = list(dict.fromkeys(record["group"] for record in inside))
+        rows.append({"table": table, "group": "all", **means(inside)})
+        if len(groups) > 1:
+            for group in groups:
+                part = [record for record in inside if record["group"] == group]
+                rows.append({"table": table, "group": group, **means(part)})
+    return [row for row in rows if row["cases"]]
+
+
+def behind(records: list[Record]) -> list[str]:
+    """The cases where the baseline was not the fastest, and who was ahead by how much."""
+    lines = []
+    for record in records:
+        if record["disturbed"]:
+            continue
+        ahead = sorted((r, name) for name, r in ratios(record).items() if r < 1)
+        if ahead:
+            who = ", ".join(f"{name} {ratio:.3f}x" for ratio, name in ahead)
+            lines.append(f"{record['case']}: {who}")
+    return lines
+
+
+def collected(records: list[Record], status: str) -> list[str]:
+    """Who was left out or failed, with the reason and (unless it is all of them) the cases."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for name, entry in record["peers"].items():
+            if entry["status"] == status:
+                where.setdefault((name, entry["reason"]), []).append(record["case"])
+    who: dict[tuple[str, str], list[str]] = {}
+    for (name, reason), cases in where.items():
+        suffix = "" if len(cases) == len(records) else f" in {', '.join(cases)}"
+        who.setdefault((reason, suffix), []).append(name)
+    return [f"{', '.join(names)} ({reason}){suffix}" for (reason, suffix), names in who.items()]
+
+
+def disturbed(records: list[Record]) -> list[str]:
+    """The cases during whose rounds other processes used a core or a good part of it."""
+    return [
+        f"{record['case']} ({record['others_cores']:.1f})"
+        for record in records
+        if record["disturbed"]
+    ]
+
+
+def notes(records: list[Record]) -> list[str]:
+    """Notes on peers, each once."""
+    found: dict[str, None] = {}
+    for record in records:
+        for name, entry in record["peers"].items():
+            if entry.get("note"):
+                label = f"{name} {record['group']}".strip()
+                found[f"{label}: {entry['note']}"] = None
+    return list(found)
