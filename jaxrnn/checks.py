@@ -24,7 +24,7 @@ class StateTypeError(TypeError, AttributeError):
     """A state that is not an array where one is expected."""
 
 
-class StateCountError(ValueError, IndexError):
+class StateCountError(ShapeError, IndexError):
     """Too few states where a pair is expected."""
 
 
@@ -63,7 +63,8 @@ def constructor(
         ("hidden_size", hidden_size, int),
     ):
         if not isinstance(value, kind):
-            raise TypeError(f"{name} should be of type {kind.__name__}, got: {_type_name(value)}")
+            got = type(value).__name__
+            raise TypeError(f"{name} should be of type {kind.__name__}, got: {got}")
         if kind is int and value <= 0:
             raise ValueError(f"{name} must be greater than zero, got {value}")
     if num_layers <= 0:
@@ -78,7 +79,7 @@ def constructor(
             f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}"
         )
     for name, value in (("num_layers", num_layers), ("proj_size", proj_size)):
-        if not isinstance(value, int):
+        if not hasattr(value, "__index__"):
             raise TypeError(
                 f"{name}: {_type_name(value)!r} object cannot be interpreted as an integer"
             )
@@ -160,27 +161,28 @@ def state_shapes(
             raise ShapeError(f"Expected {which} {shape}, got {list(got)}")
 
 
-def state_dtypes(states: Sequence[jax.Array], expected: Any) -> None:
+def state_dtypes(states: Sequence[jax.Array], expected: Any, name: str = "hx") -> None:
     """The dtypes of the initial states, where no computation dtype was asked for."""
     for state in states:
         if state.dtype != expected:
             raise ShapeError(
                 "mat1 and mat2 must have the same dtype, but got "
-                f"{state.dtype.name} (hx) and {jnp.dtype(expected).name} (weights)"
+                f"{state.dtype.name} ({name}) and {jnp.dtype(expected).name} (weights)"
             )
 
 
 def one_state(hx: Any) -> None:
     """A state that has to be an array."""
-    if isinstance(hx, (tuple, list)):
+    if hx is None or isinstance(hx, (tuple, list)):
+        got = "None" if hx is None else f"{len(hx)} in a {type(hx).__name__}"
         raise StateTypeError(
-            f"{type(hx).__name__!r} object has no attribute 'dim': expected hx to be one array, "
-            f"got {len(hx)} in a {type(hx).__name__}"
+            f"{type(hx).__name__!r} object has no attribute 'dim': expected one array as a state, "
+            f"got {got}"
         )
 
 
-def two_states(hx: Any) -> tuple[Any, Any]:
-    """The pair (h_0, c_0) of an LSTM layer as a tuple or list."""
+def two_states(hx: Any) -> Sequence[Any]:
+    """The pair (h_0, c_0) of an LSTM layer as a tuple or list; `state_count` refuses a third."""
     if not isinstance(hx, (tuple, list)):
         raise StateCountError(
             "lstm expects two hidden states (h_0, c_0) as a tuple, got one "
@@ -188,11 +190,18 @@ def two_states(hx: Any) -> tuple[Any, Any]:
         )
     if len(hx) < 2:
         raise StateCountError(
-            f"tuple index out of range: lstm expects two hidden states (h_0, c_0), got {len(hx)}"
+            f"{type(hx).__name__} index out of range: lstm expects two hidden states (h_0, c_0), "
+            f"got {len(hx)}"
         )
-    if len(hx) > 2:
-        raise ShapeError(f"lstm expects two hidden states, got {len(hx)}")
-    return hx[0], hx[1]
+    for state in hx[:2]:
+        one_state(state)
+    return hx
+
+
+def state_count(states: Sequence[Any], expected: int) -> None:
+    """Not more states than there are."""
+    if len(states) > expected:
+        raise ShapeError(f"lstm expects two hidden states, got {len(states)}")
 
 
 def two_cell_states(hx: Any) -> tuple[Any, Any]:
@@ -204,19 +213,29 @@ def two_cell_states(hx: Any) -> tuple[Any, Any]:
         )
     if len(hx) != 2:
         raise ShapeError(f"lstm_cell expects two hidden states, got {len(hx)}")
+    for state in hx:
+        one_state(state)
     return hx[0], hx[1]
 
 
-def cell_call(
-    kind: str, x: jax.Array, states: Sequence[jax.Array], input_size: int, hidden_size: int
-) -> None:
-    """Input and states of a single step, in PyTorch's order and words."""
+def cell_input(kind: str, x: jax.Array) -> None:
+    """The number of axes of the input of a single step."""
     if x.ndim not in (1, 2):
         raise ShapeError(f"{kind}: Expected input to be 1D or 2D, got {x.ndim}D instead")
+
+
+def cell_state_axes(kind: str, states: Sequence[jax.Array]) -> None:
+    """The number of axes of the states of a single step."""
     for index, state in enumerate(states):
         if state.ndim not in (1, 2):
             which = "hidden" if len(states) == 1 else f"hx[{index}]"
             raise ShapeError(f"{kind}: Expected {which} to be 1D or 2D, got {state.ndim}D instead")
+
+
+def cell_sizes(
+    x: jax.Array, states: Sequence[jax.Array], input_size: int, hidden_size: int
+) -> None:
+    """The sizes of the input and states of a single step."""
     if x.shape[-1] != input_size:
         raise ShapeError(
             f"input has inconsistent input_size: got {x.shape[-1]} expected {input_size}"
@@ -225,14 +244,15 @@ def cell_call(
     batch = x.shape[0] if x.ndim == 2 else 1
     for index, state in enumerate(states):
         shape: tuple[int, ...] = state.shape if x.ndim == 2 else (1, *state.shape)
-        got = shape[min(1, len(shape) - 1)]
-        if got != hidden_size:
+        rows, *features = shape
+        if rows != batch or not features:
             raise ShapeError(
-                f"hidden{index} has inconsistent hidden_size: got {got}, expected {hidden_size}"
+                f"Input batch size {batch} doesn't match hidden{index} batch size {rows}"
             )
-        if shape[0] != batch or len(shape) != 2:
+        if features != [hidden_size]:
             raise ShapeError(
-                f"Input batch size {batch} doesn't match hidden{index} batch size {shape[0]}"
+                f"hidden{index} has inconsistent hidden_size: got {features[0]}, "
+                f"expected {hidden_size}"
             )
 
 

@@ -26,5 +26,5 @@ def half_waves(index: jax.Array, points: int) -> tuple[jax.Array, jax.Array]:
     """
     # sin(k pi + t) = (-1)^k sin(t): exact for any k, where float32 would lose the phase.
     sign = 1 - 2 * (index % 2)
-    wave = sign * jnp.sin(jnp.linspace(0.0, jnp.pi, points + 1))
+    wave = sign * jnp.sin(jnp.linspace(0.0, jnp.pi, points + 1, dtype=jnp.float32))
     return wave[:-1, None], wave[1:, None]

@@ -111,6 +111,11 @@ class _Recurrent(nnx.Module):
         return not self.deterministic
 
     @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of the parameters, in PyTorch's order."""
+        return tuple(name for names in self._names for _, name in names)
+
+    @property
     def all_weights(self) -> list[list[nnx.Param]]:
         """The parameters, a list for each layer and direction, in PyTorch's order."""
         return [[getattr(self, name) for _, name in names] for names in self._names]
@@ -164,14 +169,7 @@ class _Recurrent(nnx.Module):
         """
         x = jnp.asarray(input)
         pair = len(self.cell.states) == 2
-        if hx is None:
-            states = None
-        elif pair:
-            states = tuple(map(jnp.asarray, checks.two_states(hx)))
-        else:
-            checks.one_state(hx)
-            states = (jnp.asarray(hx),)
-        layout = self._check(x, states)
+        layout, states = self._check(x, hx)
         weights = tuple(
             Weights(**{field: getattr(self, name)[...] for field, name in names})
             for names in self._names
@@ -202,12 +200,19 @@ class _Recurrent(nnx.Module):
         both = bool(self.bidirectional)
         return stack.Stack(self.cell, both, layout, dropout, self.remat, self.dtype)
 
-    def _check(self, x: jax.Array, states: tuple[jax.Array, ...] | None) -> str:
-        """Check the call, in PyTorch's order, and name the axes of the input."""
+    def _check(self, x: jax.Array, hx: Any) -> tuple[str, tuple[jax.Array, ...] | None]:
+        """Check the call, in PyTorch's order; the axes of the input, and the states."""
         kind = self.mode.split("_")[0]
         batched = checks.layer_input(kind, x)
         layout = "TD" if not batched else "NTD" if self.batch_first else "TND"
-        if states is not None:
+        given, states = (), None
+        if hx is not None:
+            if len(self.cell.states) == 2:
+                given = checks.two_states(hx)
+            else:
+                checks.one_state(hx)
+                given = (hx,)
+            states = tuple(map(jnp.asarray, given[: len(self.cell.states)]))
             checks.state_axes(states, batched)
         if self.dtype is None:
             checks.input_dtype(x, self.param_dtype)
@@ -217,10 +222,11 @@ class _Recurrent(nnx.Module):
             batch = x.shape[layout.index("N")] if batched else 1
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)
             checks.state_shapes(states, [(rows, batch, size) for size in sizes], batched)
-            if self.dtype is None:
-                checks.state_dtypes(states, self.param_dtype)
+            checks.state_count(given, len(states))
         checks.sequence_length(x.shape[layout.index("T")])
-        return layout
+        if self.dtype is None and states is not None:
+            checks.state_dtypes(states, self.param_dtype)
+        return layout, states
 
     def _dropout_key(self, dropout: float, rngs: Any) -> Any:
         """A key where randomness is needed; otherwise no random stream is touched."""

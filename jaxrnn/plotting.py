@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from jaxrnn.files import write_whole
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"  # from the palette of Okabe and Ito
 FORMATS = ("png", "svg", "pdf")
@@ -36,17 +37,7 @@ def check_target(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS)
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as its suffix says; what was there before stays until it is written whole."""
-    path = check_target(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=120)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    return write_whole(check_target(path), lambda temporary: figure.savefig(temporary, dpi=120))
 
 
 def predictions(

@@ -19,6 +19,8 @@ from jaxrnn.recurrence import Weights, advance, gate_inputs, zero_state
 class _Cell(nnx.Module):
     """What the cells share: the constructor, the parameters and the call."""
 
+    nonlinearity: str = "tanh"
+
     def __init__(
         self,
         cell: cells.Cell,
@@ -29,7 +31,9 @@ class _Cell(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        **unknown: Any,
     ):
+        checks.no_such_argument(type(self).__name__, unknown)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -44,14 +48,18 @@ class _Cell(nnx.Module):
             setattr(self, name, nnx.Param(value))
         self._names = tuple(there)
 
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of the parameters, in PyTorch's order."""
+        return self._names
+
     def extra_repr(self) -> str:
         """The arguments as PyTorch prints them: only those that are not the default."""
         text = f"{self.input_size}, {self.hidden_size}"
         if self.bias is not True:
             text += f", bias={self.bias}"
-        nonlinearity = getattr(self, "nonlinearity", "tanh")
-        if nonlinearity != "tanh":
-            text += f", nonlinearity={nonlinearity}"
+        if self.nonlinearity != "tanh":
+            text += f", nonlinearity={self.nonlinearity}"
         return text
 
     def __repr__(self) -> str:
@@ -59,11 +67,22 @@ class _Cell(nnx.Module):
 
     __str__ = __repr__
 
-    def _run(self, kind: str, input: Any, states: State | None) -> State:
-        x = jnp.asarray(input)
-        checks.cell_call(kind, x, states or (), self.input_size, self.hidden_size)
+    def _run(self, input: Any, hx: Any) -> State:
+        """Check the call, in PyTorch's order, and compute it."""
+        x, kind = jnp.asarray(input), type(self).__name__
+        checks.cell_input(kind, x)
+        states = None
+        if hx is not None and len(self.cell.states) == 2:
+            states = tuple(map(jnp.asarray, checks.two_cell_states(hx)))
+        elif hx is not None:
+            checks.one_state(hx)
+            states = (jnp.asarray(hx),)
+        checks.cell_state_axes(kind, states or ())
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise checks.ShapeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        checks.cell_sizes(x, states or (), self.input_size, self.hidden_size)
         if self.dtype is None:
-            checks.input_dtype(x, self.param_dtype)
+            checks.state_dtypes((x,), self.param_dtype, "input")
             checks.state_dtypes(states or (), self.param_dtype)
         weights = Weights(**{name: getattr(self, name)[...] for name in self._names})
         return _step(self.cell, self.dtype, weights, x, states)
@@ -131,10 +150,7 @@ class RNNCell(_Cell):
 
     def __call__(self, input: Any, hx: Any = None) -> jax.Array:
         """The new hidden state."""
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise checks.ShapeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        checks.one_state(hx)
-        return self._run("RNNCell", input, None if hx is None else (jnp.asarray(hx),))[0]
+        return self._run(input, hx)[0]
 
 
 class LSTMCell(_Cell):
@@ -166,8 +182,7 @@ class LSTMCell(_Cell):
 
     def __call__(self, input: Any, hx: Any = None) -> tuple[jax.Array, jax.Array]:
         """The new hidden state and cell state."""
-        states = None if hx is None else tuple(map(jnp.asarray, checks.two_cell_states(hx)))
-        h, c = self._run("LSTMCell", input, states)
+        h, c = self._run(input, hx)
         return h, c
 
 
@@ -198,5 +213,4 @@ class GRUCell(_Cell):
 
     def __call__(self, input: Any, hx: Any = None) -> jax.Array:
         """The new hidden state."""
-        checks.one_state(hx)
-        return self._run("GRUCell", input, None if hx is None else (jnp.asarray(hx),))[0]
+        return self._run(input, hx)[0]

@@ -15,7 +15,6 @@ them. Where Flax stores a parameter in another way, it is converted:
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from jaxrnn.files import write_whole
 
 
 class StateDictError(ValueError, RuntimeError):
@@ -110,7 +111,7 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
         if value.shape != entry.shape:
             problems.append(
                 f"size mismatch for {entry.name}: copying a param with shape {value.shape} from "
-                f"the state dict, the shape in current model is {entry.shape}."
+                f"checkpoint, the shape in current model is {entry.shape}."
             )
         arrays[entry.name] = value
     if problems:
@@ -141,15 +142,7 @@ def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
     from safetensors.numpy import save
 
     data = save(state_dict(module), metadata={"format": "pt"})
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
 def load_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
@@ -176,39 +169,43 @@ def _entries(module: nnx.Module) -> Iterator[_Entry]:
 
 
 def _walk(node: Any, prefix: str, above: Sequence[int]) -> Iterator[_Entry]:
-    """The parameters below a node, in the order of the attributes."""
+    """The parameters below a node, in PyTorch's order: its own before those of its modules."""
     if isinstance(node, nnx.Param):
         yield _Entry(prefix[:-1], node, transposed=False)
         return
     if id(node) in above:  # a module that holds its parent
         return
     above = (*above, id(node))
+    children = _children(node)
     if isinstance(node, nnx.Linear):
-        yield _Entry(prefix + "weight", node.kernel, transposed=True)
-        if node.bias is not None:
-            yield _Entry(prefix + "bias", node.bias, transposed=False)
+        yield _Entry(prefix + "weight", children.pop("kernel"), transposed=True)
     elif isinstance(node, nnx.Embed):
-        yield _Entry(prefix + "weight", node.embedding, transposed=False)
-    elif isinstance(node, nnx.Module):
-        children = {k: v for k, v in vars(node).items() if not k.startswith("_")}
-        if isinstance(node, nnx.Sequential):
-            children = {"": children["layers"]}
-        elif _foreign(node) and any(isinstance(c, nnx.Param) for c in children.values()):
-            raise TypeError(
-                f"{prefix[:-1] or 'the module'} is a {type(node).__name__}: only nnx.Linear, "
-                "nnx.Embed, nnx.Sequential, jaxrnn's and your own modules have PyTorch names"
-            )
-        for name, child in children.items():
-            yield from _walk(child, f"{prefix}{name}." if name else prefix, above)
-    elif isinstance(node, Mapping):
-        for name, child in node.items():
-            yield from _walk(child, f"{prefix}{name}.", above)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for index, child in enumerate(node):
-            yield from _walk(child, f"{prefix}{index}.", above)
+        yield _Entry(prefix + "weight", children.pop("embedding"), transposed=False)
+    elif _foreign(node) and any(isinstance(child, nnx.Param) for child in children.values()):
+        raise TypeError(
+            f"{prefix[:-1] or 'the module'} is a {type(node).__name__}: only nnx.Linear, "
+            "nnx.Embed, nnx.Sequential, jaxrnn's and your own modules have PyTorch names"
+        )
+    for name, child in sorted(children.items(), key=lambda c: not isinstance(c[1], nnx.Param)):
+        yield from _walk(child, f"{prefix}{name}.", above)
 
 
-def _foreign(node: nnx.Module) -> bool:
+def _children(node: Any) -> dict[str, Any]:
+    """What a node holds, by name."""
+    if isinstance(node, nnx.Sequential):
+        node = node.layers
+    if isinstance(node, Mapping):
+        return dict(node)
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return {str(index): child for index, child in enumerate(node)}
+    if not isinstance(node, nnx.Module):
+        return {}
+    attributes = {k: v for k, v in vars(node).items() if not k.startswith("_pytree__")}
+    # Flax sorts the attributes of a module that it copies; ours know PyTorch's order.
+    return {k: attributes[k] for k in (*getattr(node, "parameter_names", ()), *attributes)}
+
+
+def _foreign(node: Any) -> bool:
     """A Flax layer with parameters of its own making, and not a mere container."""
     return type(node).__module__.startswith("flax.") and not isinstance(node, (nnx.List, nnx.Dict))
 
@@ -220,6 +217,7 @@ def _to_numpy(value: Any) -> np.ndarray:
         # NumPy has no bfloat16 of its own; float32 holds each of its values.
         value = value.float() if "bfloat16" in str(value.dtype) else value
     array = np.asarray(value)
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+    real = jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
+    if not (real or array.dtype == bool):
         raise TypeError(f"dtype {array.dtype}")
     return array

@@ -90,7 +90,10 @@ class Case:
 
 
 CASES = [
-    Case(*options) for options in itertools.product(MODES, (1, 2, 3), *[(False, True)] * 4)
+    Case(mode, num_layers, *flags)
+    for mode in MODES
+    for num_layers in (1, 2, 3)
+    for flags in itertools.product((False, True), repeat=4)
 ] + [Case(mode, 1, True, True, False, True, steps=107) for mode in MODES]
 
 

@@ -112,7 +112,7 @@ def test_dtype_casts_input_states_and_weights() -> None:
     layer = jaxrnn.LSTM(3, 4, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
     output, (h_n, c_n) = layer(np.ones((5, 2, 3)), (np.zeros((1, 2, 4)), np.zeros((1, 2, 4))))
     assert {output.dtype, h_n.dtype, c_n.dtype} == {jnp.dtype(jnp.bfloat16)}
-    assert layer.weight_ih_l0[...].dtype == jnp.float32
+    assert layer.all_weights[0][0][...].dtype == jnp.float32
     assert layer.initial_state(2)[0].dtype == jnp.bfloat16
 
 

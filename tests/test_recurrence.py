@@ -177,7 +177,9 @@ def test_rematerialisation_keeps_less() -> None:
         f = lambda w, x: unroll(cell, w, x, remat=remat, block=10)[0].sum()  # noqa: E731
         shape = jax.ShapeDtypeStruct((1000, 16, D), jnp.float64)
         compiled = jax.jit(jax.grad(f)).lower(weights, shape).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     assert temporary(True) < 0.5 * temporary(False)
 

@@ -14,6 +14,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 import jaxrnn
+from jaxrnn import stack
 
 MAKE: dict[str, Any] = {
     "RNN": functools.partial(jaxrnn.RNN, 3, 4, 2, bidirectional=True),
@@ -66,21 +67,11 @@ def test_jit_equals_eager_and_does_not_retrace(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_eager_call_compiles_nothing(kind: str) -> None:
     layer = make(kind)
+    run: Any = stack.run
     layer(X)
-    with traces_of_the_stack() as count:
-        layer(X + 1.0)
-    assert count() == 0
-
-
-class traces_of_the_stack:
-    """Count the traces of the stack while the block runs."""
-
-    def __enter__(self) -> Any:
-        before = jaxrnn.stack.run._cache_size()
-        return lambda: jaxrnn.stack.run._cache_size() - before
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    before = run._cache_size()
+    layer(X + 1.0)
+    assert run._cache_size() == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +83,8 @@ def test_derivatives_agree_with_differences(kind: str) -> None:
     along = jax.tree.map(jnp.ones_like, params)
     product = jax.jvp(lambda p: grad(p, X), (params,), (along,))[1]
     step = 1e-5
-    up, down = (jax.tree.map(lambda p: p + sign * step, params) for sign in (1, -1))
+    up = jax.tree.map(lambda p: p + step, params)
+    down = jax.tree.map(lambda p: p - step, params)
     differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), grad(up, X), grad(down, X))
     close(product, differences, 1e-7)
 
@@ -184,7 +176,7 @@ def test_flax_transformations(kind: str) -> None:
 def test_frozen_weights_and_constant_inputs_cost_no_product(kind: str) -> None:
     """The gradient of the biases alone needs no product for the other derivatives."""
     layer = getattr(jaxrnn, kind)(3, 4, rngs=nnx.Rngs(0))
-    graph, biases, rest = nnx.split(layer, lambda path, _: "bias" in path[-1], ...)
+    graph, biases, rest = nnx.split(layer, lambda path, _: "bias" in str(path[-1]), ...)
     x = jnp.asarray(X, jnp.float32)
 
     def products(f: Any, *args: Any) -> int:
@@ -221,7 +213,7 @@ def test_dropout_zeroes_scales_and_is_drawn_afresh() -> None:
 
 
 def test_no_random_stream_is_touched_without_active_dropout() -> None:
-    layer = jaxrnn.LSTM(3, 4, 2, dropout=0.5, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    layer: Any = jaxrnn.LSTM(3, 4, 2, dropout=0.5, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     layer.eval()
     before = layer.rngs.count[...].item()
     layer(X)

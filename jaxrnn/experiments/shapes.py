@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrnn import RNN, plotting
+from jaxrnn.files import write_whole
 from jaxrnn.models import ManyToMany
 
 
@@ -48,7 +49,9 @@ def measure(
 ) -> Row:
     """Make an `RNN`, call it, and note the shapes."""
     rnn = RNN(*args, rngs=nnx.Rngs(0), **kw)
-    output, h_n = rnn(jnp.ones(input), None if h_0 is None else jnp.zeros(h_0))
+    output, h_n = rnn(
+        jnp.ones(input, jnp.float32), None if h_0 is None else jnp.zeros(h_0, jnp.float32)
+    )
     return Row(repr(rnn), what, input, h_0, output.shape, h_n.shape)
 
 
@@ -56,7 +59,7 @@ def sine_shapes() -> Row:
     """The network of the `sine` experiment with 10 hidden features and 2 layers, flattened."""
     rngs = nnx.Rngs(0)
     model = ManyToMany(RNN(1, 10, 2, batch_first=True, rngs=rngs), 1, rngs=rngs)
-    y, h_n = model(jnp.ones((1, 20, 1)))
+    y, h_n = model(jnp.ones((1, 20, 1), jnp.float32))
     y = y.reshape(-1, 1)
     return Row(f"{model.rnn} + linear", "one row per step", (1, 20, 1), None, y.shape, h_n.shape)
 
@@ -116,6 +119,6 @@ def main(settings: Settings) -> History:
     console.print(as_table("RNN(10, 20), one argument changed", history.arguments))
     console.print("RNN(10, 20) with h_0 (2, 3, 20):", history.error, highlight=False)
     if target is not None:
-        console.save_svg(str(target), title="jaxrnn run shapes")
+        write_whole(target, lambda p: console.save_svg(str(p), title="jaxrnn run shapes"))
         print(f"figure: {target}")
     return history

@@ -43,6 +43,8 @@ class Settings:
         for name in ("steps", "every", "points", "hidden", "layers"):
             checks.at_least(name, getattr(self, name), 1)
         checks.at_least("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed should be less than 2**63, got {self.seed}")
         checks.positive("lr", self.lr)
         checks.choice("cell", self.cell, tuple(LAYERS))
 

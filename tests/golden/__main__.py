@@ -14,6 +14,6 @@ HERE = Path(__file__).parent
 
 if __name__ == "__main__":
     layers = {case.name: oracle.flatten(oracle.torch_results(case)) for case in oracle.CASES}
-    np.savez_compressed(HERE / "layers.npz", **layers)
-    np.savez_compressed(HERE / "sine.npz", **sine_oracle.torch_run(0))
+    for name, arrays in {"layers": layers, "sine": sine_oracle.torch_run(0)}.items():
+        np.savez_compressed(HERE / f"{name}.npz", allow_pickle=False, **arrays)
     print(f"recorded {len(layers)} layers and the sine job from torch {torch.__version__}")

@@ -1,0 +1,299 @@
+"""The command `jaxrnn`: its words, its files, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+import jaxrnn
+from jaxrnn import plotting
+from jaxrnn.cli import main
+from jaxrnn.experiments import NAMES, shapes, sine
+
+SMALL = ["--steps", "4", "--every", "2", "--points", "3", "--hidden", "2"]
+FIGURES = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml", ".pdf": b"%PDF-"}
+
+
+@pytest.fixture(autouse=True)
+def float32() -> Iterator[None]:
+    """The command as users run it, in float32."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be trained or measured."""
+    for module, name in ((sine, "train"), (shapes, "layouts"), (shapes, "arguments")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("the work was begun"))
+
+
+@pytest.fixture(scope="module")
+def history() -> sine.History:
+    with jax.enable_x64(False):
+        return sine.train(sine.Settings(steps=4, every=2, points=3, hidden=2))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error of a command that ends with status 2."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def misspelt(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The last line on standard error, after the usage, of a command that makes no sense."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    *usage, line = err.splitlines()
+    assert all(text.startswith(("usage:", " ")) for text in usage)
+    return line
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"jaxrnn {jaxrnn.__version__}\n"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "jaxrnn", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"jaxrnn {jaxrnn.__version__}\n"
+
+
+def test_list_has_a_line_for_each_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(NAMES)
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]], ids=" ".join)
+def test_help_names_what_can_come_next(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    expected = [*NAMES, "NAME --help"] if "run" in arguments else ["run", "list", "--version"]
+    text = capsys.readouterr().out
+    assert all(word in text for word in expected)
+
+
+@pytest.mark.parametrize(("name", "module"), [("sine", sine), ("shapes", shapes)])
+def test_help_of_an_experiment_has_each_option_with_its_default(
+    capsys: pytest.CaptureFixture[str], name: str, module: Any
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", name, "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in dataclasses.fields(module.Settings):
+        default = f" (default: {option.default})" if option.default != "" else ""
+        assert f"--{option.name}" in text
+        assert option.metadata["help"] + default in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "cosine"], ["cosine", *NAMES]),
+        (["fun"], ["fun", "list", "run"]),
+        ([], ["COMMAND"]),
+        (["run"], ["NAME"]),
+        (["run", "sine", "--hidden", "x"], ["--hidden", "'x'"]),
+        (["run", "sine", "--steps", "1.5"], ["--steps", "'1.5'"]),
+        (["run", "sine", "--cell", "foo"], ["--cell", "foo", *sine.LAYERS]),
+        (["run", "sine", "--depth", "2"], ["--depth"]),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("untrained")
+def test_a_command_that_makes_no_sense_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    line = misspelt(capsys, *arguments)
+    assert "error:" in line
+    assert all(word in line for word in words)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[(name, "0") for name in ("steps", "every", "points", "hidden", "layers")],
+        *[("lr", value) for value in ("0.0", "-1", "nan", "inf")],
+        *[("seed", value) for value in ("-1", "9" * 30)],
+    ],
+)
+@pytest.mark.usefixtures("untrained")
+def test_a_setting_that_can_not_be_is_named_before_any_work(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    line = refused(capsys, "run", "sine", f"--{option}", value)
+    assert line.startswith("jaxrnn run sine: error: ")
+    assert option in line
+    assert value in line
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("none/figure.svg", "there is no folder"),
+        ("figure.txt", "should end in ."),
+        ("figure", "should end in ."),
+        ("folder.svg", "that is a folder"),
+        ("file/figure.svg", "there is no folder"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("untrained")
+def test_a_figure_that_can_not_be_saved_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, target: str, words: str
+) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, "run", name, "--out", str(tmp_path / target))
+    assert words in line
+    assert str(tmp_path / target) in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.svg"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("untrained")
+def test_a_folder_that_can_not_be_written_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(plotting.os, "access", lambda *_: False)  # the superuser may write anywhere
+    line = refused(capsys, "run", name, "--out", str(tmp_path / "figure.svg"))
+    assert "can't be written" in line
+
+
+def test_sine_prints_the_losses_and_saves_its_figure(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "sine.png"
+    assert main(["run", "sine", *SMALL, "--out", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(line.removeprefix("Loss:")) for line in lines if line.startswith("Loss: ")]
+    assert len(losses) == 2
+    assert all(0 < loss < 10 for loss in losses)
+    assert lines[-1] == f"figure: {path}"
+    assert path.read_bytes().startswith(FIGURES[".png"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", FIGURES)
+def test_the_suffix_chooses_the_format_of_a_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: sine.History, suffix: str
+) -> None:
+    monkeypatch.setattr(sine, "train", lambda settings: history)
+    path = tmp_path / f"sine{suffix}"
+    path.write_text("the figure of an earlier run")
+    assert main(["run", "sine", *SMALL, "--out", str(path)]) == 0
+    assert path.read_bytes().startswith(FIGURES[suffix])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("arguments", [["shapes"], ["sine", *SMALL]], ids=lambda a: a[0])
+def test_a_figure_stays_as_it_was_when_saving_fails(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    history: sine.History,
+    arguments: list[str],
+) -> None:
+    def full(self: Any, path: Any, **_: Any) -> None:
+        Path(path).write_text("half a figure")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sine, "train", lambda settings: history)
+    for tables in ("layouts", "arguments"):
+        monkeypatch.setattr(shapes, tables, list)
+    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(Console, "save_svg", full)
+    path = tmp_path / "figure.svg"
+    path.write_bytes(b"precious")
+    assert main(["run", *arguments, "--out", str(path)]) == 2
+    assert capsys.readouterr().err == f"jaxrnn run {arguments[0]}: error: disk full\n"
+    assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def tables() -> str:
+    """What ``jaxrnn run shapes`` prints."""
+    with jax.enable_x64(False), contextlib.redirect_stdout(io.StringIO()) as text:
+        assert main(["run", "shapes"]) == 0
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "(1, 20, 1) None (20, 1) (2, 1, 10)",
+        "(5, 3, 10) (2, 3, 20) (5, 3, 20) (2, 3, 20)",
+        "(3, 5, 10) (2, 3, 20) (3, 5, 20) (2, 3, 20)",
+        "(5, 10) (2, 20) (5, 20) (2, 20)",
+        "(5, 3, 10) (4, 3, 20) (5, 3, 40) (4, 3, 20)",
+        "(5, 3, 7) None (5, 3, 20) (1, 3, 20)",
+        "(5, 3, 10) None (5, 3, 8) (1, 3, 8)",
+        "(3, 5, 10) None (3, 5, 20) (1, 3, 20)",
+        "(5, 3, 10) None (5, 3, 40) (2, 3, 20)",
+    ],
+)
+def test_shapes_prints_the_shapes_of_each_call(tables: str, row: str) -> None:
+    lines = [" ".join(line.replace("│", " ").split()) for line in tables.splitlines()]
+    assert any(line.endswith(row) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("input_size=7", "hidden_size=8", "num_layers=2", "nonlinearity='relu'", "bias=False"),
+        *("batch_first=True", "dropout=0.5", "bidirectional=True"),
+    ],
+)
+def test_shapes_shows_each_argument_of_the_constructor(tables: str, argument: str) -> None:
+    assert argument in tables
+
+
+def test_shapes_ends_in_pytorchs_error(tables: str) -> None:
+    last = tables.splitlines()[-1]
+    assert last.endswith("Expected hidden size (1, 3, 20), got [2, 3, 20]")
+
+
+def test_shapes_saves_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "shapes.svg"
+    assert main(["run", "shapes", "--out", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"figure: {path}"
+    assert path.read_text(encoding="utf-8").startswith("<svg")
+
+
+@pytest.mark.parametrize("arguments", [["shapes"], ["sine", *SMALL]], ids=lambda a: a[0])
+def test_an_experiment_runs_where_jax_has_float64_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    rows = [shapes.sine_shapes, lambda: shapes.measure("", (5, 10), (2, 20), 10, 20, 2)]
+    monkeypatch.setattr(shapes, "layouts", lambda: [row() for row in rows])
+    monkeypatch.setattr(shapes, "arguments", list)
+    monkeypatch.chdir(tmp_path)
+    with jax.enable_x64(True):
+        assert main(["run", *arguments]) == 0
