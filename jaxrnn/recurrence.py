@@ -163,7 +163,8 @@ def _forward(
     """The loop: output, final state, what was kept of each step, the state before each block."""
     cell = plan.cell
 
-    def block(state: State, steps: Any, _: None) -> Any:
+    def block(state: State, steps: Any, nothing: None) -> Any:
+        del nothing
         x, masks = steps
         start = state
 
