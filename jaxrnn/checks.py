@@ -151,7 +151,7 @@ def sequence_length(steps: int) -> None:
 
 
 def state_shapes(
-    states: Sequence[jax.Array], expected: Sequence[tuple[int, int, int]], batched: bool
+    states: Sequence[jax.Array], expected: Sequence[tuple[int, ...]], batched: bool
 ) -> None:
     """The shapes of the initial states of a layer; they are never broadcast."""
     for index, (state, shape) in enumerate(zip(states, expected)):

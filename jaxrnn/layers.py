@@ -185,14 +185,16 @@ class _Recurrent(nnx.Module):
         Args:
             batch_size: N; None for an unbatched state.
         """
-        rows = self.num_layers * (2 if self.bidirectional else 1)
         batch = () if batch_size is None else (batch_size,)
-        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
         dtype = self.param_dtype if self.dtype is None else self.dtype
-        states = tuple(
-            jnp.zeros((rows, *batch, size), dtype) for size, _ in zip(sizes, self.cell.states)
-        )
+        states = tuple(jnp.zeros(shape, dtype) for shape in self._state_shapes(*batch))
         return states if len(states) == 2 else states[0]
+
+    def _state_shapes(self, *batch: int) -> list[tuple[int, ...]]:
+        """The shapes of the states, h first."""
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        return [(rows, *batch, size) for size, _ in zip(sizes, self.cell.states)]
 
     def _stack(self, layout: str) -> stack.Stack:
         active = self.training and self.num_layers > 1
@@ -218,10 +220,8 @@ class _Recurrent(nnx.Module):
             checks.input_dtype(x, self.param_dtype)
         checks.input_size(x, self.input_size)
         if states is not None:
-            rows = self.num_layers * (2 if self.bidirectional else 1)
             batch = x.shape[layout.index("N")] if batched else 1
-            sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-            checks.state_shapes(states, [(rows, batch, size) for size in sizes], batched)
+            checks.state_shapes(states, self._state_shapes(batch), batched)
             checks.state_count(given, len(states))
         checks.sequence_length(x.shape[layout.index("T")])
         if self.dtype is None and states is not None:

@@ -2,8 +2,8 @@
 
 .. code-block:: text
 
-    zx_t = x_t @ W_ih.T + bias_ih                     all steps of a block in one product
-    zh_t = h_{t-1} @ W_hh.T + bias_hh                 inside the loop, the only sequential product
+    zx_t = x_t @ W_ih.T + b_ih                     all steps of a block in one product
+    zh_t = h_{t-1} @ W_hh.T + b_hh                 inside the loop, the only sequential product
     m_t, c_t, ... = cell.step(zx_t, zh_t, state)   elementwise
     h_t = m_t @ W_hr.T                             or m_t, where nothing is projected
 
@@ -135,9 +135,7 @@ def advance(
     """One step, given the gate inputs from x: the new state, m before projection, what is saved."""
     old = state
     state = _enter(state, masks.resets)
-    zh = _product(state[0], weights.weight_hh)
-    z = (zx, _plus(zh, weights.bias_hh)) if cell.split else zx + zh
-    (m, *rest), saved = cell.save(z, _wide(state))
+    (m, *rest), saved = cell.save(_gates(cell, weights, zx, state[0]), _wide(state))
     m = m.astype(old[0].dtype)
     h = m if weights.weight_hr is None else _product(m, weights.weight_hr).astype(m.dtype)
     return _leave((h, *_like(rest, old[1:])), old, masks.valid), m, saved
@@ -147,6 +145,12 @@ def gate_inputs(cell: Cell, weights: Weights, x: jax.Array) -> jax.Array:
     """What the input gives to the gates (..., G*H), with every bias that need not wait."""
     zx = _plus(_product(x, weights.weight_ih), weights.bias_ih)
     return zx if cell.split else _plus(zx, weights.bias_hh)
+
+
+def _gates(cell: Cell, weights: Weights, zx: jax.Array, h: jax.Array) -> Any:
+    """What the step of a cell takes, from `gate_inputs` and the hidden state it starts from."""
+    zh = _product(h, weights.weight_hh)
+    return (zx, _plus(zh, weights.bias_hh)) if cell.split else zx + zh
 
 
 class _Kept(NamedTuple):
@@ -290,9 +294,8 @@ def _replay(
     """
     cell = plan.cell
     old_h = first_and_shifted(start[0], hs, reverse=plan.reverse)
-    zx = gate_inputs(cell, weights, x)
-    zh = _product(_enter((old_h,), masks.resets)[0], weights.weight_hh)
-    z = (zx, _plus(zh, weights.bias_hh)) if cell.split else zx + zh
+    (entered_h,) = _enter((old_h,), masks.resets)
+    z = _gates(cell, weights, gate_inputs(cell, weights, x), entered_h)
 
     def step(rest: State, inputs: Any) -> tuple[State, _Kept]:
         z, old_h, masks = inputs

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.cells import Cell, State
-from jaxrnn.recurrence import Weights, unroll, zero_state
+from jaxrnn.recurrence import Weights, unroll
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,7 @@ def run(
             x = _dropout(key, first, x, stack.dropout)
         outputs = []
         for index in range(first, first + stack.directions):
-            if states is None:
-                start = zero_state(stack.cell, weights[index], x.shape[1], x.dtype)
-            else:
-                start = tuple(s[index] for s in states)
+            start = None if states is None else tuple(s[index] for s in states)
             output, final = unroll(
                 stack.cell, weights[index], x, start, reverse=index > first, remat=stack.remat
             )
