@@ -9,8 +9,8 @@ hidden state with the weights, hands the result to :meth:`Cell.step`, and gets t
     zh = h_{t-1} @ W_hh.T + b_hh    (..., G*H)   inside the loop
     state_t = cell.step(z, state_{t-1})          z = zx + zh, or the pair (zx, zh)
 
-Axis letters: H hidden size, G gates. Every function works on any leading axes, so that the same
-code runs one row, one batch or a whole block of time steps.
+Axis letters: H hidden size, G gates, N rows (the batch). Features come first and rows last, z
+(G*H, N) and each state (H, N), so that a gate is one contiguous piece of memory.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class Cell:
         raise NotImplementedError(f"{type(self).__name__} must define step(z, state)")
 
     def split_gates(self, z: jax.Array) -> list[jax.Array]:
-        """``z`` (..., G*H) as G arrays (..., H), in the order of :attr:`gates`."""
-        return jnp.split(z, len(self.gates), axis=-1)
+        """``z`` (G*H, N) as G arrays (H, N), in the order of :attr:`gates`."""
+        return jnp.split(z, len(self.gates))
 
     # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; a cell
     # may write its own, to keep fewer or cheaper values. `save` runs in the forward loop,
-    # `linearize` on a whole block of steps at once, `tangent` in the loop of the derivative.
+    # `linearize` on a block of steps under `vmap`, `tangent` in the loop of the derivative.
 
     def save(self, z: Any, state: State) -> tuple[State, Any]:
         """:meth:`step`, and what the derivative needs of it beside the states."""
@@ -185,17 +185,17 @@ class GRU(Cell):
     def save(self, z: Any, state: State) -> tuple[State, Any]:
         (h,) = state
         zx, zh = z
-        hidden = h.shape[-1] if h.ndim else 0
-        ru = _sigmoid_or_tanh(zx[..., : 2 * hidden] + zh[..., : 2 * hidden], (True, True))
-        r, u = jnp.split(ru, 2, axis=-1)
-        zh_n = zh[..., 2 * hidden :]
-        n = jnp.tanh(zx[..., 2 * hidden :] + r * zh_n)
+        hidden = h.shape[0]
+        ru = _sigmoid_or_tanh(zx[: 2 * hidden] + zh[: 2 * hidden], (True, True))
+        r, u = jnp.split(ru, 2)
+        zh_n = zh[2 * hidden :]
+        n = jnp.tanh(zx[2 * hidden :] + r * zh_n)
         return (n + u * (h - n),), (ru, n, zh_n)
 
     def linearize(self, saved: Any, old: State, new: State) -> Any:
         del new
         ru, n, zh_n = saved
-        r, u = jnp.split(ru, 2, axis=-1)
+        r, u = jnp.split(ru, 2)
         by_n = (1 - u) * (1 - n * n)
         return by_n * zh_n * r * (1 - r), (old[0] - n) * u * (1 - u), by_n, by_n * r, u
 
@@ -212,8 +212,8 @@ def _sigmoid_or_tanh(z: jax.Array, sigmoid: tuple[bool, ...]) -> jax.Array:
     One vector function over all gates is what a CPU runs fast; the factors are powers of two, so
     that nothing is lost by them.
     """
-    size = z.shape[-1] // len(sigmoid)
+    size = z.shape[0] // len(sigmoid)
     scale = np.repeat(np.where(sigmoid, 0.5, 1.0), size).astype(z.dtype)
     shift = np.repeat(np.where(sigmoid, 0.5, 0.0), size).astype(z.dtype)
-    scale, shift = (v.reshape((1,) * (z.ndim - 1) + v.shape) for v in (scale, shift))
+    scale, shift = (v.reshape((-1,) + (1,) * (z.ndim - 1)) for v in (scale, shift))
     return jnp.tanh(z * scale) * scale + shift

@@ -29,36 +29,26 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
 from jaxrnn.cells import Cell, State
-
-
-class Weights(NamedTuple):
-    """The parameters of one layer in one direction, in PyTorch's order and layout.
-
-    Attributes:
-        weight_ih: (G*H, D), from the input.
-        weight_hh: (G*H, R), from the hidden state.
-        bias_ih: (G*H,) or None.
-        bias_hh: (G*H,) or None.
-        weight_hr: (P, H), the projection of h, or None.
-    """
-
-    weight_ih: jax.Array
-    weight_hh: jax.Array
-    bias_ih: jax.Array | None = None
-    bias_hh: jax.Array | None = None
-    weight_hr: jax.Array | None = None
-
-
-class Masks(NamedTuple):
-    """What is done to the state around a step; None where nothing is.
-
-    Attributes:
-        resets: bool (T, N); True at t sets the row's state to zero before x_t is consumed.
-        valid: bool (T, N); False at t leaves the row's state as it was before step t.
-    """
-
-    resets: jax.Array | None = None
-    valid: jax.Array | None = None
+from jaxrnn.products import paired_product, product_of_rows, rows_product, wide_dtype
+from jaxrnn.step import (
+    Masks,
+    Weights,
+    advance,
+    enter,
+    entered_rows,
+    gate_inputs,
+    inputs_at_each_step,
+    joined,
+    leave,
+    like,
+    narrow,
+    one_bias,
+    plus,
+    two_columns,
+    wide,
+    with_biases,
+    zero_state,
+)
 
 
 @dataclass(frozen=True)
@@ -122,39 +112,8 @@ def unroll(
     return _unroll(Plan(cell, reverse, remat, block), weights, x, tuple(state), masks)
 
 
-def zero_state(cell: Cell, weights: Weights, batch: int, dtype: Any) -> State:
-    """The initial state of zeros: h (N, R), each other state (N, H)."""
-    hidden = weights.weight_hh.shape[0] // len(cell.gates)
-    sizes = [weights.weight_hh.shape[1]] + [hidden] * (len(cell.states) - 1)
-    return tuple(jnp.zeros((batch, size), dtype) for size in sizes)
-
-
-def advance(
-    cell: Cell, weights: Weights, zx: jax.Array, state: State, masks: Masks = Masks()
-) -> tuple[State, jax.Array, Any]:
-    """One step, given the gate inputs from x: the new state, m before projection, what is saved."""
-    old = state
-    state = _enter(state, masks.resets)
-    (m, *rest), saved = cell.save(_gates(cell, weights, zx, state[0]), _wide(state))
-    m = m.astype(old[0].dtype)
-    h = m if weights.weight_hr is None else _product(m, weights.weight_hr).astype(m.dtype)
-    return _leave((h, *_like(rest, old[1:])), old, masks.valid), m, saved
-
-
-def gate_inputs(cell: Cell, weights: Weights, x: jax.Array) -> jax.Array:
-    """What the input gives to the gates (..., G*H), with every bias that need not wait."""
-    zx = _plus(_product(x, weights.weight_ih), weights.bias_ih)
-    return zx if cell.split else _plus(zx, weights.bias_hh)
-
-
-def _gates(cell: Cell, weights: Weights, zx: jax.Array, h: jax.Array) -> Any:
-    """What the step of a cell takes, from `gate_inputs` and the hidden state it starts from."""
-    zh = _product(h, weights.weight_hh)
-    return (zx, _plus(zh, weights.bias_hh)) if cell.split else zx + zh
-
-
 class _Kept(NamedTuple):
-    """What the derivative needs of the steps (T, ...) beside x and the output."""
+    """What the derivative needs of the steps beside x and the output; all (K, ..., N)."""
 
     rest: State  # the states after each step but h
     m: jax.Array | None  # the output before projection, if there is one
@@ -164,8 +123,17 @@ class _Kept(NamedTuple):
 def _forward(
     plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: bool
 ) -> tuple[jax.Array, State, _Kept | None, State]:
-    """The loop: output, final state, what was kept of each step, the state before each block."""
+    """The loop: output, final state, what was kept of each step, the state before each block.
+
+    Rows are last in every state, given and returned, and in all that is kept; the output is
+    (T, N, R).
+    """
     cell = plan.cell
+    every_step = inputs_at_each_step(cell, x, weights)
+    if not cell.split:
+        weights = one_bias(weights)
+    elif x.shape[2] == 1:
+        weights, x = two_columns(weights, x)
 
     def block(state: State, steps: Any, nothing: None) -> Any:
         del nothing
@@ -174,39 +142,57 @@ def _forward(
 
         def step(carry: Any, inputs: Any) -> Any:
             state, fetched = carry
-            zx, masks = inputs
-            now, following = (fetched, zx) if prefetch else (zx, None)
-            state, m, saved = advance(cell, weights, now, state, masks)
-            if not keep:
-                return (state, following), (state[0], None)
-            m = m if _projects(weights) else None
-            return (state, following), (state[0], _Kept(state[1:], m, _narrow(saved, x.dtype)))
+            now, masks = inputs
+            if every_step:
+                zx = gate_inputs(cell, weights, now)
+            else:
+                zx, fetched = (fetched, now) if prefetch else (now, None)
+            state, m, saved = advance(cell, weights, zx, state, masks)
+            kept = None
+            if keep:
+                m = m if _projects(weights) else None
+                kept = _Kept(state[1:], m, narrow(saved, x.dtype))
+            return (state, fetched), (state[0].T, kept)
 
         # Where a cell takes its gate inputs apart, those of a step are fetched during the step
         # before, through the carry. Sliced from the block within the pointwise function, as XLA
         # would fuse it, they keep a CPU from vectorising that: a GRU took twice as long.
-        prefetch = cell.split and not keep
+        prefetch = cell.split and not keep and not every_step
         first: jax.Array | None = None
         if prefetch:
             first = gate_inputs(cell, weights, x[-1 if plan.reverse else 0])
             x = jnp.roll(x, 1 if plan.reverse else -1, axis=0)
-        zx = gate_inputs(cell, weights, x)
-        (state, _), outputs = lax.scan(step, (state, first), (zx, masks), reverse=plan.reverse)
+        if not every_step:
+            x = with_biases(cell, weights, rows_product(x, weights.weight_ih), axis=-1)
+            x = x.swapaxes(1, 2)
+        (state, _), outputs = lax.scan(step, (state, first), (x, masks), reverse=plan.reverse)
         return state, outputs, start
 
-    length = block_length(x.shape[0], x.shape[1], plan.block)
-    state, (hs, kept), starts = scan_blocks(
-        block, state, (x, masks), None, length=length, reverse=plan.reverse
+    steps = x.shape[0]
+    length = block_length(steps, x.shape[1], plan.block)
+    whole = every_step and not plan.remat  # nothing is gained by blocks
+    final, (hs, kept), starts = scan_blocks(
+        block, state, (x, masks), None, length=steps if whole else length, reverse=plan.reverse
     )
-    return hs, state, kept, starts
+    if kept is not None and whole:
+        ends = (hs.swapaxes(1, 2), *kept.rest)
+        starts = tuple(map(functools.partial(_before_blocks, plan, length), state, ends))
+    return hs, final, kept, starts
+
+
+def _before_blocks(plan: Plan, length: int, first: jax.Array, after: jax.Array) -> jax.Array:
+    """The state before each block, of a state before all steps and after each of them."""
+    if plan.reverse:
+        return jnp.concatenate([after[length::length], first[None]])
+    return jnp.concatenate([first[None], after[length - 1 : -1 : length]])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _unroll(
     plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks
 ) -> tuple[jax.Array, State]:
-    hs, state, _, _ = _forward(plan, weights, x, state, masks, keep=False)
-    return hs, state
+    hs, state, _, _ = _forward(plan, weights, x, _rows_last(state), masks, keep=False)
+    return hs, _rows_last(state)
 
 
 def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
@@ -214,12 +200,15 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     dweights, dx, dstate, _ = tangents
     dweights = Weights(*(_nonzero(d) for d in dweights))  # frozen weights cost nothing
     dx = _nonzero(dx)
-    wide = _wide_dtype(x.dtype)
+    dtype = wide_dtype(x.dtype)
     dstate = tuple(
-        jnp.zeros(s.shape, wide) if _nonzero(d) is None else d.astype(wide)
+        jnp.zeros(s.shape[::-1], dtype) if _nonzero(d) is None else d.T.astype(dtype)
         for s, d in zip(state, dstate, strict=True)
     )
-    hs, final, kept, starts = _forward(plan, weights, x, state, masks, keep=not plan.remat)
+    hs, final, kept, starts = _forward(
+        plan, weights, x, _rows_last(state), masks, keep=not plan.remat
+    )
+    transposed = tuple(None if w is None else w.T for w in (weights.weight_hh, weights.weight_hr))
 
     # Under `jax.checkpoint` reverse mode stores only the arguments of a block, and computes the
     # pointwise coefficients, several times the size of the gates, while they are in the cache.
@@ -227,14 +216,14 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
 
     def block(dstate: State, steps: Any, start: State) -> Any:
         x, masks, hs, kept, dx = steps
-        dstate, dhs = linear(weights, dweights, x, dx, start, masks, hs, kept, dstate)
+        dstate, dhs = linear(weights, transposed, dweights, x, dx, start, masks, hs, kept, dstate)
         return dstate, dhs, None
 
     length = block_length(x.shape[0], x.shape[1], plan.block)
     dfinal, dhs, _ = scan_blocks(
         block, dstate, (x, masks, hs, kept, dx), starts, length=length, reverse=plan.reverse
     )
-    return (hs, final), (dhs, _like(dfinal, final))
+    return (hs, _rows_last(final)), (dhs, _rows_last(like(dfinal, final)))
 
 
 _unroll.defjvp(_unroll_jvp, symbolic_zeros=True)
@@ -243,6 +232,7 @@ _unroll.defjvp(_unroll_jvp, symbolic_zeros=True)
 def _linear_block(
     plan: Plan,
     weights: Weights,
+    transposed: tuple[jax.Array | None, ...],
     dweights: Weights,
     x: jax.Array,
     dx: jax.Array | None,
@@ -252,36 +242,54 @@ def _linear_block(
     kept: _Kept | None,
     dstate: State,
 ) -> tuple[State, jax.Array]:
-    """The derivative of one block of steps: linear in `dweights`, `dx` and `dstate`."""
+    """The derivative of one block of steps: linear in `dweights`, `dx` and `dstate`.
+
+    `transposed` are W_hh.T and W_hr.T; h is used both as it was given out, (K, N, R), in the
+    products with the derivatives of the weights, and with rows last, in the pointwise functions.
+    """
     cell = plan.cell
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     if kept is None:
         kept = _replay(plan, weights, x, start, masks, hs)
-    old = _enter(tuple(map(shift, start, (hs, *kept.rest))), masks.resets)
-    new = (hs if kept.m is None else kept.m, *kept.rest)
-    coefficients = cell.linearize(_wide(kept.saved), _wide(old), _wide(new))
+    hs_last = hs.swapaxes(1, 2)
+    old = enter(tuple(map(shift, start, (hs_last, *kept.rest))), masks.resets)
+    new = (hs_last if kept.m is None else kept.m, *kept.rest)
+    coefficients = jax.vmap(cell.linearize)(wide(kept.saved), wide(old), wide(new))
 
-    from_x = [_product(x, dweights.weight_ih), dweights.bias_ih, _product(dx, weights.weight_ih)]
-    from_h = [_product(old[0], dweights.weight_hh), dweights.bias_hh]
-    shape = (*hs.shape[:2], weights.weight_hh.shape[0])
+    # All that does not come through the state of the step before, for all steps at once.
+    old_h = entered_rows(shift(start[0].T, hs), masks.resets)
+    from_x = [product_of_rows(dweights.weight_ih, x), dweights.bias_ih]
+    from_x.append(product_of_rows(weights.weight_ih, dx))
+    from_h = [product_of_rows(dweights.weight_hh, old_h), dweights.bias_hh]
+    shape = (hs.shape[0], weights.weight_hh.shape[0], hs.shape[1])
     if cell.split:
-        uz = (_total(from_x, shape, hs.dtype), _total(from_h, shape, hs.dtype))
+        dz = (_total(from_x, shape, hs.dtype), _total(from_h, shape, hs.dtype))
     else:
-        uz = _total(from_x + from_h, shape, hs.dtype)
-    uh = None if weights.weight_hr is None else _product(new[0], dweights.weight_hr)
+        dz = _total(from_x + from_h, shape, hs.dtype)
+    direct = jax.vmap(cell.tangent)(coefficients, dz, jax.tree.map(jnp.zeros_like, wide(old)))
+    from_hr = None
+    if kept.m is not None:
+        from_hr = product_of_rows(dweights.weight_hr, kept.m.swapaxes(1, 2))
+    hh_t, hr_t = transposed
+    assert hh_t is not None
 
     def step(dstate: State, inputs: Any) -> tuple[State, jax.Array]:
-        coefficients, uz, uh, masks = inputs
+        coefficients, direct, from_hr, masks = inputs
         before = dstate
-        dstate = _enter(dstate, masks.resets)
-        zh = _product(dstate[0].astype(hs.dtype), weights.weight_hh)
-        dz = (uz[0], uz[1] + zh) if cell.split else uz + zh
-        dm, *rest = cell.tangent(coefficients, dz, dstate)
-        dh = dm if weights.weight_hr is None else _product(dm.astype(hs.dtype), weights.weight_hr)
-        dstate = _leave((dh if uh is None else dh + uh, *rest), before, masks.valid)
+        dstate = enter(dstate, masks.resets)
+        dz = paired_product(weights.weight_hh, hh_t, dstate[0].astype(hs.dtype))
+        dz = (jnp.zeros_like(dz), dz) if cell.split else dz
+        dstate = cell.tangent(coefficients, dz, dstate)
+        dh, *rest = map(jnp.add, dstate, direct)
+        if weights.weight_hr is not None:
+            assert hr_t is not None
+            dh = paired_product(weights.weight_hr, hr_t, dh.astype(hs.dtype))
+        dstate = leave((dh if from_hr is None else dh + from_hr, *rest), before, masks.valid)
         return dstate, dstate[0].astype(hs.dtype)
 
-    return lax.scan(step, dstate, (coefficients, uz, uh, masks), reverse=plan.reverse)
+    steps = (coefficients, direct, from_hr, masks)
+    dstate, dhs = lax.scan(step, dstate, steps, reverse=plan.reverse)
+    return dstate, dhs.swapaxes(1, 2)  # apart from the loop, which a CPU then vectorises
 
 
 def _replay(
@@ -293,77 +301,38 @@ def _replay(
     states, if there are any, run through a loop again, and that loop is elementwise.
     """
     cell = plan.cell
-    old_h = first_and_shifted(start[0], hs, reverse=plan.reverse)
-    (entered_h,) = _enter((old_h,), masks.resets)
-    z = _gates(cell, weights, gate_inputs(cell, weights, x), entered_h)
+    before = first_and_shifted(start[0].T, hs, reverse=plan.reverse)
+    zh = product_of_rows(weights.weight_hh, entered_rows(before, masks.resets))
+    z = joined(cell, weights, gate_inputs(cell, weights, x), zh)
 
     def step(rest: State, inputs: Any) -> tuple[State, _Kept]:
         z, old_h, masks = inputs
-        (m, *new), saved = cell.save(z, _wide(_enter((old_h, *rest), masks.resets)))
-        rest = _leave(_like(new, rest), rest, masks.valid)
+        (m, *new), saved = cell.save(z, wide(enter((old_h, *rest), masks.resets)))
+        rest = leave(like(new, rest), rest, masks.valid)
         m = m.astype(hs.dtype) if _projects(weights) else None
-        return rest, _Kept(rest, m, _narrow(saved, hs.dtype))
+        return rest, _Kept(rest, m, narrow(saved, hs.dtype))
 
+    steps = z, before.swapaxes(1, 2), masks
     if len(start) == 1:  # nothing is carried: all steps at once
-        return step((), (z, old_h, masks))[1]
-    return lax.scan(step, start[1:], (z, old_h, masks), reverse=plan.reverse)[1]
+        return jax.vmap(functools.partial(step, ()))(steps)[1]
+    return lax.scan(step, start[1:], steps, reverse=plan.reverse)[1]
 
 
 def _projects(weights: Weights) -> bool:
     return weights.weight_hr is not None
 
 
-def _enter(state: State, resets: jax.Array | None) -> State:
-    """The state a step sees: zero where the row is reset."""
-    if resets is None:
-        return state
-    return tuple(jnp.where(resets[..., None], jnp.zeros_like(s), s) for s in state)
-
-
-def _leave(new: State, old: State, valid: jax.Array | None) -> State:
-    """The state after a step: the old one where the step is not the row's."""
-    if valid is None:
-        return new
-    return tuple(jnp.where(valid[..., None], n, o) for n, o in zip(new, old, strict=True))
-
-
-def _wide_dtype(dtype: Any) -> Any:
-    """The dtype of sums and pointwise functions: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _wide(tree: Any) -> Any:
-    return jax.tree.map(lambda a: a.astype(_wide_dtype(a.dtype)), tree)
-
-
-def _narrow(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda a: a.astype(dtype), tree)
-
-
-def _like(new: Any, old: State) -> State:
-    return tuple(n.astype(o.dtype) for n, o in zip(new, old, strict=True))
-
-
-def _product(a: Any, w: Any) -> Any:
-    """``a @ w.T`` summed in the wide dtype, for a (..., D) and w (S, D); None if either is None."""
-    if a is None or w is None:
-        return None
-    contract = (((a.ndim - 1,), (1,)), ((), ()))
-    return lax.dot_general(a, w, contract, preferred_element_type=_wide_dtype(a.dtype))
-
-
-def _plus(z: jax.Array, bias: jax.Array | None) -> jax.Array:
-    if bias is None:
-        return z
-    return z + bias.astype(z.dtype).reshape((1,) * (z.ndim - 1) + bias.shape)
+def _rows_last(state: State) -> State:
+    """Each (N, H) as (H, N), and back."""
+    return tuple(s.T for s in state)
 
 
 def _total(terms: list[Any], shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """The sum of the terms that are there, biases (G*H,) or products, as one array."""
-    total = jnp.zeros(shape, _wide_dtype(dtype))
+    total = jnp.zeros(shape, wide_dtype(dtype))
     for term in terms:
         if term is not None:
-            total = _plus(total, term) if term.ndim == 1 else total + term
+            total = plus(total, term) if term.ndim == 1 else total + term
     return total
 
 

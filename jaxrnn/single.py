@@ -1,6 +1,6 @@
 """`RNNCell`, `LSTMCell`, `GRUCell`: one time step as a Flax (NNX) module.
 
-The same cells and the same step as the layers', `jaxrnn.recurrence.advance`, without the loop.
+The same cells and the same step as the layers', `jaxrnn.step.advance`, without the loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxrnn import cells, checks, stack
 from jaxrnn.cells import State
-from jaxrnn.recurrence import Weights, advance, gate_inputs, zero_state
+from jaxrnn.step import Weights, advance, gate_inputs, zero_state
 
 
 class _Cell(nnx.Module):
@@ -99,8 +99,9 @@ def _one_step(
         states = zero_state(cell, weights, x.shape[0], x.dtype)
     elif not batched:
         states = tuple(s[None] for s in states)
+    states = tuple(s.T for s in states)
     new, _, _ = advance(cell, weights, gate_inputs(cell, weights, x), states)
-    return new if batched else tuple(s[0] for s in new)
+    return tuple(s.T if batched else s[:, 0] for s in new)
 
 
 _step = jax.jit(_one_step, static_argnums=(0, 1))

@@ -14,7 +14,8 @@ from jax.nn import sigmoid
 
 from jaxrnn import cells, stack
 from jaxrnn.blocks import block_length, scan_blocks
-from jaxrnn.recurrence import Masks, Weights, advance, gate_inputs, unroll
+from jaxrnn.recurrence import Masks, Weights, unroll
+from jaxrnn.step import advance, gate_inputs
 
 T, N, D, H = 7, 2, 3, 4
 
@@ -70,7 +71,8 @@ def loop(
         zx, zh = x[t] @ weights.weight_ih.T, state[0] @ weights.weight_hh.T
         if weights.bias_ih is not None:
             zx, zh = zx + weights.bias_ih[None], zh + weights.bias_hh[None]
-        h, *rest = cell.step((zx, zh) if cell.split else zx + zh, state)
+        z = (zx.T, zh.T) if cell.split else (zx + zh).T
+        h, *rest = (s.T for s in cell.step(z, tuple(s.T for s in state)))
         state = (h if weights.weight_hr is None else h @ weights.weight_hr.T, *rest)
         if masks.valid is not None:
             state = tuple(jnp.where(masks.valid[t][:, None], s, o) for s, o in zip(state, old))
@@ -147,9 +149,10 @@ def test_an_empty_batch_gives_empty_results() -> None:
 
 def test_one_step_is_the_recurrence_of_one_step() -> None:
     weights, x, state, _, _ = draw(cells.LSTM())
-    new, m, _ = advance(cells.LSTM(), weights, gate_inputs(cells.LSTM(), weights, x[0]), state)
+    rows_last = tuple(s.T for s in state)
+    new, m, _ = advance(cells.LSTM(), weights, gate_inputs(cells.LSTM(), weights, x[0]), rows_last)
     hs, last = unroll(cells.LSTM(), weights, x[:1], state)
-    close((new, m), (last, hs[0]))
+    close((*(s.T for s in new), m.T), (*last, hs[0]))
 
 
 def test_the_weight_gradient_is_one_product_a_block() -> None:
@@ -167,7 +170,7 @@ def test_the_weight_gradient_is_one_product_a_block() -> None:
         for out in step.outvars
     ]
     assert shapes
-    assert all(shape[0] == N for shape in shapes), shapes
+    assert all(shape[1] == N for shape in shapes), shapes
 
 
 def test_rematerialisation_keeps_less() -> None:
