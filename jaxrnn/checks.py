@@ -273,3 +273,10 @@ def positive(name: str, value: Any) -> None:
     """A finite number greater than zero."""
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} should be a number greater than zero, got {value!r}")
+
+
+def seed(value: Any) -> None:
+    """A whole number that a random generator takes."""
+    at_least("seed", value, 0)
+    if value >= 2**63:
+        raise ValueError(f"seed should be less than 2**63, got {value}")

@@ -20,12 +20,18 @@ def summary(module: ModuleType) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
-    """An option for each field of a settings dataclass: its type, default and help."""
+    """An option for each field of a settings dataclass: its type, default and help.
+
+    A field that is True or False is a flag, off by default.
+    """
     for item in dataclasses.fields(settings):
-        default = item.default
+        default, name = item.default, f"--{item.name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(name, action="store_true", help=item.metadata["help"])
+            continue
         text = item.metadata["help"] + ("" if default == "" else f" (default: {default})")
         parser.add_argument(
-            f"--{item.name.replace('_', '-')}",
+            name,
             type=type(default),
             default=default,
             choices=item.metadata.get("choices"),

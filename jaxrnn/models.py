@@ -7,7 +7,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxrnn import stack
+from jaxrnn import GRU, LSTM, RNN, stack
+
+LAYERS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+"""The layers by the names that the commands have for them."""
 
 
 def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from jaxrnn.files import write_whole
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"  # from the palette of Okabe and Ito
+PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -40,43 +41,111 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return write_whole(check_target(path), lambda temporary: figure.savefig(temporary, dpi=120))
 
 
+def spread(items: Sequence[Any], most: int = 8) -> list[Any]:
+    """At most so many of the items, the first and the last among them, evenly spread.
+
+    Example:
+        >>> spread(range(0, 75, 15), most=3)
+        [0, 30, 60]
+    """
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))]
+
+
+class Panel(NamedTuple):
+    """What one panel of :func:`predictions` shows.
+
+    Attributes:
+        title: what is over it.
+        times: the abscissae (T,).
+        targets: what was to be predicted (T,).
+        predicted: the predictions (T,).
+        inputs: what was given (T,), if it is to be seen.
+    """
+
+    title: str
+    times: Any
+    targets: Any
+    predicted: Any
+    inputs: Any = None
+
+
 def predictions(
-    times: Any,
-    inputs: Any,
-    targets: Any,
-    predicted: Any,
-    titles: Sequence[str],
+    panels: Sequence[Panel],
     losses: Any,
     *,
     title: str,
+    time_label: str = "time [rad]",
+    loss_label: str = "mean squared error",
+    runs: Sequence[str] = ("",),
 ) -> Figure:
-    """Panels of inputs, targets and predictions during training, and a panel of the loss.
+    """Panels of predictions beside the truth, and a panel of the loss during training.
 
     Args:
-        times: the abscissae of each panel (panels, T), in radians.
-        inputs: the inputs of each panel (panels, T).
-        targets: what was to be predicted (panels, T).
-        predicted: the predictions (panels, T).
-        titles: a title for each panel.
+        panels: what is in the panels.
+        losses: the loss at each step (steps,), or of several runs (runs, steps).
+        title: the title of the figure.
+        time_label: what the abscissae are, with their unit.
+        loss_label: what the loss is.
+        runs: the names of the runs.
+    """
+    figure, axes = _panels(len(panels) + 1, title)
+    for axis, panel in zip(axes, panels):
+        if panel.inputs is not None:
+            axis.plot(panel.times, panel.inputs, "o", color=VERMILLION, markersize=4, label="input")
+        style = "s" if len(panel.times) <= 50 else "-"
+        axis.plot(panel.times, panel.targets, "-", color=GREY, label="target")
+        axis.plot(panel.times, panel.predicted, style, color=BLUE, markersize=4, label="prediction")
+        limit = np.clip(1.1 * np.abs(np.nan_to_num(panel.predicted)).max(), 1.3, 3.0)
+        axis.set(title=panel.title, xlabel=time_label, ylabel="value", ylim=(-limit, limit))
+    axes[0].legend(loc="best")
+    _loss(axes[len(panels)], losses, loss_label, runs)
+    return figure
+
+
+def characters(
+    losses: Any, right: Any, probabilities: Any, text: str, characters: str, *, title: str
+) -> Figure:
+    """The training of a network that predicts characters, and what it says in the end.
+
+    Args:
         losses: the loss at each step (steps,).
+        right: how many characters are right at each step (steps,).
+        probabilities: of each character at each place (T, D), in [0, 1].
+        text: what was to be predicted, T characters.
+        characters: the characters there are, D of them.
         title: the title of the figure.
     """
-    count = len(times) + 1
+    figure, axes = _panels(3, title)
+    _loss(axes[0], losses, "cross-entropy [nats]")
+    axes[1].plot(np.arange(len(right)), right, color=BLUE)
+    axes[1].axhline(len(text), color=GREY, linestyle="--")
+    axes[1].set(title=f"characters right, of {len(text)}", xlabel="step", ylabel="characters")
+    image = axes[2].imshow(np.transpose(probabilities), cmap="Blues", vmin=0, aspect="auto")
+    figure.colorbar(image, ax=axes[2])
+    axes[2].plot([characters.index(c) for c in text], "o", color=VERMILLION, markersize=4)
+    axes[2].set_xticks(range(len(text)), text.replace(" ", "␣"))
+    axes[2].set_yticks(range(len(characters)), characters.replace(" ", "␣"))
+    axes[2].set(title="probabilities, and the truth", xlabel="to predict", ylabel="character")
+    return figure
+
+
+def _panels(count: int, title: str) -> tuple[Figure, Any]:
+    """A figure with rows of three panels."""
     columns = min(3, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 0.5), layout="constrained")
     figure.suptitle(title)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis, t, x, y, p, name in zip(axes, times, inputs, targets, predicted, titles):
-        axis.plot(t, x, "o", color=VERMILLION, markersize=4, label="input")
-        axis.plot(t, y, "-", color=GREY, label="target")
-        axis.plot(t, p, "s", color=BLUE, markersize=4, label="prediction")
-        axis.set(title=name, xlabel="time [rad]", ylabel="value", ylim=(-1.3, 1.3))
-    axes[0].legend(loc="best")
-    axis = axes[count - 1]
-    axis.semilogy(np.arange(len(losses)), losses, color=BLUE)
-    axis.set(title="training", xlabel="step", ylabel="mean squared error")
-    axis.grid(color=GREY, alpha=0.25)
     for axis in axes[count:]:
         axis.set_axis_off()
-    return figure
+    return figure, axes
+
+
+def _loss(axis: Any, losses: Any, label: str, runs: Sequence[str] = ("",)) -> None:
+    """A panel of the loss at each step (steps,), or of several runs (runs, steps)."""
+    for index, (run, values) in enumerate(zip(runs, np.atleast_2d(losses))):
+        axis.semilogy(values, label=run, color=PALETTE[index % len(PALETTE)])
+    if len(runs) > 1:
+        axis.legend(loc="best", fontsize="x-small")
+    axis.set(title="training", xlabel="step", ylabel=label)
+    axis.grid(color=GREY, alpha=0.25)

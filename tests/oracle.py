@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,21 @@ def flatten(results: dict[str, np.ndarray]) -> np.ndarray:
 def expected(case: Case) -> np.ndarray:
     """PyTorch's results of a case, end to end."""
     return recorded()[case.name] if torch is None else flatten(torch_results(case))
+
+
+def state_of(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Copies of the parameters of PyTorch's module."""
+    return {prefix + n: p.detach().numpy().copy() for n, p in module.named_parameters()}
+
+
+def live_or_recorded(name: str, run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """A training job as PyTorch runs it, or as it did."""
+    if torch is not None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # threads that wait for each other are slow on a shared machine
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(threads)
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)

@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from tests.oracle import GOLDEN, torch
+from tests.oracle import live_or_recorded, state_of, torch
 
 
-def torch_run(seed: int, steps: int = 75) -> dict[str, np.ndarray]:
+def torch_run(seed: int = 0, steps: int = 75) -> dict[str, np.ndarray]:
     """Train PyTorch's network from a seed: its initial weights, and the loss of each step."""
     assert torch is not None
     torch.manual_seed(seed)
     rnn = torch.nn.RNN(1, 32, 1, batch_first=True)
     fc = torch.nn.Linear(32, 1)
-    named = [("rnn." + n, p) for n, p in rnn.named_parameters()]
-    named += [("fc." + n, p) for n, p in fc.named_parameters()]
-    results = {name: p.detach().numpy().copy() for name, p in named}
-    adam = torch.optim.Adam([p for _, p in named], lr=0.01)
+    results = state_of(rnn, "rnn.") | state_of(fc, "fc.")
+    adam = torch.optim.Adam([*rnn.parameters(), *fc.parameters()], lr=0.01)
     hidden: Any = None
     losses = []
     for step in range(steps):
@@ -36,7 +34,4 @@ def torch_run(seed: int, steps: int = 75) -> dict[str, np.ndarray]:
 
 def expected() -> dict[str, np.ndarray]:
     """PyTorch's run from seed 0."""
-    if torch is not None:
-        return torch_run(0)
-    with np.load(GOLDEN / "sine.npz") as file:
-        return dict(file)
+    return live_or_recorded("sine", torch_run)

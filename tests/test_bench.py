@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench import cli, timing
+from bench.core import Unsupported
+from bench.layers import Spec, draw_input, draw_weights, errors
+from bench.peers import PEERS
+from bench.suites import SUITES
+from bench.suites.deepbench import SPECS, needs_gpu
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:
@@ -41,3 +46,66 @@ def test_a_wrong_name_is_one_clear_line(words: list[str], capsys: pytest.Capture
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("stack", [(1, False), (2, True)])
+def test_onnxruntime_computes_the_same(cell: str, stack: tuple[int, bool]) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    spec, peer = Spec(cell, 3, 5, 4, 6, *stack), PEERS["onnxruntime"].load()
+    contender = peer.contender(spec, False)
+    assert contender.check is not None
+    assert contender.check()["output"] < 1e-5
+    with pytest.raises(Unsupported, match="forward only"):
+        peer.contender(spec, True)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's tracing warns about itself.
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_what_torch_compiles_is_the_layer(cell: str) -> None:
+    """Run as it is, without the compiler, which would take seconds."""
+    torch = pytest.importorskip("torch")
+    from bench.peers import pytorch_compiled
+
+    spec = Spec(cell, 3, 5, 4, 6)
+    names, arrays = zip(*draw_weights(spec).items(), strict=True)
+    params = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    output = pytorch_compiled.formulas(spec)(torch.from_numpy(draw_input(spec)), *params)
+    found = torch.autograd.grad(output, params, torch.ones_like(output))
+    gradients = dict(zip(names, (g.numpy() for g in found), strict=True))
+    relative = errors(spec, output.detach().numpy(), gradients)
+    assert max(relative.values()) < 1e-5
+    assert pytorch_compiled.checked(spec, relative) == relative
+    with pytest.raises(RuntimeError, match="gradient"):
+        pytorch_compiled.checked(spec, {"output": 1e-7, "gradient": 0.3})
+
+
+def test_a_stack_is_refused_before_anything_is_compiled() -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(Unsupported, match="one layer"):
+        PEERS["torch.compile"].load().contender(Spec("lstm", 1, 2, 3, 4, 2), True)
+
+
+def test_names_are_unique_and_quick_keeps_something() -> None:
+    for suite in SUITES.values():
+        names = [case.name for case in suite.cases]
+        assert len(set(names)) == len(names)
+        assert all(any(cli.matches(name, p) for name in names) for p in suite.quick)
+
+
+def test_a_cpu_runs_the_part_of_deepbench_that_it_can() -> None:
+    assert len(SPECS) == len(set(SPECS)) == 52
+    assert {spec.cell for spec in SPECS if not needs_gpu(spec)} == {"rnn", "lstm", "gru"}
+    cases = SUITES["deepbench"].cases
+    kept, left_out = cli.for_backend(cases, "cpu")
+    assert 0 < len(kept) < len(cases)
+    assert left_out[0].startswith(f"{len(cases) - len(kept)} of {len(cases)} cases, which need a G")
+    assert cli.for_backend(cases, "gpu") == (list(cases), [])
+
+
+def test_quick_leaves_out_what_compiles_for_long_unless_asked() -> None:
+    suites = cli.choose_suites(["layers"])
+    assert "torch.compile" not in cli.choose_peers(None, suites, True)
+    assert "torch.compile" in cli.choose_peers(None, suites, False)
+    assert "torch.compile" in cli.choose_peers("torch.compile", suites, True)

@@ -19,8 +19,15 @@ from rich.console import Console
 import jaxrnn
 from jaxrnn import plotting
 from jaxrnn.cli import main
-from jaxrnn.experiments import NAMES, shapes, sine
+from jaxrnn.experiments import NAMES, charseq, hihello, shapes, sine, stateful
 
+MODULES = {
+    "sine": sine,
+    "shapes": shapes,
+    "stateful": stateful,
+    "charseq": charseq,
+    "hihello": hihello,
+}
 SMALL = ["--steps", "4", "--every", "2", "--points", "3", "--hidden", "2"]
 FIGURES = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml", ".pdf": b"%PDF-"}
 
@@ -35,8 +42,10 @@ def float32() -> Iterator[None]:
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be trained or measured."""
-    for module, name in ((sine, "train"), (shapes, "layouts"), (shapes, "arguments")):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("the work was begun"))
+    for module in (sine, stateful, charseq):
+        monkeypatch.setattr(module, "train", lambda *_: pytest.fail("the work was begun"))
+    for tables in ("layouts", "arguments"):
+        monkeypatch.setattr(shapes, tables, lambda *_: pytest.fail("the work was begun"))
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +107,21 @@ def test_help_names_what_can_come_next(
     assert all(word in text for word in expected)
 
 
-@pytest.mark.parametrize(("name", "module"), [("sine", sine), ("shapes", shapes)])
+def test_every_experiment_is_tested_here() -> None:
+    assert list(MODULES) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_help_of_an_experiment_has_each_option_with_its_default(
-    capsys: pytest.CaptureFixture[str], name: str, module: Any
+    capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["run", name, "--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for option in dataclasses.fields(module.Settings):
-        default = f" (default: {option.default})" if option.default != "" else ""
+    for option in dataclasses.fields(MODULES[name].Settings):
+        shown = option.default != "" and not isinstance(option.default, bool)
+        default = f" (default: {str(option.default).strip()})" if shown else ""
         assert f"--{option.name}" in text
         assert option.metadata["help"] + default in text
 
@@ -287,7 +301,17 @@ def test_shapes_saves_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert path.read_text(encoding="utf-8").startswith("<svg")
 
 
-@pytest.mark.parametrize("arguments", [["shapes"], ["sine", *SMALL]], ids=lambda a: a[0])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["shapes"],
+        ["sine", *SMALL],
+        ["stateful", "--points", "20", "--epochs", "2", "--hidden", "2"],
+        ["charseq", "--steps", "2"],
+        ["hihello", "--steps", "2"],
+    ],
+    ids=lambda a: a[0],
+)
 def test_an_experiment_runs_where_jax_has_float64_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:

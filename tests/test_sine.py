@@ -41,7 +41,7 @@ def test_from_pytorchs_weights_the_75_losses_are_pytorchs() -> None:
 
 @pytest.mark.usefixtures("float32")
 def test_the_medians_of_twenty_seeds_are_no_worse_than_pytorchs() -> None:
-    losses = sine.losses_by_seed(sine.Settings(), 20)
+    losses = sine.losses_by(sine.Settings(), seed=jnp.arange(20))
     assert losses.shape == (20, 75)
     assert np.median(losses[:, 60]) <= 4e-4
     assert np.median(losses[:, 74]) <= 2e-4
@@ -50,7 +50,7 @@ def test_the_medians_of_twenty_seeds_are_no_worse_than_pytorchs() -> None:
 @pytest.mark.usefixtures("float32")
 def test_many_seeds_at_once_are_the_runs_one_by_one() -> None:
     settings = sine.Settings(steps=10)
-    together = sine.losses_by_seed(settings, 2)
+    together = sine.losses_by(settings, seed=jnp.arange(2))
     alone = sine.train(sine.Settings(steps=10, seed=1)).losses
     np.testing.assert_allclose(together[1], alone, rtol=1e-4)
 

@@ -1,6 +1,7 @@
 """Whole training jobs: the loop as PyTorch users write it, beside one compiled call.
 
-To add a job: a file in `bench.jobs` with a ``build(peer) -> Contender``, and a line in `JOBS`.
+To add a job: a file in `bench.jobs` with a ``build(peer) -> Contender``, a `bench.jobs.base.Job`'s
+say, and a line in `JOBS`.
 """
 
 from functools import partial
@@ -10,6 +11,9 @@ from bench.core import Case, Contender, Suite
 
 JOBS = {  # file in bench.jobs: (what it is, who can run it)
     "sine": ("sine: RNN(1, 32), 75 steps of Adam", ("jaxrnn", "torch")),
+    "stateful": ("stateful: RNN(5, 30), 33 epochs over 995 steps", ("jaxrnn", "torch")),
+    "charseq": ("charseq: RNN(10, 10), 100 steps of Adam", ("jaxrnn", "torch")),
+    "language": ("language model: LSTM(256, 256, 2), 4 steps of Adam", ("jaxrnn", "torch")),
 }
 
 
@@ -30,6 +34,8 @@ SUITE = Suite(
         )
         for job, (label, peers) in JOBS.items()
     ),
+    quick=("sine", "charseq", "language"),
+    reps=5,
     notes=(
         "A run starts from the initial weights and a new optimiser, and ends with trained weights "
         "and all losses. The error is the largest relative difference of a step's loss from the "

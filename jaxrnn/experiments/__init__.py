@@ -7,4 +7,7 @@ a function ``main(settings)`` that runs it, prints, saves the figure and returns
 NAMES = {
     "sine": "jaxrnn.experiments.sine",
     "shapes": "jaxrnn.experiments.shapes",
+    "stateful": "jaxrnn.experiments.stateful",
+    "charseq": "jaxrnn.experiments.charseq",
+    "hihello": "jaxrnn.experiments.hihello",
 }

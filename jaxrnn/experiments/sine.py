@@ -7,7 +7,6 @@ gradient does not.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,12 +16,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxrnn import GRU, LSTM, RNN, checks, plotting
+from jaxrnn import checks, plotting
 from jaxrnn.data import half_waves
-from jaxrnn.models import ManyToMany
-from jaxrnn.training import Progress, Trained, train_steps
-
-LAYERS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+from jaxrnn.models import LAYERS, ManyToMany
+from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "every", "points", "hidden", "layers"):
             checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("seed", self.seed, 0)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed should be less than 2**63, got {self.seed}")
+        checks.seed(self.seed)
         checks.positive("lr", self.lr)
         checks.choice("cell", self.cell, tuple(LAYERS))
 
@@ -81,7 +76,7 @@ def make_model(settings: Settings, rngs: nnx.Rngs) -> ManyToMany:
 
 
 def make_training(settings: Settings, model: ManyToMany, progress: Progress | None = None) -> Any:
-    """The whole training as one pure function of the parameters, to be compiled or mapped."""
+    """The whole training as one pure function, to be compiled or mapped."""
     graph = nnx.graphdef(model)
 
     def loss(params: Any, hidden: Any, batch: Any) -> Any:
@@ -89,9 +84,8 @@ def make_training(settings: Settings, model: ManyToMany, progress: Progress | No
         predicted, hidden = nnx.merge(graph, params)(x[None], hidden)
         return jnp.mean((predicted[0] - y) ** 2), (hidden, predicted[0, :, 0])
 
-    def training(params: Any) -> Trained:
-        hidden = model.rnn.initial_state(1)
-        optimizer = optax.adam(settings.lr)
+    def training(params: Any, lr: Any = settings.lr) -> Trained:
+        hidden, optimizer = model.rnn.initial_state(1), optax.adam(lr)
         return train_steps(loss, optimizer, params, hidden, waves(settings), progress=progress)
 
     return training
@@ -102,11 +96,8 @@ def train(settings: Settings = Settings(), model: ManyToMany | None = None) -> H
     model = make_model(settings, nnx.Rngs(settings.seed)) if model is None else nnx.clone(model)
     params = nnx.state(model, nnx.Param)
     with Progress("sine", settings.steps) as progress:
-        start = time.perf_counter()
-        compiled = jax.jit(make_training(settings, model, progress)).lower(params).compile()
-        ready = time.perf_counter()
-        trained = jax.block_until_ready(compiled(params))
-        done = time.perf_counter()
+        timed = compile_and_run(make_training(settings, model, progress), params)
+    trained = timed.result
     nnx.update(model, trained.params)
     x, y = waves(settings)
     return History(
@@ -115,30 +106,38 @@ def train(settings: Settings = Settings(), model: ManyToMany | None = None) -> H
         targets=np.asarray(y[..., 0]),
         predictions=np.asarray(trained.outputs),
         model=model,
-        compile_seconds=ready - start,
-        run_seconds=done - ready,
+        compile_seconds=timed.compile_seconds,
+        run_seconds=timed.run_seconds,
     )
 
 
-def losses_by_seed(settings: Settings, seeds: int) -> np.ndarray:
-    """The losses (seeds, steps) of many models at once, one for each seed from 0 on."""
+def losses_by(settings: Settings, **axes: jax.Array) -> np.ndarray:
+    """The losses of many models at once, for every combination of seeds and learning rates.
 
-    def one(seed: jax.Array) -> jax.Array:
+    ``losses_by(settings, seed=jnp.arange(20), lr=jnp.array([0.003, 0.01]))`` is (20, 2, steps).
+    """
+
+    def run(seed: Any = settings.seed, lr: Any = settings.lr) -> jax.Array:
         model = make_model(settings, nnx.Rngs(jax.random.key(seed)))
-        return make_training(settings, model)(nnx.state(model, nnx.Param)).losses
+        return make_training(settings, model)(nnx.state(model, nnx.Param), lr).losses
 
-    return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(seeds)))
+    return np.asarray(sweep(run, **axes).results)
 
 
 def draw(history: History, settings: Settings) -> Any:
     """The panels of the source, inputs and predictions at the printed steps, and the loss."""
-    shown = range(0, settings.steps, settings.every)
-    shown = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, 8).astype(int))]
-    times = [np.linspace(k * np.pi, (k + 1) * np.pi, settings.points + 1)[1:] for k in shown]
-    titles = [f"step {k}, loss {history.losses[k]:.2g}" for k in shown]
-    series = (history.inputs[shown], history.targets[shown], history.predictions[shown])
-    name = f"Next point of a sine: {history.model.rnn} + linear"
-    return plotting.predictions(times, *series, titles, history.losses, title=name)
+    panels = [
+        plotting.Panel(
+            title=f"step {k}, loss {history.losses[k]:.2g}",
+            times=np.linspace(k * np.pi, (k + 1) * np.pi, settings.points + 1)[1:],
+            targets=history.targets[k],
+            predicted=history.predictions[k],
+            inputs=history.inputs[k],
+        )
+        for k in plotting.spread(range(0, settings.steps, settings.every))
+    ]
+    title = f"Next point of a sine: {history.model.rnn} + linear"
+    return plotting.predictions(panels, history.losses, title=title)
 
 
 def main(settings: Settings) -> History:

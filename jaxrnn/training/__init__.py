@@ -1,6 +1,17 @@
-"""Training as compiled loops: many steps in one call, with progress if somebody is watching."""
+"""Training as compiled loops: many steps in one call, many runs at once, progress if watched."""
 
 from jaxrnn.training.progress import Progress
-from jaxrnn.training.steps import Trained, train_steps
+from jaxrnn.training.steps import Trained, jit_steps, train_steps
+from jaxrnn.training.sweeps import Swept, sweep
+from jaxrnn.training.timing import Timed, compile_and_run
 
-__all__ = ["Progress", "Trained", "train_steps"]
+__all__ = [
+    "Progress",
+    "Swept",
+    "Timed",
+    "Trained",
+    "compile_and_run",
+    "jit_steps",
+    "sweep",
+    "train_steps",
+]

@@ -83,3 +83,43 @@ def train_steps(
         step, start, (jnp.arange(count), batches)
     )
     return Trained(params, opt_state, carry, losses, outputs)
+
+
+def jit_steps(
+    loss: Loss, optimizer: optax.GradientTransformation
+) -> Callable[[Any, Any, Any, Any], Trained]:
+    """`train_steps` compiled, with the buffers of its state given away: training in place.
+
+    The function returned is made for a loop over chunks of steps: what one call returns is what
+    the next is given, and is overwritten by it, so that there is one copy of the parameters and of
+    the optimiser's state, and nothing around the steps but one call a chunk. It is an ordinary
+    `jax.jit` function, traced once for each shape of its arguments.
+
+    Args:
+        loss: as for `train_steps`.
+        optimizer: an optax optimiser; ``optimizer.init(params)`` is the first `opt_state`.
+
+    Returns:
+        ``steps(params, opt_state, carry, batches) -> Trained``. The arrays in `params`,
+        `opt_state` and `carry` are donated: they can't be read after the call, and none may be in
+        there twice. The parameters of a Flax module, ``nnx.state(model)``, are its own arrays:
+        after the last chunk, ``nnx.update(model, params)``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> def loss(w, carry, x):
+        ...     return (w * x - 1.0) ** 2, (carry, w)
+        >>> optimizer = optax.sgd(0.1)
+        >>> steps = jit_steps(loss, optimizer)
+        >>> w, carry = jnp.zeros(()), None
+        >>> opt_state = optimizer.init(w)
+        >>> for chunk in jnp.ones((5, 10)):  # five calls of ten steps
+        ...     w, opt_state, carry, losses, _ = steps(w, opt_state, carry, chunk)
+        >>> w.round(3).item(), losses.shape
+        (1.0, (10,))
+    """
+
+    def steps(params: Any, opt_state: Any, carry: Any, batches: Any) -> Trained:
+        return train_steps(loss, optimizer, params, carry, batches, opt_state=opt_state)
+
+    return jax.jit(steps, donate_argnums=(0, 1, 2))

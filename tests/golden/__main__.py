@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests import oracle, sine_oracle
+from tests import chars_oracle, oracle, sine_oracle, stateful_oracle
 
 HERE = Path(__file__).parent
 
 if __name__ == "__main__":
-    layers = {case.name: oracle.flatten(oracle.torch_results(case)) for case in oracle.CASES}
-    for name, arrays in {"layers": layers, "sine": sine_oracle.torch_run(0)}.items():
+    files = {"layers": {c.name: oracle.flatten(oracle.torch_results(c)) for c in oracle.CASES}}
+    files["sine"] = sine_oracle.torch_run()
+    for name, variant in stateful_oracle.VARIANTS.items():
+        files[name] = stateful_oracle.torch_run(*variant)
+    for name, text in chars_oracle.TEXTS.items():
+        files[name] = chars_oracle.torch_runs(text)
+    for name, arrays in files.items():
         np.savez_compressed(HERE / f"{name}.npz", allow_pickle=False, **arrays)
-    print(f"recorded {len(layers)} layers and the sine job from torch {torch.__version__}")
+    print(f"recorded {', '.join(files)} from torch {torch.__version__}")

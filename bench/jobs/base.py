@@ -1,0 +1,119 @@
+# pyright: reportMissingImports=false
+"""What the jobs share: the same initial weights for both sides, one error, two contenders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from bench.core import Contender
+from bench.layers import Spec, draw_weights, relative_error
+from bench.peers import PEERS
+from bench.timing import seconds_per_call
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job that PyTorch and jaxrnn run from the same weights.
+
+    Attributes:
+        weights: draws the initial weights, under PyTorch's names.
+        torch: (weights, dtype, device) -> a function that trains as a PyTorch user would write it,
+            from those weights each time it is called, and returns the losses.
+        jaxrnn: weights -> (a pure function that trains, its parameters). The function returns
+            something with ``losses``.
+        note: what a reader must know of the PyTorch loop.
+        seconds: whether the PyTorch loop takes many seconds: it is run once a round then.
+    """
+
+    weights: Callable[[], Weights]
+    torch: Callable[[Weights, Any, Any], Callable[[], Any]]
+    jaxrnn: Callable[[Weights], tuple[Callable[[Any], Any], Any]]
+    note: str = "eager loop"
+    seconds: bool = False
+
+    def build(self, peer: str) -> Contender:
+        """The job of one contender."""
+        PEERS[peer].require()
+        return self._build_torch() if peer == "torch" else self._build_jaxrnn()
+
+    def _build_torch(self) -> Contender:
+        import torch
+
+        from bench.peers.pytorch import device
+
+        train = self.torch(self.weights(), torch.float32, device())
+
+        def check() -> dict[str, float]:
+            return errors(train(), expected(self))
+
+        if self.seconds:
+            return Contender(value=lambda: seconds_per_call(train, 1), check=check, note=self.note)
+        return Contender(run=train, check=check, note=self.note)
+
+    def _build_jaxrnn(self) -> Contender:
+        import jax
+
+        training, params = self.jaxrnn(self.weights())
+        start = perf_counter()
+        compiled = jax.jit(training).lower(params).compile()
+        compile_s = perf_counter() - start
+
+        def train() -> Any:
+            return jax.block_until_ready(compiled(params))
+
+        return Contender(
+            run=train,
+            compile_s=compile_s,
+            check=(lambda: errors(train().losses, expected(self))) if find_spec("torch") else None,
+            no_check="n/a (no PyTorch to compare with)",
+            note="one compiled call",
+        )
+
+
+@lru_cache(maxsize=2)
+def expected(job: Job) -> np.ndarray:
+    """The losses of the job in PyTorch float64."""
+    import torch
+
+    return np.asarray(job.torch(job.weights(), torch.float64, torch.device("cpu"))())
+
+
+def errors(losses: Any, reference: np.ndarray) -> dict[str, float]:
+    """The largest relative difference of a step's loss."""
+    ratios = np.asarray(losses, np.float64) / reference
+    return {"losses": relative_error(ratios, np.ones_like(reference))}
+
+
+def draw(spec: Spec, outputs: int, seed: int = 0) -> Weights:
+    """Weights of a recurrent stack ``rnn`` and a linear layer ``fc``, drawn as PyTorch does."""
+    rng, bound = np.random.default_rng((2, seed)), spec.H**-0.5
+    weights = {f"rnn.{name}": value for name, value in draw_weights(spec, seed).items()}
+    weights["fc.weight"] = rng.uniform(-bound, bound, (outputs, spec.H)).astype(np.float32)
+    weights["fc.bias"] = rng.uniform(-bound, bound, (outputs,)).astype(np.float32)
+    return weights
+
+
+def load_torch(model: Any, weights: Weights) -> Callable[[], None]:
+    """A function that sets a PyTorch model back to the weights, in its dtype and on its device."""
+    import torch
+
+    one = next(model.parameters())
+    start = {name: torch.from_numpy(w).to(one.device, one.dtype) for name, w in weights.items()}
+    return lambda: model.load_state_dict(start)
+
+
+def load_jaxrnn(model: Any, weights: Weights) -> Any:
+    """The parameters of a jaxrnn model with the weights, as a pytree."""
+    from flax import nnx
+
+    import jaxrnn
+
+    jaxrnn.load_state_dict(model, weights)
+    return nnx.state(model, nnx.Param)

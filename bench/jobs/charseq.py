@@ -1,0 +1,64 @@
+# pyright: reportMissingImports=false
+"""A sentence by heart: RNN(10, 10) on 15 one-hot characters, its outputs the logits of the next.
+
+100 steps of Adam, learning rate 0.1, cross-entropy.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from bench.jobs.base import Job, Weights, load_jaxrnn, load_torch
+from bench.layers import Spec, draw_weights
+
+TEXT, STEPS, RATE = " if you want you", 100, 0.1
+CHARACTERS = "".join(dict.fromkeys(TEXT))
+SIZE = len(CHARACTERS)
+
+
+def initial_weights() -> Weights:
+    """Weights of the layer."""
+    return draw_weights(Spec("rnn", 1, len(TEXT) - 1, SIZE, SIZE))
+
+
+def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
+    """The job as a PyTorch user writes it."""
+    import torch
+    from torch import nn
+
+    rnn = nn.RNN(SIZE, SIZE, batch_first=True).to(device, dtype)
+    restart = load_torch(rnn, weights)
+    numbers = [CHARACTERS.index(c) for c in TEXT]
+    x = torch.tensor(np.eye(SIZE)[None, numbers[:-1]], dtype=dtype, device=device)
+    y = torch.tensor([numbers[1:]], device=device)
+
+    def train() -> Any:
+        restart()
+        criterion = nn.CrossEntropyLoss()
+        optimizer = torch.optim.Adam(rnn.parameters(), RATE)
+        losses = []
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            outputs, _ = rnn(x)
+            loss = criterion(outputs.view(-1, SIZE), y.view(-1))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    return train
+
+
+def jaxrnn_job(weights: Weights) -> Any:
+    """The training of the experiment."""
+    from flax import nnx
+
+    from jaxrnn.experiments import charseq
+
+    settings = charseq.Settings(text=TEXT, steps=STEPS, lr=RATE)
+    model = charseq.make_model(settings, nnx.Rngs(0))
+    return charseq.make_training(settings, model), load_jaxrnn(model, weights)
+
+
+JOB = Job(initial_weights, torch_job, jaxrnn_job, "eager loop, one loss a step")
+build = JOB.build

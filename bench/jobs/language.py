@@ -1,0 +1,98 @@
+# pyright: reportMissingImports=false
+"""A language model: embedding, LSTM of two layers (D = H 256), linear layer to the vocabulary.
+
+Four steps of Adam, learning rate 0.001, on random tokens from a seed: N 32 rows of T 64, of a
+vocabulary of 128, cross-entropy of the next token. The state starts from zeros at each step.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from bench.jobs.base import Job, Weights, draw, load_jaxrnn, load_torch
+from bench.layers import Spec
+
+STEPS, N, T, SIZE, LAYERS, VOCABULARY, RATE = 4, 32, 64, 256, 2, 128, 0.001
+
+
+def initial_weights() -> Weights:
+    """Weights of ``embed``, ``rnn`` and ``fc``."""
+    embed = np.random.default_rng(3).standard_normal((VOCABULARY, SIZE), dtype=np.float32)
+    return {"embed.weight": embed, **draw(Spec("lstm", N, T, SIZE, SIZE, LAYERS), VOCABULARY)}
+
+
+def tokens() -> np.ndarray:
+    """The tokens of all steps, one more than are read at a step (STEPS, T + 1, N)."""
+    return np.random.default_rng(4).integers(0, VOCABULARY, (STEPS, T + 1, N), dtype=np.int32)
+
+
+def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
+    """The job as a PyTorch user writes it."""
+    import torch
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, SIZE)
+            self.rnn = nn.LSTM(SIZE, SIZE, LAYERS)
+            self.fc = nn.Linear(SIZE, VOCABULARY)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc(self.rnn(self.embed(x))[0])
+
+    model = Model().to(device, dtype)
+    restart = load_torch(model, weights)
+    batches = torch.from_numpy(tokens()).long().to(device)
+
+    def train() -> Any:
+        restart()
+        criterion = nn.CrossEntropyLoss()
+        optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+        losses = []
+        for batch in batches:
+            optimizer.zero_grad()
+            logits = model(batch[:-1])
+            loss = criterion(logits.view(-1, VOCABULARY), batch[1:].reshape(-1))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    return train
+
+
+def jaxrnn_job(weights: Weights) -> Any:
+    """The same steps as one pure function."""
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    import jaxrnn
+    from jaxrnn.training import train_steps
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.embed = nnx.Embed(VOCABULARY, SIZE, rngs=rngs)
+            self.rnn = jaxrnn.LSTM(SIZE, SIZE, LAYERS, rngs=rngs)
+            self.fc = nnx.Linear(SIZE, VOCABULARY, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.fc(self.rnn(self.embed(x))[0])
+
+    model, batches = Model(nnx.Rngs(0)), jnp.asarray(tokens())
+    graph = nnx.graphdef(model)
+
+    def loss(params: Any, carry: None, batch: Any) -> Any:
+        logits = nnx.merge(graph, params)(batch[:-1])
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
+        return entropy.mean(), (carry, None)
+
+    def training(params: Any) -> Any:
+        return train_steps(loss, optax.adam(RATE), params, None, batches)
+
+    return training, load_jaxrnn(model, weights)
+
+
+JOB = Job(initial_weights, torch_job, jaxrnn_job, "eager loop, one loss a step")
+build = JOB.build

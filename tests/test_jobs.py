@@ -1,0 +1,56 @@
+"""The benchmark's training jobs: both sides run the same job from the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from bench.jobs import base
+from bench.suites import sweep
+from bench.suites.training import JOBS
+from tests.oracle import torch
+
+
+@pytest.fixture(autouse=True)
+def float32() -> Iterator[None]:
+    """The jobs as the benchmark runs them, in float32."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_starts_from_its_weights(name: str) -> None:
+    job: base.Job = import_module(f"bench.jobs.{name}").JOB
+    weights = job.weights()
+    _, params = job.jaxrnn(weights)
+    ours = [np.sort(np.ravel(a)) for a in jax.tree.leaves(nnx.to_pure_dict(params))]
+    theirs = [np.sort(np.ravel(a)) for a in weights.values()]
+    assert sorted(a.tobytes() for a in ours) == sorted(a.tobytes() for a in theirs)
+
+
+@pytest.mark.skipif(torch is None, reason="needs PyTorch beside it")
+@pytest.mark.parametrize("name", ["sine", "charseq"])
+def test_both_sides_have_the_losses_of_float64(name: str) -> None:
+    job: base.Job = import_module(f"bench.jobs.{name}").JOB
+    for peer in ("jaxrnn", "torch"):
+        contender = job.build(peer)
+        assert contender.check is not None
+        assert contender.check()["losses"] < 1e-3
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_the_models_of_a_sweep_are_the_job_one_by_one(models: int) -> None:
+    contender = sweep.build(models, "jaxrnn")
+    assert contender.run is not None
+    trained: Any = contender.run()
+    losses = trained.losses
+    assert losses.shape == (models, 75)
+    job = import_module("bench.jobs.sine")
+    training, params = job.jaxrnn_job(job.initial_weights(models - 1))
+    np.testing.assert_allclose(losses[-1], jax.jit(training)(params).losses, rtol=1e-3)
