@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -23,7 +24,8 @@ examples:
   python -m bench layers --cases lstm-small,gru    cases by name, by words of it or by pattern
 
 Each suite writes NAME.json, NAME.md and NAME.png, the first two anew after every case. A peer that
-is not installed is left out, and the report says so. Ratios are taken pair by pair within rounds.
+is not installed is left out, and the report says so, and --quick leaves out those that compile for
+seconds a case unless --peers names them. Ratios are taken pair by pair within rounds.
 """
 
 
@@ -87,11 +89,12 @@ def choose_suites(words: Sequence[str]) -> list[Suite]:
     return [SUITES[word] for word in dict.fromkeys(words or [DEFAULT])]
 
 
-def choose_peers(text: str | None, suites: Sequence[Suite]) -> list[str]:
+def choose_peers(text: str | None, suites: Sequence[Suite], quick: bool) -> list[str]:
     """Names of contenders; the baseline is always one of them."""
     known = list(dict.fromkeys(n for s in suites for case in s.cases for n in case.peers))
     if text is None:
-        return known
+        slow = {name for name, entry in PEERS.items() if entry.slow_to_build}
+        return [name for name in known if not (quick and name in slow)]
     wanted = split(text)
     for name in wanted:
         if name not in known:
@@ -113,6 +116,17 @@ def choose_cases(suites: Sequence[Suite], text: str | None, quick: bool) -> dict
     return {name: cases for name, cases in chosen.items() if cases}
 
 
+def for_backend(cases: Sequence[Case], backend: str) -> tuple[list[Case], list[str]]:
+    """The cases that run on this backend, and a line on those that do not for each reason."""
+    if backend != "cpu":
+        return list(cases), []
+    reasons = Counter(case.gpu_only for case in cases if case.gpu_only)
+    return [case for case in cases if not case.gpu_only], [
+        f"{count} of {len(cases)} cases, which need a GPU ({reason})"
+        for reason, count in reasons.items()
+    ]
+
+
 def show_list(suites: Sequence[Suite]) -> None:
     """What there is."""
     installed = [f"{n}{'' if p.installed else ' (not installed)'}" for n, p in PEERS.items()]
@@ -121,7 +135,8 @@ def show_list(suites: Sequence[Suite]) -> None:
         print(f"\n{suite.name}: {suite.about}")
         for case in suite.cases:
             kept = any(matches(case.name, pattern) for pattern in suite.quick)
-            print(f"  {case.name}{'  [quick]' if kept else ''}")
+            marks = ("  [quick]" if kept else "") + ("  [GPU]" if case.gpu_only else "")
+            print(f"  {case.name}{marks}")
 
 
 def output_folder(wanted: Path | None, suites: Sequence[str], quick: bool) -> Path:
@@ -152,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.reps is not None and args.reps < 1:
         raise Wrong(f"--reps must be at least 1, got {args.reps}")
-    peers = choose_peers(args.peers, suites)
+    peers = choose_peers(args.peers, suites, args.quick)
     chosen = choose_cases(suites, args.cases, args.quick)
     folder = output_folder(args.out, list(chosen), args.quick)
     prepare_environment()
@@ -162,13 +177,19 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if args.markdown else sys.stdout, flush=True)
 
-    everyone = dict.fromkeys(n for s in suites for case in s.cases for n in case.peers)
-    not_asked = [name for name in everyone if name not in peers]
     for suite in (SUITES[name] for name in chosen):
         reps = args.reps or (min(3, suite.reps) if args.quick else suite.reps)
-        target_s, patience_s = (0.02, 3.0) if args.quick else (0.075, 60.0)
+        target_s, patience_s = (0.02, 2.0) if args.quick else (0.075, 60.0)
         settings = Settings(reps, target_s, patience_s, args.quick)
-        cases = chosen[suite.name]
+        cases, left_out = for_backend(chosen[suite.name], machine.backend())
+        everyone = dict.fromkeys(name for case in cases for name in case.peers)
+        not_asked = [name for name in everyone if name not in peers]
+        if not_asked:
+            why = "not asked for" if args.peers else "compiles for seconds a case, not in --quick"
+            left_out.append(f"{', '.join(not_asked)} ({why})")
+        if not cases:
+            say(f"{suite.name}: nothing to run; left out: {'; '.join(left_out)}")
+            continue
         peak = machine.gemm_peak() if any(case.flops for case in cases) else None
         data: dict[str, Any] = {
             "suite": suite.name,
@@ -177,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
             "settings": asdict(settings),
             "peak": peak,
             "notes": list(suite.notes),
-            "left_out": [f"{', '.join(not_asked)} (not asked for)"] if not_asked else [],
+            "left_out": left_out,
             "records": [],
         }
 

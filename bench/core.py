@@ -56,6 +56,7 @@ class Case:
         flops: floating-point operations of its matrix products, for the fraction of the GEMM peak.
         unit: a key of `UNITS`.
         exact: the value does not vary, so one measurement is enough.
+        gpu_only: why the case is too much for a CPU, where it is left out; empty if it is not.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     flops: float | None = None
     unit: str = "ms"
     exact: bool = False
+    gpu_only: str = ""
 
 
 @dataclass(frozen=True)

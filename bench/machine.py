@@ -12,7 +12,7 @@ from typing import Any
 
 DISTRIBUTIONS = (
     *("jaxrnn", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("torch", "dm-haiku", "equinox", "keras"),
+    *("torch", "onnx", "onnxruntime", "dm-haiku", "equinox", "keras"),
 )
 FLAG_PREFIXES = ("XLA_", "JAX_", "TF_XLA_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "TORCH_")
 FLAG_NAMES = ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE")
@@ -130,6 +130,13 @@ def gemm_peak(reps: int = 7) -> dict[str, float]:
         jax.block_until_ready(product(a, a))
         best = min(best, perf_counter() - start)
     return {"size": size, "flops": 2.0 * size**3 / best}
+
+
+def backend() -> str:
+    """Where JAX runs: cpu, gpu or tpu."""
+    import jax
+
+    return jax.default_backend()
 
 
 def describe_machine() -> dict[str, Any]:

@@ -8,8 +8,11 @@ from bench.summary import contenders, ratios
 
 Record = dict[str, Any]
 
-COLOURS = ("#d1495b", "#00798c", "#edae49", "#66439b", "#2e933c", "#8d6b4f", "#7f8c8d")
-MARKERS = "osD^vPX"
+COLOURS = (
+    *("#d1495b", "#00798c", "#edae49", "#66439b", "#2e933c", "#8d6b4f", "#7f8c8d"),
+    *("#e377c2", "#1f3a93", "#17becf"),
+)
+MARKERS = "osD^vPX<>*"
 
 
 def draw(report: Record, path: Path) -> bool:
@@ -58,7 +61,8 @@ def draw(report: Record, path: Path) -> bool:
             if label not in labels:
                 handles.append(handle)
                 labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    columns = min(len(labels), 4 * len(panels))  # As many as fit under the panels.
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     header = report["header"]
     where = header["cpu"] if header["backend"] == "cpu" else ", ".join(header["devices"])
     figure.suptitle(f"{report['suite']}: {where}, {header['date'][:10]}", fontsize=11)

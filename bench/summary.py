@@ -77,8 +77,24 @@ def behind(records: list[Record]) -> list[str]:
     return lines
 
 
+def place(cases: list[str], records: list[Record]) -> str:
+    """Where something holds, in as few words as say it exactly: nothing if it is everywhere.
+
+    >>> records = [{"case": f"{g}-{t}", "table": t, "group": g} for g in "ab" for t in "xy"]
+    >>> place(["a-x", "b-x"], records), place(["a-x", "b-y"], records)
+    (' in x', ' in a-x, b-y')
+    """
+    if len(cases) == len(records):
+        return ""
+    for key in ("table", "group"):
+        names = dict.fromkeys(record[key] for record in records if record["case"] in cases)
+        if all(names) and sum(record[key] in names for record in records) == len(cases):
+            return f" in {', '.join(names)}"
+    return f" in {', '.join(cases)}"
+
+
 def collected(records: list[Record], status: str) -> list[str]:
-    """Who was left out or failed, with the reason and (unless it is all of them) the cases."""
+    """Who was left out or failed, with the reason and where."""
     where: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for name, entry in record["peers"].items():
@@ -86,7 +102,7 @@ def collected(records: list[Record], status: str) -> list[str]:
                 where.setdefault((name, entry["reason"]), []).append(record["case"])
     who: dict[tuple[str, str], list[str]] = {}
     for (name, reason), cases in where.items():
-        suffix = "" if len(cases) == len(records) else f" in {', '.join(cases)}"
+        suffix = place(cases, records)
         who.setdefault((reason, suffix), []).append(name)
     return [f"{', '.join(names)} ({reason}){suffix}" for (reason, suffix), names in who.items()]
 
@@ -101,11 +117,16 @@ def disturbed(records: list[Record]) -> list[str]:
 
 
 def notes(records: list[Record]) -> list[str]:
-    """Notes on peers, each once."""
-    found: dict[str, None] = {}
+    """Notes on peers, each once, with the groups they are about unless that is all of them."""
+    about: dict[tuple[str, str], dict[str, None]] = {}
+    groups: dict[str, set[str]] = {}
     for record in records:
         for name, entry in record["peers"].items():
+            groups.setdefault(name, set()).add(record["group"])
             if entry.get("note"):
-                label = f"{name} {record['group']}".strip()
-                found[f"{label}: {entry['note']}"] = None
-    return list(found)
+                about.setdefault((name, entry["note"]), {})[record["group"]] = None
+    lines = []
+    for (name, note), where in about.items():
+        label = name if groups[name] == set(where) else f"{name} {', '.join(where)}"
+        lines.append(f"{label}: {note}")
+    return lines

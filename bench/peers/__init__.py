@@ -4,7 +4,7 @@ To add one: a file with a class `Peer` (a `bench.peers.base.JaxPeer` with a `dir
 fifteen lines, or anything with a `contender` method), and a line in `PEERS`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -20,10 +20,16 @@ class Entry:
     package: str
     adapter: str
     uses_jax: bool = True
+    also: tuple[str, ...] = ()
+    """Other packages that its adapter imports."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """What the adapter's `Peer` is made with."""
+    slow_to_build: bool = False
+    """It compiles for seconds a case: ``--quick`` leaves it out unless it is asked for."""
 
     @property
     def installed(self) -> bool:
-        return find_spec(self.package) is not None
+        return all(find_spec(package) is not None for package in (self.package, *self.also))
 
     def require(self) -> None:
         """Raises `Unsupported` if the library is not there."""
@@ -33,7 +39,7 @@ class Entry:
     def load(self) -> Any:
         """The adapter's `Peer`."""
         self.require()
-        return import_module(f"bench.peers.{self.adapter}").Peer()
+        return import_module(f"bench.peers.{self.adapter}").Peer(**self.arguments)
 
 
 PEERS = {
@@ -41,6 +47,15 @@ PEERS = {
     for entry in (
         Entry("jaxrnn", "jaxrnn", "ours"),
         Entry("torch", "torch", "pytorch", uses_jax=False),
+        Entry(
+            "torch.compile",
+            "torch",
+            "pytorch",
+            uses_jax=False,
+            arguments={"compiled": True},
+            slow_to_build=True,
+        ),
+        Entry("onnxruntime", "onnxruntime", "onnx_runtime", uses_jax=False, also=("onnx",)),
         Entry("flax.linen", "flax", "flax_linen"),
         Entry("flax.nnx", "flax", "flax_nnx"),
         Entry("haiku", "haiku", "dm_haiku"),

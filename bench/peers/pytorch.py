@@ -1,6 +1,9 @@
 # pyright: reportMissingImports=false
-"""PyTorch, eager: torch.nn.LSTM, GRU and RNN, on the device that JAX uses."""
+"""PyTorch on the device that JAX uses: torch.nn.LSTM, GRU and RNN eager, or torch.compile."""
 
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -8,6 +11,7 @@ import torch
 
 from bench.core import Contender, Unsupported
 from bench.layers import NAMES, Spec, draw_input, draw_weights, errors
+from bench.peers import pytorch_compiled
 
 
 def device() -> torch.device:
@@ -33,7 +37,24 @@ def module(spec: Spec, where: torch.device) -> Any:
     return layer.to(where)
 
 
+def settle(run: Callable[[], object]) -> float:
+    """The seconds of a first call, during which torch.compile compiles."""
+    from torch._dynamo.exc import Unsupported as GraphBreak
+
+    start = perf_counter()
+    try:
+        run()
+    except GraphBreak as error:
+        raise Unsupported("torch.compile falls back to eager") from error
+    return perf_counter() - start
+
+
 class Peer:
+    """Eager PyTorch, or with `compiled` the same layer as torch.compile can compile it."""
+
+    def __init__(self, compiled: bool = False) -> None:
+        self.compiled = compiled
+
     def contender(self, spec: Spec, backward: bool) -> Contender:
         where = device()
         layer = module(spec, where)
@@ -41,14 +62,21 @@ class Peer:
         dy = torch.ones(spec.T, spec.N, spec.directions * spec.H, device=where)
         names, params = zip(*layer.named_parameters(), strict=True)
 
+        def eager() -> torch.Tensor:
+            return layer(x)[0]
+
+        call: Callable[[], torch.Tensor] = eager
+        if self.compiled:
+            call = partial(pytorch_compiled.compiled(spec, backward, where), x, *params)
+
         def forward() -> Any:
             with torch.inference_mode():
-                output = layer(x)[0]
+                output = call()
             wait(where)
             return output, None
 
         def gradient() -> Any:
-            output = layer(x)[0]
+            output = call()
             gradients = torch.autograd.grad(output, params, dy)
             wait(where)
             return output, gradients
@@ -61,6 +89,15 @@ class Peer:
             if gradients is not None:
                 arrays = [g.cpu().numpy() for g in gradients]
                 found = dict(zip(names, arrays, strict=True))
-            return errors(spec, output.detach().cpu().numpy(), found)
+            relative = errors(spec, output.detach().cpu().numpy(), found)
+            return pytorch_compiled.checked(spec, relative) if self.compiled else relative
 
-        return Contender(run=run, layout="(T, N, D)", check=check)
+        if not self.compiled:
+            return Contender(run=run, layout="(T, N, D)", check=check)
+        return Contender(
+            run=run,
+            compile_s=settle(run),
+            layout="(T, N, D)",
+            note="its formulas over torch's scan (nn.LSTM, GRU and RNN are not compiled)",
+            check=check,
+        )

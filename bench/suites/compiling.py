@@ -19,6 +19,9 @@ SPECS = {
     "rnn-bi2": (Spec("rnn", 8, 100, 64, 64, 2, True), "RNN 2 layers, bidirectional"),
 }
 
+SHARED = ("flax.linen", "flax.nnx", "torch.compile")
+"""Peers whose package is imported before, or is another peer's."""
+
 IMPORT = """
 import sys, time, os
 os.environ["KERAS_BACKEND"] = "jax"
@@ -79,7 +82,7 @@ SUITE = Suite(
         Case(
             name="import",
             build=build_import,
-            peers=tuple(n for n in PEERS if not n.startswith("flax.")),
+            peers=tuple(n for n in PEERS if n not in SHARED),
             table="import, beyond jax and flax.nnx",
             row="import",
             unit="s",

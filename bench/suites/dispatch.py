@@ -42,7 +42,7 @@ def build(spec: Spec, name: str) -> Contender:
     if name == "jaxrnn+nnx.jit":
         PEERS["jaxrnn"].require()
         return nnx_jitted(spec)
-    if name == "torch":
+    if not PEERS[name].uses_jax:
         return PEERS[name].load().contender(spec, False)
     return jitted(PEERS[name].load(), spec)
 

@@ -46,7 +46,7 @@ SUITE = Suite(
         for size, shape in SIZES.items()
         for case in layer_cases(f"{cell}-{size}", Spec(cell, *shape), f"{NAMES[cell]} {size}")
     ),
-    quick=("*-sine-*", "*-small-*"),
+    quick=("*-sine-*", "*-window-*"),
     notes=(
         "Forward: the output, from zero initial states. Forward+backward: the output and the "
         "gradient of every weight (not of the input), for a cotangent of ones.",
