@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.nn import sigmoid
 
-from jaxrnn import cells, stack
+from jaxrnn import cells, recurrence, stack
 from jaxrnn.blocks import block_length, scan_blocks
 from jaxrnn.recurrence import Masks, Weights, unroll
 from jaxrnn.step import advance, gate_inputs
@@ -122,6 +122,25 @@ def test_projection_equals_a_loop(cell: cells.Cell, reverse: bool, remat: bool) 
             jax.eval_shape(lambda: unroll(cell, weights, x, state))
         return
     run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=2)
+    got = value_and_grads(lambda w, x, s: run(w, x, s), weights, x, state, cotangent)
+    want = value_and_grads(
+        lambda w, x, s: loop(cell, w, x, s, masks, reverse), weights, x, state, cotangent
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize(
+    ("cell", "proj"),
+    [(cells.LSTM(), 0), (cells.LSTM(), 2), (cells.GRU(), 0), (PlainLSTM(), 2)],
+    ids=repr,
+)
+def test_gates_that_are_too_many_to_keep_are_computed_again(
+    cell: cells.Cell, proj: int, reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrence, "KEPT_BYTES", 0)
+    weights, x, state, masks, cotangent = draw(cell, proj=proj)
+    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, block=3)
     got = value_and_grads(lambda w, x, s: run(w, x, s), weights, x, state, cotangent)
     want = value_and_grads(
         lambda w, x, s: loop(cell, w, x, s, masks, reverse), weights, x, state, cotangent
