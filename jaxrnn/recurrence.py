@@ -216,7 +216,10 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     hs, final, kept, starts = _forward(
         plan, weights, x, _rows_last(state), masks, keep=not plan.remat
     )
-    transposed = tuple(None if w is None else w.T for w in (weights.weight_hh, weights.weight_hr))
+    transposed = tuple(
+        None if w is None else w.T
+        for w in (weights.weight_ih, weights.weight_hh, weights.weight_hr)
+    )
 
     # Under `jax.checkpoint` reverse mode stores only the arguments of a block, and computes the
     # pointwise coefficients, several times the size of the gates, while they are in the cache.
@@ -252,10 +255,13 @@ def _linear_block(
 ) -> tuple[State, jax.Array]:
     """The derivative of one block of steps: linear in `dweights`, `dx` and `dstate`.
 
-    `transposed` are W_hh.T and W_hr.T; h is used both as it was given out, (K, N, R), in the
-    products with the derivatives of the weights, and with rows last, in the pointwise functions.
+    `transposed` are W_ih.T, W_hh.T and W_hr.T. The h given out, (K, N, R), serves the products with
+    the derivatives of the weights; with rows last it serves the pointwise functions.
     """
     cell = plan.cell
+    ih_t, hh_t, hr_t = transposed
+    assert ih_t is not None
+    assert hh_t is not None
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     if kept is None or kept.saved is None:
         kept = _replay(plan, weights, x, start, masks, hs, None if kept is None else kept.rest)
@@ -267,7 +273,12 @@ def _linear_block(
     # All that does not come through the state of the step before, for all steps at once.
     old_h = entered_rows(shift(start[0].T, hs), masks.resets)
     from_x = [product_of_rows(dweights.weight_ih, x), dweights.bias_ih]
-    from_x.append(product_of_rows(weights.weight_ih, dx))
+    if dx is not None:
+        # The barrier keeps XLA from exchanging the operands of the transposed product for the sake
+        # of the layout of its result, which took a CPU three times as long.
+        columns = lax.optimization_barrier(dx.reshape(-1, dx.shape[2]).T)
+        through = paired_product(weights.weight_ih, ih_t, columns)
+        from_x.append(through.reshape(-1, *dx.shape[:2]).swapaxes(0, 1))
     from_h = [product_of_rows(dweights.weight_hh, old_h), dweights.bias_hh]
     shape = (hs.shape[0], weights.weight_hh.shape[0], hs.shape[1])
     if cell.split:
@@ -278,8 +289,6 @@ def _linear_block(
     from_hr = None
     if kept.m is not None:
         from_hr = product_of_rows(dweights.weight_hr, kept.m.swapaxes(1, 2))
-    hh_t, hr_t = transposed
-    assert hh_t is not None
 
     def step(dstate: State, inputs: Any) -> tuple[State, jax.Array]:
         coefficients, direct, from_hr, masks = inputs

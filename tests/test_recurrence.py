@@ -88,6 +88,17 @@ def value_and_grads(run: Any, weights: Any, x: Any, state: Any, cotangent: Any) 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(weights, x, state)
 
 
+@functools.lru_cache
+def expected(
+    cell: cells.Cell, reverse: bool, *, masked: bool = True, proj: int = 0, bias: bool = True
+) -> Any:
+    """Values and gradients of the loop for what `draw` gives, computed once."""
+    weights, x, state, masks, cotangent = draw(cell, proj=proj, bias=bias)
+    masks = masks if masked else Masks()
+    run = functools.partial(loop, cell, masks=masks, reverse=reverse)
+    return value_and_grads(run, weights, x, state, cotangent)
+
+
 def close(got: Any, want: Any) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), got, want)
 
@@ -104,10 +115,7 @@ def test_values_and_gradients_equal_a_loop(
     masks = masks if masked else Masks()
     run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=3)
     got = value_and_grads(lambda w, x, s: run(w, x, s), weights, x, state, cotangent)
-    want = value_and_grads(
-        lambda w, x, s: loop(cell, w, x, s, masks, reverse), weights, x, state, cotangent
-    )
-    close(got, want)
+    close(got, expected(cell, reverse, masked=masked))
     if not remat:  # the forward pass alone keeps nothing, and is another program
         close(run(weights, x, state), loop(cell, weights, x, state, masks, reverse))
 
@@ -123,10 +131,7 @@ def test_projection_equals_a_loop(cell: cells.Cell, reverse: bool, remat: bool) 
         return
     run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=2)
     got = value_and_grads(lambda w, x, s: run(w, x, s), weights, x, state, cotangent)
-    want = value_and_grads(
-        lambda w, x, s: loop(cell, w, x, s, masks, reverse), weights, x, state, cotangent
-    )
-    close(got, want)
+    close(got, expected(cell, reverse, proj=2, bias=False))
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -142,10 +147,7 @@ def test_gates_that_are_too_many_to_keep_are_computed_again(
     weights, x, state, masks, cotangent = draw(cell, proj=proj)
     run = functools.partial(unroll, cell, masks=masks, reverse=reverse, block=3)
     got = value_and_grads(lambda w, x, s: run(w, x, s), weights, x, state, cotangent)
-    want = value_and_grads(
-        lambda w, x, s: loop(cell, w, x, s, masks, reverse), weights, x, state, cotangent
-    )
-    close(got, want)
+    close(got, expected(cell, reverse, proj=proj))
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 100, None])

@@ -10,7 +10,7 @@ from bench.layers import NAMES, Spec
 from bench.peers.base import JaxPeer, Layer, Weights
 
 
-def module(spec: Spec) -> Any:
+def module(spec: Spec, **options: Any) -> Any:
     """The layer of a case, freshly initialised."""
     make = getattr(jaxrnn, NAMES[spec.cell])
     return make(
@@ -19,12 +19,18 @@ def module(spec: Spec) -> Any:
         num_layers=spec.num_layers,
         bidirectional=spec.bidirectional,
         rngs=nnx.Rngs(0),
+        **options,
     )
 
 
 class Peer(JaxPeer):
+    """The layers; `options` go to their constructors."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
     def layer(self, spec: Spec) -> Layer:
-        graphdef, state, rest = nnx.split(module(spec), nnx.Param, ...)
+        graphdef, state, rest = nnx.split(module(spec, **self.options), nnx.Param, ...)
 
         def convert(weights: Weights) -> Any:
             filled = jax.tree.map(lambda leaf: leaf, state)

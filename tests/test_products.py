@@ -1,0 +1,84 @@
+"""The product that brings its own transpose is the plain one, under every transformation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrnn.products import paired_product, product, product_of_rows, rows_product
+
+
+def draw(outputs: int, inputs: int, rows: int, *, models: int = 0) -> tuple[jax.Array, jax.Array]:
+    random = np.random.RandomState(0)
+    lead = (models,) if models else ()
+    w, a = random.uniform(-1, 1, (*lead, outputs, inputs)), random.uniform(-1, 1, (inputs, rows))
+    return jnp.asarray(w), jnp.asarray(a)
+
+
+def paired(w: Any, a: Any) -> Any:
+    return paired_product(w, jnp.swapaxes(w, -1, -2), a)
+
+
+def close(got: Any, want: Any) -> None:
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12), got, want)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("outputs", "inputs"), [(8, 2), (2, 8)])
+def test_it_is_the_plain_product_and_so_are_its_derivatives(
+    outputs: int, inputs: int, rows: int
+) -> None:
+    w, a = draw(outputs, inputs, rows)
+    dw, da = jnp.sin(w), jnp.cos(a)
+
+    def results(f: Any) -> Any:
+        def loss(w: Any, a: Any) -> Any:
+            return (f(w, a) ** 3).sum()
+
+        twice = jax.grad(lambda w, a: sum((g**2).sum() for g in jax.grad(loss, (0, 1))(w, a)))
+        return (
+            f(w, a),
+            jax.jvp(f, (w, a), (dw, da)),
+            jax.jvp(lambda w: f(w, a), (w,), (dw,)),
+            jax.grad(loss, (0, 1))(w, a),
+            twice(w, a),
+            jax.jacfwd(jax.grad(loss, 1), 1)(w, a),
+        )
+
+    close(jax.jit(results, static_argnums=0)(paired), results(product))
+
+
+@pytest.mark.parametrize("axes", [(None, 0), (None, 1), (0, None), (0, 1)], ids=str)
+def test_it_maps_over_rows_and_over_models(axes: tuple[int | None, int | None]) -> None:
+    w, a = draw(6, 4, 3, models=0 if axes[0] is None else 5)
+    if axes[1] is not None:
+        a = jnp.stack([a * k for k in range(1, 6)], axis=axes[1])
+
+    def results(f: Any) -> Any:
+        mapped = jax.vmap(f, axes)
+        pulled = jax.vmap(jax.grad(lambda w, a: (f(w, a) ** 2).sum(), (0, 1)), axes)
+        pushed = jax.grad(lambda w, a: (mapped(w, a) ** 2).sum(), (0, 1))
+        return mapped(w, a), pulled(w, a), pushed(w, a)
+
+    close(results(paired), results(product))
+
+
+def test_sums_are_at_least_float32() -> None:
+    w, a = (v.astype(jnp.bfloat16) for v in draw(3, 2, 4))
+    out, pullback = jax.vjp(lambda a: paired(w, a), a)
+    (da,) = pullback(jnp.ones_like(out))
+    assert out.dtype == product(w, a).dtype == jnp.float32
+    assert da.dtype == jnp.bfloat16
+
+
+def test_rows_may_come_first_or_last() -> None:
+    w, a = draw(3, 2, 4)
+    x = jnp.stack([a.T, 2 * a.T])  # (K, N, D)
+    close(product_of_rows(w, x), rows_product(x, w).swapaxes(1, 2))
+    close(product_of_rows(w, x)[1], product(w, 2 * a))
+    assert product(None, a) is None
+    assert product_of_rows(w, None) is None
