@@ -2,7 +2,7 @@
 
 .. code-block:: text
 
-    zx_t = x_t @ W_ih.T + b_ih                     all steps of a block in one product
+    zx_t = x_t @ W_ih.T + b_ih                     for a block in one product, or step by step
     zh_t = h_{t-1} @ W_hh.T + b_hh                 inside the loop, the only sequential product
     m_t, c_t, ... = cell.step(zx_t, zh_t, state)   elementwise
     h_t = m_t @ W_hr.T                             or m_t, where nothing is projected

@@ -67,7 +67,8 @@ def advance(
     """
     old = state
     state = enter(state, masks.resets)
-    (m, *rest), saved = cell.save(_gates(cell, weights, zx, state[0]), wide(state))
+    z = joined(cell, weights, zx, product(weights.weight_hh, state[0]))
+    (m, *rest), saved = cell.save(z, wide(state))
     m = m.astype(old[0].dtype)
     h = m if weights.weight_hr is None else product(weights.weight_hr, m).astype(m.dtype)
     return leave((h, *like(rest, old[1:])), old, masks.valid), m, saved
@@ -85,11 +86,6 @@ def with_biases(cell: Cell, weights: Weights, zx: jax.Array, axis: int = -2) -> 
     """The product of W_ih with x, and the biases that need not wait; `axis` holds the features."""
     zx = plus(zx, weights.bias_ih, axis)
     return zx if cell.split else plus(zx, weights.bias_hh, axis)
-
-
-def _gates(cell: Cell, weights: Weights, zx: jax.Array, h: jax.Array) -> Any:
-    """What the step of a cell takes, from `gate_inputs` and the hidden state it starts from."""
-    return joined(cell, weights, zx, product(weights.weight_hh, h))
 
 
 def joined(cell: Cell, weights: Weights, zx: jax.Array, zh: jax.Array) -> Any:
