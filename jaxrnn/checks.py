@@ -112,6 +112,12 @@ def layer_input(kind: str, x: jax.Array) -> bool:
     return x.ndim == 3
 
 
+def packed_input(data: jax.Array) -> None:
+    """The number of axes of the data of a PackedSequence."""
+    if data.ndim != 2:
+        raise ShapeError(f"input must have 2 dimensions, got {data.ndim}")
+
+
 def state_axes(states: Sequence[jax.Array], batched: bool) -> None:
     """The number of axes of the initial states of a layer."""
     axes, word = (3, "batched") if batched else (2, "unbatched")

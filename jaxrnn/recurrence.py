@@ -61,12 +61,18 @@ class Plan:
         remat: keep only the output and the states between blocks for the derivative, and compute
             the rest again from them: one product and one loop a block more, far less memory.
         block: steps in a block; None chooses from the shapes (`jaxrnn.blocks.block_length`).
+        all_states: give out every state at each step, and not the hidden state alone.
     """
 
     cell: Cell
     reverse: bool = False
     remat: bool = False
     block: int | None = None
+    all_states: bool = False
+
+    def given_out(self, state: State) -> State:
+        """The states that are given out at each step."""
+        return state if self.all_states else state[:1]
 
 
 def unroll(
@@ -79,7 +85,8 @@ def unroll(
     masks: Masks = Masks(),
     remat: bool = False,
     block: int | None = None,
-) -> tuple[jax.Array, State]:
+    all_states: bool = False,
+) -> tuple[Any, State]:
     """Run a cell over a sequence: the pure function under every layer.
 
     Args:
@@ -91,9 +98,12 @@ def unroll(
         masks: resets and valid steps, see `Masks`.
         remat: trade arithmetic for memory in the derivative, see `Plan`.
         block: steps in a block; the default is chosen from the shapes.
+        all_states: give out every state at each step.
 
     Returns:
-        The hidden state at each step (T, N, R), and the state after the last step consumed.
+        The hidden state at each step (T, N, R), and the state after the last step consumed. With
+        `all_states`, the first is the tuple of all states at each step, (T, N, R), (T, N, H), ...
+        At a step that is not valid, it is what the row's state is then.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -109,7 +119,9 @@ def unroll(
     """
     if state is None:
         state = zero_state(cell, weights, x.shape[1], x.dtype)
-    return _unroll(Plan(cell, reverse, remat, block), weights, x, tuple(state), masks)
+    plan = Plan(cell, reverse, remat, block, all_states)
+    given, last = _unroll(plan, weights, x, tuple(state), masks)
+    return given if all_states else given[0], last
 
 
 class _Kept(NamedTuple):
@@ -128,11 +140,11 @@ KEPT_BYTES = 256_000_000
 
 def _forward(
     plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: bool
-) -> tuple[jax.Array, State, _Kept | None, State]:
-    """The loop: output, final state, what was kept of each step, the state before each block.
+) -> tuple[State, State, _Kept | None, State]:
+    """The loop: what it gives out, final state, what was kept of each step, states before blocks.
 
-    Rows are last in every state, given and returned, and in all that is kept; the output is
-    (T, N, R).
+    Rows are last in every state, given and returned, and in all that is kept; what is given out at
+    each step is (T, N, R), (T, N, H), ...
     """
     cell = plan.cell
     every_step = inputs_at_each_step(cell, x, weights)
@@ -160,7 +172,7 @@ def _forward(
             if keep and few:
                 m = m if _projects(weights) else None
                 kept = _Kept(state[1:], m, narrow(saved, x.dtype))
-            return (state, fetched), (state[0].T, kept)
+            return (state, fetched), (_rows_last(plan.given_out(state)), kept)
 
         # Where a cell takes its gate inputs apart, those of a step are fetched during the step
         # before, through the carry. Sliced from the block within the pointwise function, as XLA
@@ -179,13 +191,13 @@ def _forward(
     steps = x.shape[0]
     length = block_length(steps, x.shape[1], plan.block)
     whole = every_step and not plan.remat  # nothing is gained by blocks
-    final, (hs, kept), starts = scan_blocks(
+    final, (given, kept), starts = scan_blocks(
         block, state, (x, masks), None, length=steps if whole else length, reverse=plan.reverse
     )
     if kept is not None and whole:
-        ends = (hs.swapaxes(1, 2), *kept.rest)
+        ends = (given[0].swapaxes(1, 2), *kept.rest)
         starts = tuple(map(functools.partial(_before_blocks, plan, length), state, ends))
-    return hs, final, kept, starts
+    return given, final, kept, starts
 
 
 def _before_blocks(plan: Plan, length: int, first: jax.Array, after: jax.Array) -> jax.Array:
@@ -198,9 +210,9 @@ def _before_blocks(plan: Plan, length: int, first: jax.Array, after: jax.Array) 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _unroll(
     plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks
-) -> tuple[jax.Array, State]:
-    hs, state, _, _ = _forward(plan, weights, x, _rows_last(state), masks, keep=False)
-    return hs, _rows_last(state)
+) -> tuple[State, State]:
+    given, state, _, _ = _forward(plan, weights, x, _rows_last(state), masks, keep=False)
+    return given, _rows_last(state)
 
 
 def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
@@ -213,7 +225,7 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
         jnp.zeros(s.shape[::-1], dtype) if _nonzero(d) is None else d.T.astype(dtype)
         for s, d in zip(state, dstate, strict=True)
     )
-    hs, final, kept, starts = _forward(
+    given, final, kept, starts = _forward(
         plan, weights, x, _rows_last(state), masks, keep=not plan.remat
     )
     transposed = tuple(
@@ -227,14 +239,15 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
 
     def block(dstate: State, steps: Any, start: State) -> Any:
         x, masks, hs, kept, dx = steps
-        dstate, dhs = linear(weights, transposed, dweights, x, dx, start, masks, hs, kept, dstate)
-        return dstate, dhs, None
+        dstate, out = linear(weights, transposed, dweights, x, dx, start, masks, hs, kept, dstate)
+        return dstate, out, None
 
     length = block_length(x.shape[0], x.shape[1], plan.block)
-    dfinal, dhs, _ = scan_blocks(
-        block, dstate, (x, masks, hs, kept, dx), starts, length=length, reverse=plan.reverse
+    steps = (x, masks, given[0], kept, dx)
+    dfinal, dgiven, _ = scan_blocks(
+        block, dstate, steps, starts, length=length, reverse=plan.reverse
     )
-    return (hs, _rows_last(final)), (dhs, _rows_last(like(dfinal, final)))
+    return (given, _rows_last(final)), (dgiven, _rows_last(like(dfinal, final)))
 
 
 _unroll.defjvp(_unroll_jvp, symbolic_zeros=True)
@@ -252,7 +265,7 @@ def _linear_block(
     hs: jax.Array,
     kept: _Kept | None,
     dstate: State,
-) -> tuple[State, jax.Array]:
+) -> tuple[State, State]:
     """The derivative of one block of steps: linear in `dweights`, `dx` and `dstate`.
 
     `transposed` are W_ih.T, W_hh.T and W_hr.T. The h given out, (K, N, R), serves the products with
@@ -290,7 +303,7 @@ def _linear_block(
     if kept.m is not None:
         from_hr = product_of_rows(dweights.weight_hr, kept.m.swapaxes(1, 2))
 
-    def step(dstate: State, inputs: Any) -> tuple[State, jax.Array]:
+    def step(dstate: State, inputs: Any) -> tuple[State, State]:
         coefficients, direct, from_hr, masks = inputs
         before = dstate
         dstate = enter(dstate, masks.resets)
@@ -302,11 +315,12 @@ def _linear_block(
             assert hr_t is not None
             dh = paired_product(weights.weight_hr, hr_t, dh.astype(hs.dtype))
         dstate = leave((dh if from_hr is None else dh + from_hr, *rest), before, masks.valid)
-        return dstate, dstate[0].astype(hs.dtype)
+        return dstate, narrow(plan.given_out(dstate), hs.dtype)
 
     steps = (coefficients, direct, from_hr, masks)
-    dstate, dhs = lax.scan(step, dstate, steps, reverse=plan.reverse)
-    return dstate, dhs.swapaxes(1, 2)  # apart from the loop, which a CPU then vectorises
+    dstate, given = lax.scan(step, dstate, steps, reverse=plan.reverse)
+    # Turned apart from the loop, which a CPU then vectorises.
+    return dstate, tuple(d.swapaxes(1, 2) for d in given)
 
 
 def _replay(

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn import ragged
 from jaxrnn.cells import Cell, State
 from jaxrnn.recurrence import Weights, unroll
 
@@ -32,6 +33,7 @@ class Stack:
             of training.
         remat: less memory for the derivative, see `jaxrnn.recurrence.Plan`.
         dtype: what to compute in; None takes the input's.
+        all_states: give out the states after every step instead of those after the last.
     """
 
     cell: Cell
@@ -40,6 +42,7 @@ class Stack:
     dropout: float = 0.0
     remat: bool = False
     dtype: Any = None
+    all_states: bool = False
 
     @property
     def directions(self) -> int:
@@ -54,6 +57,8 @@ def run(
     x: jax.Array,
     states: State | None = None,
     key: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    resets: jax.Array | None = None,
 ) -> tuple[jax.Array, State]:
     """Run a stack of layers over a batch of sequences.
 
@@ -64,9 +69,19 @@ def run(
         states: the initial states, h (F*L, N, R) first, each other (F*L, N, H), without N if the
             input has no batch; None for zeros.
         key: the PRNG key of dropout, if there is any.
+        lengths: integers (N,), or () without a batch: the steps of each row, those past it being
+            padding, whose content reaches nothing. The output there is zero, and the last state is
+            that after the row's last step; the reverse direction begins there. Below 0 is taken as
+            0, beyond T as T.
+        resets: bool, axes as `stack.layout` without D: True at t cuts the row before step t, in
+            every layer and both directions, so that its pieces are independent. The forward
+            direction begins each piece but the first from zeros, the reverse direction each but
+            the last.
 
     Returns:
         The output, axes as the input's with F*R features, and the last states, shaped as `states`.
+        With `stack.all_states` these are the states after each step, with a leading axis T, zero
+        past a row's length.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,9 +95,14 @@ def run(
         weights, x, states = jax.tree.map(lambda a: a.astype(stack.dtype), (weights, x, states))
     if stack.layout == "NTD":
         x = x.swapaxes(0, 1)
+        resets = None if resets is None else resets.T
     elif stack.layout == "TD":
-        x = x[:, None]
+        x, resets = x[:, None], None if resets is None else resets[:, None]
+        lengths = None if lengths is None else lengths[None]
         states = None if states is None else tuple(s[:, None] for s in states)
+    masks = ragged.masks(x.shape[0], lengths, resets)
+    valid = masks[0].valid
+    x = ragged.only(valid, x)
 
     last = []
     for first in range(0, len(weights), stack.directions):
@@ -91,18 +111,27 @@ def run(
         outputs = []
         for index in range(first, first + stack.directions):
             start = None if states is None else tuple(s[index] for s in states)
-            output, final = unroll(
-                stack.cell, weights[index], x, start, reverse=index > first, remat=stack.remat
+            given, final = unroll(
+                stack.cell,
+                weights[index],
+                x,
+                start,
+                reverse=index > first,
+                masks=masks[index - first],
+                remat=stack.remat,
+                all_states=stack.all_states,
             )
-            outputs.append(output)
-            last.append(final)
+            outputs.append(given[0] if stack.all_states else given)
+            last.append(tuple(ragged.only(valid, s) for s in given) if stack.all_states else final)
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+        x = ragged.only(valid, x)
 
-    states = tuple(jnp.stack(s) for s in zip(*last, strict=True))
+    axis = 1 if stack.all_states else 0  # of the layers and directions, after that of time
+    states = tuple(jnp.stack(s, axis) for s in zip(*last, strict=True))
     if stack.layout == "NTD":
         x = x.swapaxes(0, 1)
     elif stack.layout == "TD":
-        x, states = x[:, 0], tuple(s[:, 0] for s in states)
+        x, states = x[:, 0], tuple(jnp.squeeze(s, -2) for s in states)
     return x, states
 
 

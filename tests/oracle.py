@@ -38,12 +38,15 @@ class Case:
     batch_first: bool
     hx: bool
     steps: int = T
+    lengths: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
         flags = ("bias", "bidirectional", "batch_first", "hx")
         words = [self.mode.lower(), f"{self.num_layers}x{self.steps}"]
-        return "-".join(words + [flag for flag in flags if getattr(self, flag)])
+        words += [flag for flag in flags if getattr(self, flag)]
+        words += [] if self.lengths is None else ["_".join(map(str, self.lengths))]
+        return "-".join(words)
 
     @property
     def layer(self) -> str:
@@ -81,9 +84,10 @@ class Case:
                     weights["bias_hh" + end] = random.uniform(-0.7, 0.7, rows)
                 if size != H:
                     weights["weight_hr" + end] = random.uniform(-0.7, 0.7, (size, H))
-        lead = (N, self.steps) if self.batch_first else (self.steps, N)
+        batch = N if self.lengths is None else len(self.lengths)
+        lead = (batch, self.steps) if self.batch_first else (self.steps, batch)
         sizes = [size, H] if self.layer == "LSTM" else [size]
-        states = [(self.num_layers * directions, N, s) for s in sizes]
+        states = [(self.num_layers * directions, batch, s) for s in sizes]
         x = random.uniform(-1, 1, (*lead, D))
         hx = [random.uniform(-1, 1, s) for s in states]
         shapes = [(*lead, directions * size), *states]
@@ -98,6 +102,37 @@ CASES = [
 ] + [Case(mode, 1, True, True, False, True, steps=107) for mode in MODES]
 
 
+RAGGED = [
+    Case(mode, num_layers, True, bidirectional, bidirectional, True, 5, lengths)
+    for mode in MODES
+    for num_layers in (1, 2)
+    for bidirectional in (False, True)
+    for lengths in ((5, 4, 4, 1), (2, 5, 0, 3), (0, 1, 3, 0))  # sorted; not; all short, some empty
+]
+
+
+def packed_run(layer: Any, case: Case, x: Any, state: Any) -> tuple[Any, Any]:
+    """PyTorch's layer over the packed rows. It takes no empty ones: they keep their state."""
+    assert torch is not None
+    assert case.lengths is not None
+    utils = torch.nn.utils.rnn
+    rows = [row for row, length in enumerate(case.lengths) if length > 0]
+    lengths = [case.lengths[row] for row in rows]
+    axis = 0 if case.batch_first else 1
+    some = x[rows] if case.batch_first else x[:, rows]
+    packed = utils.pack_padded_sequence(some, lengths, case.batch_first, enforce_sorted=False)
+    states = state if isinstance(state, tuple) else (state,)
+    given = tuple(s[:, rows].contiguous() for s in states)
+    output, last = layer(packed, given if case.layer == "LSTM" else given[0])
+    output, _ = utils.pad_packed_sequence(output, case.batch_first, total_length=case.steps)
+    last = last if case.layer == "LSTM" else (last,)
+    index = torch.tensor(rows)
+    shape = [*x.shape[:2], output.shape[2]]
+    output = torch.zeros(shape, dtype=x.dtype).index_copy(axis, index, output)
+    last = tuple(s.index_copy(1, index, n) for s, n in zip(states, last, strict=True))
+    return output, last if case.layer == "LSTM" else last[0]
+
+
 def torch_results(case: Case) -> dict[str, np.ndarray]:
     """What PyTorch computes in float64: outputs, states and every gradient."""
     assert torch is not None
@@ -106,7 +141,10 @@ def torch_results(case: Case) -> dict[str, np.ndarray]:
     layer.load_state_dict({name: torch.tensor(w) for name, w in weights.items()})
     x, *hx = (torch.tensor(a, requires_grad=True) for a in (x, *hx))
     state: Any = tuple(hx) if case.layer == "LSTM" else hx[0]
-    output, last = layer(x, state) if case.hx else layer(x)
+    if case.lengths is not None:
+        output, last = packed_run(layer, case, x, state)
+    else:
+        output, last = layer(x, state) if case.hx else layer(x)
     outputs = [output, *(last if case.layer == "LSTM" else [last])]
     total = sum((o * torch.tensor(c)).sum() for o, c in zip(outputs, cotangents, strict=True))
     assert isinstance(total, torch.Tensor)
@@ -122,8 +160,11 @@ def torch_results(case: Case) -> dict[str, np.ndarray]:
 @functools.cache
 def recorded() -> dict[str, np.ndarray]:
     """All recorded results, each case's laid end to end."""
-    with np.load(GOLDEN / "layers.npz") as file:
-        return dict(file)
+    results = {}
+    for name in ("layers", "ragged"):
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            results |= dict(file)
+    return results
 
 
 def flatten(results: dict[str, np.ndarray]) -> np.ndarray:

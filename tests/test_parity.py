@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,28 +19,37 @@ from tests.oracle import Case
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 
+@functools.lru_cache(maxsize=4)
+def compiled(case: Case, dtype: str, **options: Any) -> Any:
+    """A function of all inputs and cotangents to all results; the lengths are an input."""
+    layer = getattr(jaxrnn, case.layer)(
+        oracle.D, oracle.H, rngs=nnx.Rngs(0), param_dtype=dtype, **case.options, **options
+    )
+    graph, _ = nnx.split(layer)
+
+    def call(lengths: Any, state: Any, x: Any, hx: Any) -> Any:
+        layer = nnx.merge(graph, state)
+        pair = (tuple(hx) if case.layer == "LSTM" else hx[0]) if case.hx else None
+        output, last = layer(x, pair, lengths=lengths)
+        return [output, *(last if case.layer == "LSTM" else [last])]
+
+    @jax.jit
+    def run(cotangents: Any, lengths: Any, *primals: Any) -> Any:
+        outputs, pullback = jax.vjp(functools.partial(call, lengths), *primals)
+        return outputs, pullback(cotangents)
+
+    return layer, run
+
+
 def our_results(case: Case, dtype: str, **options: Any) -> dict[str, np.ndarray]:
     """The same as `oracle.torch_results`, by jaxrnn."""
     arrays = case.draw()
     weights, x, hx, cotangents = jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
-    layer = getattr(jaxrnn, case.layer)(
-        oracle.D, oracle.H, rngs=nnx.Rngs(0), param_dtype=dtype, **case.options, **options
-    )
+    lengths = None if case.lengths is None else jnp.array(case.lengths)
+    alike = case if lengths is None else dataclasses.replace(case, lengths=())
+    layer, run = compiled(alike, dtype, **options)
     jaxrnn.load_state_dict(layer, weights)
-    graph, state = nnx.split(layer)
-
-    def call(state: Any, x: Any, hx: Any) -> Any:
-        layer = nnx.merge(graph, state)
-        pair = tuple(hx) if case.layer == "LSTM" else hx[0]
-        output, last = layer(x, pair) if case.hx else layer(x)
-        return [output, *(last if case.layer == "LSTM" else [last])]
-
-    @jax.jit
-    def run(*primals: Any) -> Any:
-        outputs, pullback = jax.vjp(call, *primals)
-        return outputs, pullback(cotangents)
-
-    outputs, (dstate, dx, dhx) = run(state, x, hx)
+    outputs, (dstate, dx, dhx) = run(cotangents, lengths, nnx.split(layer)[1], x, hx)
     nnx.update(layer, dstate)  # the gradients under PyTorch's names
     results = {f"output_{i}": o for i, o in enumerate(outputs)}
     results |= {f"grad_{name}": g for name, g in jaxrnn.state_dict(layer).items()}
@@ -63,12 +74,18 @@ def test_outputs_states_and_gradients_equal_pytorch(case: Case, dtype: str) -> N
     check(case, dtype)
 
 
+@pytest.mark.parametrize("case", oracle.RAGGED, ids=lambda case: case.name)
+def test_rows_of_unequal_length_equal_pytorchs_packed_run(case: Case) -> None:
+    """In one layer and two, one direction and both; the lengths are no part of what is compiled."""
+    check(case, "float64")
+
+
 @pytest.mark.parametrize("mode", oracle.MODES)
 def test_rematerialisation_changes_no_number(mode: str) -> None:
     check(Case(mode, 1, True, True, False, True, steps=107), "float64", remat=True)
 
 
-@pytest.mark.parametrize("case", oracle.CASES[::13], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", (oracle.CASES + oracle.RAGGED)[::13], ids=lambda case: case.name)
 def test_recorded_numbers_are_those_of_pytorch(case: Case) -> None:
     """Live torch and the recording agree; without torch, the recording holds every case."""
     recorded = oracle.recorded()[case.name]
@@ -76,7 +93,8 @@ def test_recorded_numbers_are_those_of_pytorch(case: Case) -> None:
 
 
 def test_every_case_is_recorded() -> None:
-    assert sorted(oracle.recorded()) == sorted(case.name for case in oracle.CASES)
+    cases = oracle.CASES + oracle.RAGGED
+    assert sorted(oracle.recorded()) == sorted(case.name for case in cases)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])

@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 
 if __name__ == "__main__":
     files = {"layers": {c.name: oracle.flatten(oracle.torch_results(c)) for c in oracle.CASES}}
+    files["ragged"] = {c.name: oracle.flatten(oracle.torch_results(c)) for c in oracle.RAGGED}
     files["sine"] = sine_oracle.torch_run()
     for name, variant in stateful_oracle.VARIANTS.items():
         files[name] = stateful_oracle.torch_run(*variant)

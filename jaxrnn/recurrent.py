@@ -1,0 +1,299 @@
+"""What all recurrent layers share: a thin Flax (NNX) module around the pure functions.
+
+It holds parameters under PyTorch's names and checks its arguments; the arithmetic is
+`jaxrnn.stack.run`. A forward pass changes nothing in the module, so a closure over one works
+under every transformation of JAX.
+
+Axis letters: N batch, T time, D input features, H hidden size, P projection, R = P or H,
+L layers, F directions (2 if bidirectional), G gates.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrnn import backends, cells, checks, ragged, stack
+try:  # TEMPORARY until packing lands
+    from jaxrnn import packing
+    from jaxrnn.packing import PackedSequence
+except ImportError:
+    packing: Any = None
+    class PackedSequence: pass
+from jaxrnn.recurrence import Weights
+
+
+class Options(TypedDict, total=False):
+    """The keyword-only options of every layer, beside ``rngs``.
+
+    Attributes:
+        dtype: what to compute in; input, states and weights are cast to it. None, the default:
+            they must agree, and are used as they are.
+        param_dtype: the dtype of the parameters, float32 by default.
+        backend: who runs the loop, see `jaxrnn.backends`; "auto" by default.
+        remat: less memory for the gradient at the cost of one product a step, see
+            `jaxrnn.recurrence.Plan`; False by default.
+    """
+
+    dtype: Any
+    param_dtype: Any
+    backend: str
+    remat: bool
+
+
+class Recurrent(nnx.Module):
+    """A stack of recurrent layers of one cell: the constructor, the parameters and the call."""
+
+    mode: str = ""  # PyTorch's name of the kind of layer
+
+    def __init__(
+        self,
+        cell: cells.Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int = 0,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        backend: str = "auto",
+        remat: bool = False,
+        **unknown: Any,
+    ):
+        checks.no_such_argument(type(self).__name__, unknown)
+        checks.constructor(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size
+        )
+        backends.check(backend)
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.backend = backend
+        self.remat = remat
+        self.deterministic = False  # the attribute that nnx's train() and eval() switch
+
+        drawn = stack.init(
+            rngs.params(),
+            cell,
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            bidirectional=bool(bidirectional),
+            proj_size=proj_size,
+            dtype=param_dtype,
+        )
+        names = []
+        for index, weights in enumerate(drawn):
+            layer, direction = divmod(index, 2 if bidirectional else 1)
+            suffix = f"_l{layer}{'_reverse' if direction else ''}"
+            there = {f: value for f, value in weights._asdict().items() if value is not None}
+            for field, value in there.items():
+                setattr(self, field + suffix, nnx.Param(value))
+            names.append(tuple((field, field + suffix) for field in there))
+        self._names = tuple(names)
+        has_stream = "dropout" in rngs or "default" in rngs
+        self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and has_stream else None)
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on; switched by ``train()`` and ``eval()``."""
+        return not self.deterministic
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of the parameters, in PyTorch's order."""
+        return tuple(name for names in self._names for _, name in names)
+
+    @property
+    def all_weights(self) -> list[list[nnx.Param]]:
+        """The parameters, a list for each layer and direction, in PyTorch's order."""
+        return [[getattr(self, name) for _, name in names] for names in self._names]
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What ``nnx.view`` calls: switch dropout off (True) or on (False).
+
+        Args:
+            deterministic: if True, disables dropout.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def extra_repr(self) -> str:
+        """The arguments as PyTorch prints them: only those that are not the default."""
+        text = f"{self.input_size}, {self.hidden_size}"
+        for name, default in (
+            ("proj_size", 0),
+            ("num_layers", 1),
+            ("bias", True),
+            ("batch_first", False),
+            ("dropout", 0),
+            ("bidirectional", False),
+        ):
+            value = getattr(self, name)
+            text += f", {name}={value}" if value != default else ""
+        return text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    __str__ = __repr__
+
+    def __call__(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        rngs: Any = None,
+        return_all_states: bool = False,
+    ) -> tuple[Any, Any]:
+        """Run the layer over sequences.
+
+        Args:
+            input: (T, N, D); (N, T, D) if `batch_first`; (T, D) unbatched; or a PackedSequence.
+            hx: the initial state (F*L, N, R), for `LSTM` the pair (h_0, c_0) with c_0
+                (F*L, N, H); without N if the input has no batch; None for zeros. Never
+                broadcast, never batch-first.
+            lengths: the steps of each row, integers (N,) in any order, 0 allowed; a single number
+                if the input has no batch. What is past them is padding and reaches nothing: the
+                output there is 0, and the last state is the one after the row's last step (the
+                initial one for length 0). The reverse direction begins at the last step. Traced
+                lengths are taken as 0 below 0 and as T beyond T.
+            resets: bool, axes as the input's without D. True at t cuts the row before step t, in
+                every layer, so that its pieces are independent. The forward direction begins at t
+                from zeros (at t = 0 it discards `hx`); the reverse direction, which comes from
+                T - 1, drops its state after x_t, before x_{t-1}. Past a row's length they do
+                nothing. An environment's `done`, given after step t, is a reset at t + 1:
+                `jaxrnn.episodes.resets_from_dones`.
+            rngs: where dropout takes its key from, instead of the constructor's ``rngs``: an
+                ``nnx.Rngs`` (its ``dropout`` stream), a stream or a key.
+            return_all_states: give out the states after every step instead of those after the
+                last.
+
+        Returns:
+            The output, axes as the input's with F*R features (a PackedSequence for one), and the
+            state after the last step, shaped as `hx`. With `return_all_states` that state has a
+            leading axis T, (T, F*L, N, R) and for c (T, F*L, N, H), zero past a row's length.
+
+        Raises:
+            ValueError, RuntimeError: for wrong axes, sizes or dtypes, in PyTorch's words; for
+                lengths below 0 or beyond T.
+            TypeError: for lengths that are no integers, or resets that are not bool.
+        """
+        packed = input if isinstance(input, PackedSequence) else None
+        if packed is not None:
+            ragged.nothing_beside_packed(lengths=lengths, resets=resets)
+            checks.packed_input(packed.data)
+            input, lengths = packing.padded(packed)
+        x = jnp.asarray(input)
+        pair = len(self.cell.states) == 2
+        layout, states = self.check(x, hx, time_major=packed is not None)
+        steps, batch = x.shape[layout.index("T")], None
+        if layout != "TD":
+            batch = x.shape[layout.index("N")]
+        if lengths is not None:
+            lengths = ragged.check_lengths(lengths, steps, batch)
+        if resets is not None:
+            resets = ragged.check_resets(resets, x.shape[:-1])
+        plan = self.plan(layout, training=self.training, all_states=return_all_states)
+        key = self._dropout_key(plan.dropout, rngs)
+        output, last = stack.run(plan, self.weights(), x, states, key, lengths, resets)
+        if packed is not None:
+            output = packing.repacked(packed, output)
+        return output, last if pair else last[0]
+
+    def initial_state(self, batch_size: int | None = None) -> Any:
+        """The state of zeros that None stands for, shaped as `hx` of a call.
+
+        Args:
+            batch_size: N; None for an unbatched state.
+        """
+        batch = () if batch_size is None else (batch_size,)
+        dtype = self.param_dtype if self.dtype is None else self.dtype
+        states = tuple(jnp.zeros(shape, dtype) for shape in self._state_shapes(*batch))
+        return states if len(states) == 2 else states[0]
+
+    def _state_shapes(self, *batch: int) -> list[tuple[int, ...]]:
+        """The shapes of the states, h first."""
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        return [(rows, *batch, size) for size, _ in zip(sizes, self.cell.states)]
+
+    def weights(self) -> tuple[Weights, ...]:
+        """The parameters as `jaxrnn.stack.run` takes them."""
+        return tuple(
+            Weights(**{field: getattr(self, name)[...] for field, name in names})
+            for names in self._names
+        )
+
+    def plan(self, layout: str, *, training: bool, all_states: bool = False) -> stack.Stack:
+        """The layer as `jaxrnn.stack.run` takes it; `layout` are the axes of the input."""
+        return stack.Stack(
+            self.cell,
+            bidirectional=bool(self.bidirectional),
+            layout=layout,
+            dropout=self.dropout if training and self.num_layers > 1 else 0.0,
+            remat=self.remat,
+            dtype=self.dtype,
+            all_states=all_states,
+        )
+
+    def check(
+        self, x: jax.Array, hx: Any, *, time_major: bool = False
+    ) -> tuple[str, tuple[jax.Array, ...] | None]:
+        """Check the call, in PyTorch's order; the axes of the input, and the states."""
+        kind = self.mode.split("_")[0]
+        batched = checks.layer_input(kind, x)
+        layout = "TD" if not batched else "NTD" if self.batch_first and not time_major else "TND"
+        given, states = (), None
+        if hx is not None:
+            if len(self.cell.states) == 2:
+                given = checks.two_states(hx)
+            else:
+                checks.one_state(hx)
+                given = (hx,)
+            states = tuple(map(jnp.asarray, given[: len(self.cell.states)]))
+            checks.state_axes(states, batched)
+        if self.dtype is None:
+            checks.input_dtype(x, self.param_dtype)
+        checks.input_size(x, self.input_size)
+        if states is not None:
+            batch = x.shape[layout.index("N")] if batched else 1
+            checks.state_shapes(states, self._state_shapes(batch), batched)
+            checks.state_count(given, len(states))
+        checks.sequence_length(x.shape[layout.index("T")])
+        if self.dtype is None and states is not None:
+            checks.state_dtypes(states, self.param_dtype)
+        return layout, states
+
+    def _dropout_key(self, dropout: float, rngs: Any) -> Any:
+        """A key where randomness is needed; otherwise no random stream is touched."""
+        if not 0 < dropout < 1:
+            return None
+        source = self.rngs if rngs is None else rngs
+        if source is None:
+            raise ValueError(
+                f"dropout={dropout} is active but there is no random stream: pass rngs= to the "
+                "call, or give the constructor rngs with a 'dropout' or 'default' stream"
+            )
+        if isinstance(source, nnx.Rngs):
+            source = source["dropout"]
+        return source() if callable(source) else source

@@ -1,0 +1,88 @@
+"""Sequences that come piece by piece: a single compiled step, and lengths of a piece.
+
+The state a layer returns is the state it takes, so a sequence fed in pieces of any size, with the
+state handed on, is the sequence fed at once:
+
+.. code-block:: text
+
+    y_1, state = layer(x[:4], state, lengths=piece_lengths(lengths, 0, 4), resets=resets[:4])
+    y_2, state = layer(x[4:], state, lengths=piece_lengths(lengths, 4, 3), resets=resets[4:])
+
+This holds for layers of one direction; a reverse direction begins at the end of the sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import checks, ragged, stack
+
+
+def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
+    """One step of a layer as a compiled function, for inference: no dropout.
+
+    Args:
+        layer: an `RNN`, `LSTM` or `GRU` of one direction, any number of layers. Its parameters are
+            those of this moment.
+
+    Returns:
+        ``step(x, state=None, reset=None) -> (y, state)``, with x (N, D) or (D,), y (N, R) or (R,),
+        the state shaped as the layer's `hx`, (L, N, R) or (L, R), for `LSTM` a pair; None stands
+        for zeros. `reset`, bool (N,) or (), sets a row's state to zero before x is consumed.
+        It is compiled once for each shape.
+
+    Raises:
+        ValueError: for a layer of two directions; and, by the step, for wrong axes, sizes or
+            dtypes, as by the layer.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.streaming import jit_step
+        >>> lstm = jaxrnn.LSTM(3, 4, num_layers=2, rngs=nnx.Rngs(0))
+        >>> step, state = jit_step(lstm), lstm.initial_state(2)
+        >>> for x in jnp.ones((5, 2, 3)):
+        ...     y, state = step(x, state)
+        >>> bool(jnp.allclose(y, lstm(jnp.ones((5, 2, 3)))[0][-1], atol=1e-6))
+        True
+
+    Differs from PyTorch: a step of a whole stack, where ``torch.nn.LSTMCell`` is one layer's.
+    """
+    if layer.bidirectional:
+        raise ValueError(
+            f"{layer!r} has two directions: the reverse one begins at the end of a sequence, and "
+            "can't be run step by step"
+        )
+
+    @jax.jit
+    def step(weights: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
+        x = jnp.asarray(x)
+        checks.cell_input(layer.mode.split("_")[0], x)
+        layout, states = layer.check(x[None], state, time_major=True)
+        resets = None if reset is None else ragged.check_resets(reset, x.shape[:-1])[None]
+        plan = layer.plan(layout, training=False)
+        y, last = stack.run(plan, weights, x[None], states, resets=resets)
+        return y[0], last if len(last) == 2 else last[0]
+
+    return functools.partial(step, layer.weights())
+
+
+def piece_lengths(lengths: Any, start: Any, steps: int) -> jax.Array:
+    """How many steps of a piece are each row's own: ``clip(lengths - start, 0, steps)``.
+
+    Args:
+        lengths: of the whole sequences, integers (N,).
+        start: the step of the whole at which the piece begins.
+        steps: how many steps the piece has.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> piece_lengths(jnp.array([7, 5, 2]), 4, 3).tolist()
+        [3, 1, 0]
+    """
+    return jnp.clip(jnp.asarray(lengths) - start, 0, steps)
