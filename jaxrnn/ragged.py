@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxrnn.checks import ShapeError
 from jaxrnn.step import Masks
@@ -60,7 +61,7 @@ def check_lengths(lengths: Any, steps: int, batch: int | None) -> jax.Array:
         ValueError: for a length below 0 or beyond T. Traced lengths are not known when this is
             asked; what is below 0 acts as 0 then, what is beyond T as T.
     """
-    known = not isinstance(lengths, jax.core.Tracer)
+    known = not isinstance(lengths, Tracer)
     if known:
         lengths = np.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):

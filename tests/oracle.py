@@ -95,10 +95,10 @@ class Case:
 
 
 CASES = [
-    Case(mode, num_layers, *flags)
+    Case(mode, num_layers, bias, bidirectional, batch_first, hx)
     for mode in MODES
     for num_layers in (1, 2, 3)
-    for flags in itertools.product((False, True), repeat=4)
+    for bias, bidirectional, batch_first, hx in itertools.product((False, True), repeat=4)
 ] + [Case(mode, 1, True, True, False, True, steps=107) for mode in MODES]
 
 

@@ -68,10 +68,22 @@ def check(case: Case, dtype: str, **options: Any) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("case", oracle.CASES, ids=lambda case: case.name)
-def test_outputs_states_and_gradients_equal_pytorch(case: Case, dtype: str) -> None:
-    check(case, dtype)
+def test_outputs_states_and_gradients_equal_pytorch(case: Case) -> None:
+    check(case, "float64")
+
+
+# In float32 the same code runs with other constants: each option once with each kind of layer.
+SINGLE = [
+    c
+    for c in oracle.CASES
+    if c.steps > oracle.T or (c.num_layers == (2 if c.bias else 1) and c.hx == c.batch_first)
+]
+
+
+@pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
+def test_outputs_states_and_gradients_equal_pytorch_in_single_precision(case: Case) -> None:
+    check(case, "float32")
 
 
 @pytest.mark.parametrize("case", oracle.RAGGED, ids=lambda case: case.name)
