@@ -9,6 +9,15 @@
 """
 
 from jaxrnn.layers import GRU, LSTM, RNN
+from jaxrnn.packing import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+    unpack_sequence,
+    unpad_sequence,
+)
 from jaxrnn.single import GRUCell, LSTMCell, RNNCell
 from jaxrnn.weights import load_safetensors, load_state_dict, save_safetensors, state_dict
 
@@ -20,9 +29,16 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "PackedSequence",
     "RNNCell",
     "load_safetensors",
     "load_state_dict",
+    "pack_padded_sequence",
+    "pack_sequence",
+    "pad_packed_sequence",
+    "pad_sequence",
     "save_safetensors",
     "state_dict",
+    "unpack_sequence",
+    "unpad_sequence",
 ]

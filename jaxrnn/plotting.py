@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from jaxrnn.files import write_whole
@@ -126,6 +127,157 @@ def characters(
     axes[2].set_xticks(range(len(text)), text.replace(" ", "␣"))
     axes[2].set_yticks(range(len(characters)), characters.replace(" ", "␣"))
     axes[2].set(title="probabilities, and the truth", xlabel="to predict", ylabel="character")
+    return figure
+
+
+class HeatMap(NamedTuple):
+    """What one panel of :func:`heat_maps` shows.
+
+    Attributes:
+        title: what is over it.
+        values: the rows from top to bottom, the columns from left to right (rows, columns); NaN
+            is nothing, and grey.
+        columns: what is written below each column, a string of as many letters or a sequence.
+        rows: what is written beside each row; None for their numbers.
+        xlabel, ylabel: what the columns and the rows are.
+        signed: whether zero is the middle of the colours, from blue below it to red above.
+        limit: the end of the colours, to compare panels; None for the largest value.
+    """
+
+    title: str
+    values: Any
+    columns: Sequence[Any]
+    rows: Sequence[Any] | None = None
+    xlabel: str = ""
+    ylabel: str = ""
+    signed: bool = False
+    limit: float | None = None
+
+
+def heat_maps(panels: Sequence[HeatMap], *, title: str) -> Figure:
+    """Panels of arrays as colours, each with its scale: one-hot inputs, states over time, places.
+
+    Args:
+        panels: what is in the panels.
+        title: the title of the figure.
+    """
+    figure, axes = _panels(len(panels), title)
+    for axis, panel in zip(axes, panels):
+        values = np.asarray(panel.values, float)
+        known = values[np.isfinite(values)]
+        limit = panel.limit or np.abs(known).max(initial=1e-12)
+        low = -limit if panel.signed else known.min(initial=0)
+        colours = colormaps["RdBu_r" if panel.signed else "viridis"].with_extremes(bad="#C8C8C8")
+        image = axis.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto")
+        figure.colorbar(image, ax=axis)
+        rows = range(len(values)) if panel.rows is None else panel.rows
+        every = -(-len(rows) // 16)  # more labels, or more letters below, can't be read
+        axis.set_yticks(range(0, len(rows), every), list(rows)[::every])
+        columns = [str(column) for column in panel.columns]
+        every = -(-sum(len(column) + 1 for column in columns) // 40)
+        axis.set_xticks(range(0, len(columns), every), columns[::every])
+        axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+    return figure
+
+
+def hidden_states(
+    states: Mapping[str, Any],
+    *,
+    title: str,
+    times: Sequence[Any] | None = None,
+    time_label: str = "step",
+    limit: float | None = None,
+) -> Figure:
+    """Hidden states over time as colours, a panel each: time to the right, features downward.
+
+    Args:
+        states: the states after each step (T, H), by what is over their panels.
+        title: the title of the figure.
+        times: what is written below each step; None for their numbers. A text of T characters will
+            do.
+        time_label: what the times are, with their unit.
+        limit: the end of the colours in every panel; None for the largest magnitude of each.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> rnn = jaxrnn.RNN(1, 8, num_layers=2, rngs=nnx.Rngs(0))
+        >>> x = jnp.sin(jnp.linspace(0, 9, 40))[:, None, None]
+        >>> _, h = rnn(x, return_all_states=True)                # (T, L, N, H)
+        >>> layers = {f"layer {k}": h[:, k, 0] for k in range(2)}
+        >>> len(hidden_states(layers, title="A sine", limit=1.0).axes)  # two maps, two scales
+        4
+    """
+    panels = []
+    for name, values in states.items():
+        values = np.asarray(values)
+        if values.ndim != 2 or (times is not None and len(times) != len(values)):
+            steps = "T" if times is None else str(len(times))
+            raise ValueError(f"states of {name!r} should be ({steps}, H), got shape {values.shape}")
+        columns = range(len(values)) if times is None else times
+        panels.append(
+            HeatMap(
+                name,
+                values.T,
+                columns,
+                xlabel=time_label,
+                ylabel="hidden feature",
+                signed=True,
+                limit=limit,
+            )
+        )
+    return heat_maps(panels, title=title)
+
+
+def forecasts(
+    times: Any,
+    targets: Any,
+    predictions: Mapping[str, Any],
+    losses: Mapping[str, Any],
+    *,
+    title: str,
+    time_label: str = "step",
+    value_label: str = "value",
+    loss_label: str = "mean squared error",
+    last: int = 0,
+) -> Figure:
+    """A series and what models say of it, one wide panel, over the losses of their training.
+
+    Args:
+        times: the abscissae (T,).
+        targets: the series (T,).
+        predictions: what each model predicts (T,), by its name; dashed but for the last.
+        losses: the loss of each training by its name (steps,); each may have its own steps.
+        title: the title of the figure.
+        time_label: what the abscissae are, with their unit.
+        value_label: what the series is, with its unit.
+        loss_label: what the losses are, with their unit.
+        last: a panel of the last so many points, beside the losses; 0 for none.
+    """
+    figure = Figure(figsize=(12.6, 6.2), layout="constrained")
+    figure.suptitle(title)
+    mosaic = [["all", "all"], ["losses", "last"]] if last else [["all"] * 2, ["losses"] * 2]
+    axes: Any = figure.subplot_mosaic(mosaic, height_ratios=[3, 2])  # pyright: ignore
+    for panel, shown in (("all", slice(None)), *([("last", slice(-last, None))] if last else ())):
+        axis, few = axes[panel], len(targets[shown]) <= 100
+        marker = {"marker": "o", "markersize": 4} if few else {}
+        axis.plot(times[shown], targets[shown], color=GREY, label="data", **marker)
+        for index, (name, values) in enumerate(predictions.items()):
+            style = "-" if index == len(predictions) - 1 else "--"
+            axis.plot(
+                *(times[shown], values[shown], style), label=name, color=PALETTE[index], linewidth=1
+            )
+        axis.set(xlabel=time_label, ylabel=value_label)
+        axis.grid(color=GREY, alpha=0.25)
+    if last:
+        axes["last"].set(title=f"the last {last}")
+    axes["all"].legend(loc="upper left", fontsize="small")
+    for index, (name, values) in enumerate(losses.items()):
+        axes["losses"].semilogy(values, label=name, color=PALETTE[index])
+    if len(losses) > 1:
+        axes["losses"].legend(loc="best", fontsize="small")
+    axes["losses"].set(title="training", xlabel="step", ylabel=loss_label)
+    axes["losses"].grid(color=GREY, alpha=0.25)
     return figure
 
 

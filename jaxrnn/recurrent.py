@@ -16,13 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import backends, cells, checks, ragged, stack
-try:  # TEMPORARY until packing lands
-    from jaxrnn import packing
-    from jaxrnn.packing import PackedSequence
-except ImportError:
-    packing: Any = None
-    class PackedSequence: pass
+from jaxrnn import backends, cells, checks, packing, ragged, stack
+from jaxrnn.packing import PackedSequence
 from jaxrnn.recurrence import Weights
 
 

@@ -19,11 +19,13 @@ from rich.console import Console
 import jaxrnn
 from jaxrnn import plotting
 from jaxrnn.cli import main
-from jaxrnn.experiments import NAMES, charseq, hihello, shapes, sine, stateful
+from jaxrnn.experiments import NAMES, charseq, hello, hihello, packed, shapes, sine, stateful
 
 MODULES = {
     "sine": sine,
     "shapes": shapes,
+    "hello": hello,
+    "packed": packed,
     "stateful": stateful,
     "charseq": charseq,
     "hihello": hihello,
@@ -44,6 +46,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be trained or measured."""
     for module in (sine, stateful, charseq):
         monkeypatch.setattr(module, "train", lambda *_: pytest.fail("the work was begun"))
+    for module in (hello, packed):
+        monkeypatch.setattr(module, "run", lambda *_: pytest.fail("the work was begun"))
     for tables in ("layouts", "arguments"):
         monkeypatch.setattr(shapes, tables, lambda *_: pytest.fail("the work was begun"))
 
@@ -239,6 +243,8 @@ def test_a_figure_stays_as_it_was_when_saving_fails(
         raise OSError("disk full")
 
     monkeypatch.setattr(sine, "train", lambda settings: history)
+    for module in (hello, packed):
+        monkeypatch.setattr(module, "run", lambda *_: pytest.fail("the work was begun"))
     for tables in ("layouts", "arguments"):
         monkeypatch.setattr(shapes, tables, list)
     monkeypatch.setattr(Figure, "savefig", full)
@@ -309,6 +315,8 @@ def test_shapes_saves_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: P
         ["stateful", "--points", "20", "--epochs", "2", "--hidden", "2"],
         ["charseq", "--steps", "2"],
         ["hihello", "--steps", "2"],
+        ["hello"],
+        ["packed", "--words", "ab a", "--hidden", "2"],
     ],
     ids=lambda a: a[0],
 )

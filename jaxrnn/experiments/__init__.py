@@ -7,6 +7,8 @@ a function ``main(settings)`` that runs it, prints, saves the figure and returns
 NAMES = {
     "sine": "jaxrnn.experiments.sine",
     "shapes": "jaxrnn.experiments.shapes",
+    "hello": "jaxrnn.experiments.hello",
+    "packed": "jaxrnn.experiments.packed",
     "stateful": "jaxrnn.experiments.stateful",
     "charseq": "jaxrnn.experiments.charseq",
     "hihello": "jaxrnn.experiments.hihello",

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests import chars_oracle, oracle, sine_oracle, stateful_oracle
+from tests import (
+    chars_oracle,
+    oracle,
+    packed_oracle,
+    packing_oracle,
+    sine_oracle,
+    stateful_oracle,
+)
 
 HERE = Path(__file__).parent
 
@@ -20,6 +27,9 @@ if __name__ == "__main__":
         files[name] = stateful_oracle.torch_run(*variant)
     for name, text in chars_oracle.TEXTS.items():
         files[name] = chars_oracle.torch_runs(text)
+    files["packing"] = packing_oracle.record()
+    for name in packed_oracle.RUNS:
+        files[name] = packed_oracle.torch_runs(name)
     for name, arrays in files.items():
         np.savez_compressed(HERE / f"{name}.npz", allow_pickle=False, **arrays)
     print(f"recorded {', '.join(files)} from torch {torch.__version__}")
