@@ -19,13 +19,24 @@ from rich.console import Console
 import jaxrnn
 from jaxrnn import plotting
 from jaxrnn.cli import main
-from jaxrnn.experiments import NAMES, charseq, hello, hihello, packed, shapes, sine, stateful
+from jaxrnn.experiments import (
+    NAMES,
+    charseq,
+    episodes,
+    hello,
+    hihello,
+    packed,
+    shapes,
+    sine,
+    stateful,
+)
 
 MODULES = {
     "sine": sine,
     "shapes": shapes,
     "hello": hello,
     "packed": packed,
+    "episodes": episodes,
     "stateful": stateful,
     "charseq": charseq,
     "hihello": hihello,
@@ -44,7 +55,7 @@ def float32() -> Iterator[None]:
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be trained or measured."""
-    for module in (sine, stateful, charseq):
+    for module in (sine, stateful, charseq, episodes):
         monkeypatch.setattr(module, "train", lambda *_: pytest.fail("the work was begun"))
     for module in (hello, packed):
         monkeypatch.setattr(module, "run", lambda *_: pytest.fail("the work was begun"))
@@ -316,6 +327,7 @@ def test_shapes_saves_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: P
         ["charseq", "--steps", "2"],
         ["hihello", "--steps", "2"],
         ["hello"],
+        ["episodes", "--updates", "2", "--envs", "2", "--steps", "3", "--silent", "1"],
         ["packed", "--words", "ab a", "--hidden", "2"],
     ],
     ids=lambda a: a[0],

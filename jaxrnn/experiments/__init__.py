@@ -9,6 +9,7 @@ NAMES = {
     "shapes": "jaxrnn.experiments.shapes",
     "hello": "jaxrnn.experiments.hello",
     "packed": "jaxrnn.experiments.packed",
+    "episodes": "jaxrnn.experiments.episodes",
     "stateful": "jaxrnn.experiments.stateful",
     "charseq": "jaxrnn.experiments.charseq",
     "hihello": "jaxrnn.experiments.hihello",

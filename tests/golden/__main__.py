@@ -15,6 +15,7 @@ from tests import (
     packing_oracle,
     sine_oracle,
     stateful_oracle,
+    tbptt_oracle,
 )
 
 HERE = Path(__file__).parent
@@ -27,6 +28,7 @@ if __name__ == "__main__":
         files[name] = stateful_oracle.torch_run(*variant)
     for name, text in chars_oracle.TEXTS.items():
         files[name] = chars_oracle.torch_runs(text)
+    files["tbptt"] = tbptt_oracle.torch_run()
     files["packing"] = packing_oracle.record()
     for name in packed_oracle.RUNS:
         files[name] = packed_oracle.torch_runs(name)

@@ -1,0 +1,256 @@
+"""Truncated backpropagation through time: windows of a stream, the state carried and cut."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from rich.console import Console
+
+import jaxrnn
+from jaxrnn.models import ManyToMany
+from jaxrnn.training import Progress, streams, train_steps, truncated_bptt
+from tests import tbptt_oracle as oracle
+from tests.tbptt_oracle import RATE, WINDOW, D, H, N, T
+
+SGD = optax.sgd(RATE, momentum=0.9)
+STREAM = tuple(map(jnp.asarray, oracle.draw()))
+
+
+def close(got: Any, want: Any) -> None:
+    compare = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
+    jax.tree.map(compare, got, want)
+
+
+@functools.cache
+def job() -> tuple[ManyToMany, Callable[..., Any], Any]:
+    """PyTorch's model with its weights, the loss of a window, the first state."""
+    rngs = nnx.Rngs(0)
+    model = ManyToMany(jaxrnn.LSTM(D, H, rngs=rngs, param_dtype=jnp.float64), 1, rngs=rngs)
+    model.fc = nnx.Linear(H, 1, param_dtype=jnp.float64, rngs=rngs)
+    before = {n: a for n, a in oracle.expected().items() if n.startswith("before.")}
+    jaxrnn.load_state_dict(model, {n.removeprefix("before."): a for n, a in before.items()})
+    graph = nnx.graphdef(model)
+
+    def loss(params: Any, hx: Any, piece: Any) -> Any:
+        x, y = piece
+        predicted, hx = nnx.merge(graph, params)(x, hx)
+        return jnp.mean((predicted - y) ** 2), (hx, {"each": predicted, "mean": x.mean()[None]})
+
+    return model, loss, model.rnn.initial_state(N)
+
+
+@functools.cache
+def compiled() -> Callable[..., Any]:
+    _, loss, _ = job()
+    run = functools.partial(truncated_bptt, loss, SGD)
+    return jax.jit(run, static_argnames="window")
+
+
+def trained(stream: Any = STREAM, window: int = WINDOW, **options: Any) -> Any:
+    model, _, hx = job()
+    return compiled()(nnx.state(model, nnx.Param), hx, stream, window=window, **options)
+
+
+def test_it_is_pytorchs_loop_with_detach() -> None:
+    expected, result = oracle.expected(), trained()
+    model = nnx.clone(job()[0])
+    nnx.update(model, result.params)
+    ours = {f"after.{name}": value for name, value in jaxrnn.state_dict(model).items()}
+    ours |= dict(zip(("h_n", "c_n"), result.carry))
+    ours |= {"losses": result.losses, "predictions": result.outputs["each"]}
+    assert {name for name in expected if not name.startswith("before.")} == set(ours)
+    close(ours, {name: expected[name] for name in ours})
+
+
+def by_hand(window: int) -> tuple[Any, Any, Any, list[jax.Array], list[jax.Array]]:
+    """The same as a Python loop: gradient step after gradient step."""
+    model, loss, hx = job()
+    params = nnx.state(model, nnx.Param)
+    opt_state, losses, predictions = SGD.init(params), [], []
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    for start in range(0, T, window):
+        piece = tuple(a[start : start + window] for a in STREAM)
+        (value, (hx, output)), grads = step(params, hx, piece)
+        updates, opt_state = SGD.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(value)
+        predictions.append(output["each"])
+    return params, opt_state, hx, losses, predictions
+
+
+@pytest.mark.parametrize("window", [1, 4, 10])
+def test_it_is_a_loop_written_by_hand(window: int) -> None:
+    result = trained(window=window)
+    params, opt_state, hx, losses, predictions = by_hand(window)
+    count = -(-T // window)
+    assert result.losses.shape == (count,)
+    assert result.outputs["each"].shape == (T, N, 1)
+    assert result.outputs["mean"].shape == (count,)
+    close(result.losses, jnp.stack(losses))
+    close(result.outputs["each"], jnp.concatenate(predictions))
+    means = [STREAM[0][start : start + window].mean() for start in range(0, T, window)]
+    close(result.outputs["mean"], jnp.stack(means))
+    close((result.params, result.opt_state, result.carry), (params, opt_state, hx))
+
+
+def test_a_window_of_all_steps_or_more_is_full_backpropagation() -> None:
+    model, loss, hx = job()
+    params = nnx.state(model, nnx.Param)
+    once = jax.tree.map(lambda a: a[None], STREAM)
+    full = jax.jit(functools.partial(train_steps, loss, SGD))(params, hx, once)
+    for window in (T, T + 5):
+        result = trained(window=window)
+        assert result.losses.shape == (1,)
+        close(result[:4], full[:4])
+        close(result.outputs["each"], full.outputs["each"][0])
+
+
+def test_what_was_before_reaches_a_window_through_the_state_alone() -> None:
+    """With the state thrown away, window 1 knows nothing of window 0; with it, its value only."""
+    _, loss, hx = job()
+    frozen = optax.set_to_zero()  # so that nothing passes through the parameters
+    changed = STREAM[0].at[0].add(1.0), STREAM[1]
+    params = nnx.state(job()[0], nnx.Param)
+
+    def forgetful(params: Any, carry: Any, piece: Any) -> Any:
+        value, (_, output) = loss(params, hx, piece)
+        return value, (carry, output)
+
+    for kind, same in ((loss, False), (forgetful, True)):
+        run = jax.jit(functools.partial(truncated_bptt, kind, frozen, window=WINDOW))
+        first, second = (run(params, hx, stream).losses for stream in (STREAM, changed))
+        assert first[0] != second[0]
+        assert bool((first[1:] == second[1:]).all()) == same
+
+
+def test_no_gradient_passes_from_a_window_to_the_one_before() -> None:
+    """The update of a window is the gradient with the state it starts from held fixed.
+
+    The state is a sum of p * x, the loss of a window its square: d/dp with the state s before it
+    fixed is 2 (s + p a) a, where a is the sum of x in the window; it would be 2 (s + p a) (s/p + a)
+    if the gradient went on into the state.
+    """
+
+    def loss(p: jax.Array, s: jax.Array, x: jax.Array) -> Any:
+        s = s + (p * x).sum()
+        return s**2, (s, None)
+
+    x, rate = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]), 1e-3
+    result = truncated_bptt(loss, optax.sgd(rate), jnp.asarray(2.0), jnp.asarray(0.5), x, window=2)
+    p, s, losses = 2.0, 0.5, []
+    for a in (3.0, 7.0, 5.0):
+        s = s + p * a
+        losses.append(s**2)
+        p -= rate * 2 * s * a
+    close((result.params, result.carry), (jnp.asarray(p), jnp.asarray(s)))
+    close(result.losses, jnp.array(losses))
+    assert result.outputs is None
+
+
+def test_two_calls_are_one_and_may_overwrite_their_state() -> None:
+    whole, split = trained(), 2 * WINDOW
+    model, loss, _ = job()
+    run = functools.partial(truncated_bptt, loss, SGD, window=WINDOW)
+    in_place = jax.jit(run, donate_argnames=("params", "carry", "opt_state"))
+    params = nnx.state(nnx.clone(model), nnx.Param)
+    params, carry = jax.tree.map(jnp.copy, (params, model.rnn.initial_state(N)))
+    opt_state = SGD.init(params)
+    losses = []
+    for piece in (slice(0, split), slice(split, T)):
+        before = jax.tree.leaves((params, opt_state, carry))
+        stream = tuple(a[piece] for a in STREAM)
+        params, opt_state, carry, some, _ = in_place(params, carry, stream, opt_state=opt_state)
+        assert all(a.is_deleted() for a in before)
+        losses.append(some)
+    close((params, opt_state, carry), whole[:3])
+    close(jnp.concatenate(losses), whole.losses)
+
+
+def test_the_bar_counts_all_windows_the_last_too() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with Progress("windows", 3, console=console) as progress:
+        seen = []
+        progress._update = lambda index, loss: seen.append((int(index), float(loss)))  # type: ignore[method-assign]
+        model, loss, hx = job()
+        run = functools.partial(truncated_bptt, loss, SGD, window=WINDOW, progress=progress)
+        losses = jax.jit(run)(nnx.state(model, nnx.Param), hx, STREAM).losses
+        jax.effects_barrier()
+    assert [index for index, _ in seen] == [0, 1, 2]
+    close([loss for _, loss in seen], list(losses))
+
+
+def nothing(params: Any, carry: Any, piece: Any) -> Any:
+    return params.sum(), (carry, None)
+
+
+@pytest.mark.parametrize(
+    ("stream", "window", "words"),
+    [
+        (jnp.ones((5, 2)), 0, ["window", "at least 1", "0"]),
+        (jnp.ones((5, 2)), 2.0, ["window", "whole number", "2.0"]),
+        ({}, 2, ["stream", "none"]),
+        (None, 2, ["stream", "none"]),
+        (jnp.ones(()), 2, ["stream", "time first", "()"]),
+        ([1.0, 2.0], 2, ["stream", "time first", "(), ()"]),
+        ((jnp.ones((5, 2)), jnp.ones(4)), 2, ["stream", "one length", "(5, 2), (4,)"]),
+        (jnp.ones((0, 2)), 2, ["stream", "no steps", "(0, 2)"]),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_cut_is_refused_at_once(stream: Any, window: Any, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        truncated_bptt(nothing, SGD, jnp.ones(1), None, stream, window=window)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_an_output_without_an_axis_is_refused() -> None:
+    def loss(params: Any, carry: Any, piece: Any) -> Any:
+        return params.sum(), (carry, params.sum())
+
+    with pytest.raises(ValueError, match=r"first axis is laid end to end.*got a scalar"):
+        truncated_bptt(loss, SGD, jnp.ones(1), None, jnp.ones(4), window=2)
+
+
+def test_streams_are_the_parts_of_a_series_side_by_side() -> None:
+    series = {"x": np.arange(24.0).reshape(12, 2), "y": np.arange(12)}
+    result = streams(series, 3)
+    assert result["x"].shape == (4, 3, 2)
+    for row in range(3):
+        np.testing.assert_array_equal(result["x"][:, row], series["x"][4 * row : 4 * row + 4])
+        np.testing.assert_array_equal(result["y"][:, row], series["y"][4 * row : 4 * row + 4])
+    with pytest.raises(ValueError, match=r"5 rows do not divide a series of 12 steps.*last 2 are"):
+        streams(series, 5)
+    shorter = streams(series, 5, drop_last=True)
+    np.testing.assert_array_equal(shorter["y"].T.ravel(), series["y"][:10])
+    np.testing.assert_array_equal(streams(series["y"], 1)[:, 0], series["y"])
+    assert jax.jit(lambda a: streams(a, 12))(series["x"]).shape == (1, 12, 2)
+
+
+@pytest.mark.parametrize(
+    ("series", "rows", "words"),
+    [
+        (np.ones(4), 0, ["rows", "at least 1", "0"]),
+        (np.ones(4), 5, ["rows", "at most 4", "5"]),
+        (np.ones(4), "2", ["rows", "whole number", "'2'"]),
+        (np.ones(()), 1, ["series", "time first", "()"]),
+        ((np.ones(4), np.ones(3)), 2, ["series", "one length", "(4,), (3,)"]),
+        ((), 2, ["series", "none"]),
+        (np.ones((0, 3)), 1, ["series", "no steps", "(0, 3)"]),
+    ],
+    ids=str,
+)
+def test_a_series_that_can_not_be_laid_out_is_refused(
+    series: Any, rows: Any, words: list[str]
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        streams(series, rows)
+    assert all(word in str(caught.value) for word in words)
