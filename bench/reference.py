@@ -83,9 +83,15 @@ STEPS: dict[str, tuple[Callable, Callable, int]] = {
 
 
 def run_direction(
-    cell: str, x: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array
+    cell: str,
+    x: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array,
+    b_hh: Array,
+    resets: Array | None = None,
 ) -> tuple[Array, Callable[[Array], tuple[Array, list[Array]]]]:
-    """One layer, one direction, from a zero state.
+    """One layer, one direction, from a zero state; and anew wherever `resets` (T, N) is True.
 
     Returns:
         the output (T, N, H), and the map of its cotangent to (dx, [dW_ih, dW_hh, db_ih, db_hh]).
@@ -96,7 +102,9 @@ def run_direction(
     state: State = tuple(np.zeros((N, H)) for _ in range(states))
     a = x @ w_ih.T + b_ih
     y, trail = np.empty((T, N, H)), []
+    kept = np.ones((T, N, 1)) if resets is None else 1.0 - resets[..., None]
     for t in range(T):
+        state = tuple(s * kept[t] for s in state)
         state, saved = step(a[t], state[0] @ w_hh.T + b_hh, state)
         y[t] = state[0]
         trail.append(saved)
@@ -108,7 +116,8 @@ def run_direction(
             dstate = (dstate[0] + dy[t], *dstate[1:])
             da[t], db[t], dstate = back(dstate, trail[t])
             dstate = (dstate[0] + db[t] @ w_hh, *dstate[1:])
-        h_before = np.concatenate([np.zeros((1, N, H)), y[:-1]])
+            dstate = tuple(d * kept[t] for d in dstate)
+        h_before = np.concatenate([np.zeros((1, N, H)), y[:-1]]) * kept
         flat_a, flat_b = da.reshape(T * N, -1), db.reshape(T * N, -1)
         dw_ih, dw_hh = flat_a.T @ x.reshape(T * N, -1), flat_b.T @ h_before.reshape(T * N, H)
         return da @ w_ih, [dw_ih, dw_hh, flat_a.sum(0), flat_b.sum(0)]
@@ -117,28 +126,40 @@ def run_direction(
 
 
 def run_stack(
-    spec: Spec, weights: dict[str, Array], x: Array, backward: bool
+    spec: Spec,
+    weights: dict[str, Array],
+    x: Array,
+    backward: bool,
+    lengths: Array | None = None,
+    resets: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The output (T, N, F*H) of a stack, and the weight gradients for a cotangent of ones.
 
-    The gradients are an empty dict unless `backward`.
+    The gradients are an empty dict unless `backward`. `lengths` (N,) and `resets` (T, N) are for
+    one direction: there, what is past a length reaches nothing but the output, where it is zero.
     """
+    if spec.bidirectional and (lengths is not None or resets is not None):
+        raise ValueError("lengths and resets are for one direction")
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     pullbacks, outputs = [], []
     layer_input = np.asarray(x, np.float64)
     for layer, reverse, suffix in spec.parts():
         params = [np.asarray(weights[f"{name}_{suffix}"], np.float64) for name in names]
         y, pullback = run_direction(
-            spec.cell, layer_input[::-1] if reverse else layer_input, *params
+            spec.cell, layer_input[::-1] if reverse else layer_input, *params, resets=resets
         )
         outputs.append(y[::-1] if reverse else y)
         pullbacks.append((layer, reverse, suffix, pullback))
         if len(outputs) == spec.directions:
             layer_input, outputs = np.concatenate(outputs, axis=-1), []
     gradients: dict[str, Array] = {}
+    dy = np.ones_like(layer_input)
+    if lengths is not None:
+        dy *= (np.arange(spec.T)[:, None] < lengths)[..., None]
+        layer_input = layer_input * dy
     if not backward:
         return layer_input, gradients
-    dy, dx = np.ones_like(layer_input), None
+    dx = None
     for layer, reverse, suffix, pullback in reversed(pullbacks):
         half = slice(spec.H, None) if reverse else slice(0, spec.H)
         cotangent = dy[..., half]

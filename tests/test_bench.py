@@ -12,7 +12,7 @@ from bench import cli, timing
 from bench.core import Unsupported
 from bench.layers import Spec, draw_input, draw_weights, errors
 from bench.peers import PEERS
-from bench.suites import SUITES
+from bench.suites import SUITES, ragged
 from bench.suites.deepbench import SPECS, needs_gpu
 
 
@@ -85,6 +85,15 @@ def test_a_stack_is_refused_before_anything_is_compiled() -> None:
     pytest.importorskip("torch")
     with pytest.raises(Unsupported, match="one layer"):
         PEERS["torch.compile"].load().contender(Spec("lstm", 1, 2, 3, 4, 2), True)
+
+
+def test_every_way_of_running_ragged_rows_computes_the_same() -> None:
+    pytest.importorskip("torch")
+    case = ragged.Ragged(Spec("lstm", 4, 30, 3, 5), "uniform")
+    for name in ragged.CONTENDERS:
+        check = ragged.build(case, name).check
+        assert check is not None
+        assert max(check().values()) < 1e-5
 
 
 def test_names_are_unique_and_quick_keeps_something() -> None:
