@@ -130,6 +130,32 @@ def characters(
     return figure
 
 
+def text_windows(losses: Any, accuracies: Any, by_place: Any, most: Any, *, title: str) -> Figure:
+    """The training of a network that predicts the next characters of windows of a text.
+
+    Args:
+        losses: the loss at each step (steps,).
+        accuracies: the part of all characters that is right at each step (steps,), in [0, 1].
+        by_place: what is right in the end at each place of a window (T,).
+        most: what can be right there at most (T,).
+        title: the title of the figure.
+    """
+    figure, axes = _panels(3, title)
+    _loss(axes[0], losses, "cross-entropy [nats]")
+    axes[1].plot(np.arange(len(accuracies)), accuracies, color=BLUE)
+    axes[1].axhline(np.mean(most), color=GREY, linestyle="--", label="at most")
+    axes[1].set(title="all characters", xlabel="step")
+    places = np.arange(1, len(most) + 1)
+    axes[2].plot(places, most, "--", color=GREY, label="at most")
+    axes[2].plot(places, by_place, "s", color=BLUE, markersize=4, label="right in the end")
+    axes[2].set(title="at each place of a window", xlabel="characters known")
+    for axis in axes[1:]:
+        axis.set(ylabel="part that is right", ylim=(-0.02, 1.02))
+        axis.legend(loc="lower right")
+        axis.grid(color=GREY, alpha=0.25)
+    return figure
+
+
 class HeatMap(NamedTuple):
     """What one panel of :func:`heat_maps` shows.
 
@@ -154,14 +180,26 @@ class HeatMap(NamedTuple):
     limit: float | None = None
 
 
-def heat_maps(panels: Sequence[HeatMap], *, title: str) -> Figure:
+def heat_maps(
+    panels: Sequence[HeatMap],
+    *,
+    title: str,
+    losses: Any = None,
+    loss_label: str = "loss",
+    runs: Sequence[str] = ("",),
+) -> Figure:
     """Panels of arrays as colours, each with its scale: one-hot inputs, states over time, places.
 
     Args:
         panels: what is in the panels.
         title: the title of the figure.
+        losses: for a last panel, the loss at each step (steps,) or of several runs (runs, steps).
+        loss_label: what the loss is, with its unit.
+        runs: the names of the runs.
     """
-    figure, axes = _panels(len(panels), title)
+    figure, axes = _panels(len(panels) + (losses is not None), title)
+    if losses is not None:
+        _loss(axes[len(panels)], losses, loss_label, runs)
     for axis, panel in zip(axes, panels):
         values = np.asarray(panel.values, float)
         known = values[np.isfinite(values)]
@@ -174,7 +212,7 @@ def heat_maps(panels: Sequence[HeatMap], *, title: str) -> Figure:
         every = -(-len(rows) // 16)  # more labels, or more letters below, can't be read
         axis.set_yticks(range(0, len(rows), every), list(rows)[::every])
         columns = [str(column) for column in panel.columns]
-        every = -(-sum(len(column) + 1 for column in columns) // 40)
+        every = -(-len(columns) * (max(map(len, columns)) + 1) // 40)
         axis.set_xticks(range(0, len(columns), every), columns[::every])
         axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     return figure
@@ -238,6 +276,7 @@ def forecasts(
     title: str,
     time_label: str = "step",
     value_label: str = "value",
+    step_label: str = "step",
     loss_label: str = "mean squared error",
     last: int = 0,
 ) -> Figure:
@@ -251,6 +290,7 @@ def forecasts(
         title: the title of the figure.
         time_label: what the abscissae are, with their unit.
         value_label: what the series is, with its unit.
+        step_label: what the losses follow each other by.
         loss_label: what the losses are, with their unit.
         last: a panel of the last so many points, beside the losses; 0 for none.
     """
@@ -271,12 +311,13 @@ def forecasts(
         axis.grid(color=GREY, alpha=0.25)
     if last:
         axes["last"].set(title=f"the last {last}")
-    axes["all"].legend(loc="upper left", fontsize="small")
+    # Above the panel: beside a series that may go anywhere.
+    axes["all"].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, fontsize="small")
     for index, (name, values) in enumerate(losses.items()):
         axes["losses"].semilogy(values, label=name, color=PALETTE[index])
     if len(losses) > 1:
         axes["losses"].legend(loc="best", fontsize="small")
-    axes["losses"].set(title="training", xlabel="step", ylabel=loss_label)
+    axes["losses"].set(title="training", xlabel=step_label, ylabel=loss_label)
     axes["losses"].grid(color=GREY, alpha=0.25)
     return figure
 

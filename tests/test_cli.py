@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import subprocess
 import sys
@@ -19,29 +20,26 @@ from rich.console import Console
 import jaxrnn
 from jaxrnn import plotting
 from jaxrnn.cli import main
-from jaxrnn.experiments import (
-    NAMES,
-    charseq,
-    episodes,
-    hello,
-    hihello,
-    packed,
-    shapes,
-    sine,
-    stateful,
-)
+from jaxrnn.experiments import NAMES, shapes, sine
 
-MODULES = {
-    "sine": sine,
-    "shapes": shapes,
-    "hello": hello,
-    "packed": packed,
-    "episodes": episodes,
-    "stateful": stateful,
-    "charseq": charseq,
-    "hihello": hihello,
-}
+MODULES = {name: importlib.import_module(path) for name, path in NAMES.items()}
 SMALL = ["--steps", "4", "--every", "2", "--points", "3", "--hidden", "2"]
+QUICK = [  # each experiment, as small as it goes
+    ["sine", *SMALL],
+    ["shapes"],
+    ["scratch", "--steps", "3", "--hidden", "2"],
+    ["hello"],
+    ["hihello", "--steps", "2"],
+    ["charseq", "--steps", "2"],
+    ["longseq", "--steps", "2", "--text", "to be or not", "--window", "3"],
+    ["stocks", "--epochs", "2", "--hidden", "2"],
+    ["seq2seq", "--steps", "2", "--hidden", "2"],
+    ["packed", "--words", "ab a", "--hidden", "2"],
+    ["keras", "--epochs", "2"],
+    ["stateful", "--points", "20", "--epochs", "2", "--hidden", "2"],
+    ["taxonomy", "--steps", "2", "--hidden", "2"],
+    ["episodes", "--updates", "2", "--envs", "2", "--steps", "3", "--silent", "1"],
+]
 FIGURES = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml", ".pdf": b"%PDF-"}
 
 
@@ -55,10 +53,9 @@ def float32() -> Iterator[None]:
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be trained or measured."""
-    for module in (sine, stateful, charseq, episodes):
-        monkeypatch.setattr(module, "train", lambda *_: pytest.fail("the work was begun"))
-    for module in (hello, packed):
-        monkeypatch.setattr(module, "run", lambda *_: pytest.fail("the work was begun"))
+    for module in MODULES.values():
+        for work in {"train", "run", "compare"} & set(vars(module)):
+            monkeypatch.setattr(module, work, lambda *_: pytest.fail("the work was begun"))
     for tables in ("layouts", "arguments"):
         monkeypatch.setattr(shapes, tables, lambda *_: pytest.fail("the work was begun"))
 
@@ -123,7 +120,7 @@ def test_help_names_what_can_come_next(
 
 
 def test_every_experiment_is_tested_here() -> None:
-    assert list(MODULES) == list(NAMES)
+    assert [arguments[0] for arguments in QUICK] == list(NAMES)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -137,7 +134,7 @@ def test_help_of_an_experiment_has_each_option_with_its_default(
     for option in dataclasses.fields(MODULES[name].Settings):
         shown = option.default != "" and not isinstance(option.default, bool)
         default = f" (default: {str(option.default).strip()})" if shown else ""
-        assert f"--{option.name}" in text
+        assert f"--{option.name.replace('_', '-')}" in text
         assert option.metadata["help"] + default in text
 
 
@@ -254,8 +251,6 @@ def test_a_figure_stays_as_it_was_when_saving_fails(
         raise OSError("disk full")
 
     monkeypatch.setattr(sine, "train", lambda settings: history)
-    for module in (hello, packed):
-        monkeypatch.setattr(module, "run", lambda *_: pytest.fail("the work was begun"))
     for tables in ("layouts", "arguments"):
         monkeypatch.setattr(shapes, tables, list)
     monkeypatch.setattr(Figure, "savefig", full)
@@ -318,20 +313,7 @@ def test_shapes_saves_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert path.read_text(encoding="utf-8").startswith("<svg")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["shapes"],
-        ["sine", *SMALL],
-        ["stateful", "--points", "20", "--epochs", "2", "--hidden", "2"],
-        ["charseq", "--steps", "2"],
-        ["hihello", "--steps", "2"],
-        ["hello"],
-        ["episodes", "--updates", "2", "--envs", "2", "--steps", "3", "--silent", "1"],
-        ["packed", "--words", "ab a", "--hidden", "2"],
-    ],
-    ids=lambda a: a[0],
-)
+@pytest.mark.parametrize("arguments", QUICK, ids=lambda a: a[0])
 def test_an_experiment_runs_where_jax_has_float64_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:

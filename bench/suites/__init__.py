@@ -5,6 +5,7 @@ from bench.suites import (
     compiling,
     deepbench,
     dispatch,
+    fit,
     layers,
     memory,
     ragged,
@@ -13,12 +14,18 @@ from bench.suites import (
     training,
 )
 
-SUITES: dict[str, Suite] = {
-    module.SUITE.name: module.SUITE
-    for module in (
-        *(layers, stacks, ragged, deepbench, training),
-        *(sweep, memory, compiling, dispatch),
-    )
-}
+_MODULES = (
+    layers,
+    stacks,
+    ragged,
+    deepbench,
+    training,
+    fit,
+    sweep,
+    memory,
+    compiling,
+    dispatch,
+)
+SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in _MODULES}
 
 DEFAULT = "layers"

@@ -5,12 +5,21 @@ a function ``main(settings)`` that runs it, prints, saves the figure and returns
 """
 
 NAMES = {
-    "sine": "jaxrnn.experiments.sine",
-    "shapes": "jaxrnn.experiments.shapes",
-    "hello": "jaxrnn.experiments.hello",
-    "packed": "jaxrnn.experiments.packed",
-    "episodes": "jaxrnn.experiments.episodes",
-    "stateful": "jaxrnn.experiments.stateful",
-    "charseq": "jaxrnn.experiments.charseq",
-    "hihello": "jaxrnn.experiments.hihello",
+    name: f"jaxrnn.experiments.{file}"
+    for name, file in {
+        "sine": "sine",
+        "shapes": "shapes",
+        "scratch": "scratch",
+        "hello": "hello",
+        "hihello": "hihello",
+        "charseq": "charseq",
+        "longseq": "longseq",
+        "stocks": "stocks",
+        "seq2seq": "seq2seq",
+        "packed": "packed",
+        "keras": "keras_sine",
+        "stateful": "stateful",
+        "taxonomy": "taxonomy",
+        "episodes": "episodes",
+    }.items()
 }

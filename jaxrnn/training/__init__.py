@@ -1,18 +1,35 @@
 """Training as compiled loops: many steps in one call, many runs at once, progress if watched."""
 
+from jaxrnn.training.checkpoints import Checkpoints
+from jaxrnn.training.fit import Fitted, fit
+from jaxrnn.training.history import History
 from jaxrnn.training.progress import Progress
+from jaxrnn.training.results import Groups, grouped, results_table
+from jaxrnn.training.running import NonFiniteLoss
 from jaxrnn.training.steps import Trained, jit_steps, train_steps
+from jaxrnn.training.stopping import EarlyStopping
 from jaxrnn.training.sweeps import Swept, sweep
 from jaxrnn.training.tbptt import streams, truncated_bptt
 from jaxrnn.training.timing import Timed, compile_and_run
+from jaxrnn.training.written import CheckpointError
 
 __all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "EarlyStopping",
+    "Fitted",
+    "Groups",
+    "History",
+    "NonFiniteLoss",
     "Progress",
     "Swept",
     "Timed",
     "Trained",
     "compile_and_run",
+    "fit",
+    "grouped",
     "jit_steps",
+    "results_table",
     "streams",
     "sweep",
     "train_steps",

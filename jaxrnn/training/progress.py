@@ -8,14 +8,32 @@ from typing import Any
 import jax
 from jax import lax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+
+class Speed(ProgressColumn):
+    """Steps per second, to three digits."""
+
+    def render(self, task: Task) -> Text:
+        """Empty until there is something to tell."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g} steps/s" if speed else "")
 
 
 class Progress:
-    """A bar with steps, loss and time on standard error, as a context manager.
+    """A bar with steps, loss, speed and time on standard error, as a context manager.
 
-    It is drawn on a terminal only; elsewhere :meth:`tick` adds nothing to the compiled loop.
+    It is drawn on a terminal only; elsewhere :meth:`tick` adds nothing to the compiled loop. It is
+    fed from inside of one by :meth:`tick`, or from the host by :meth:`update`.
 
     Args:
         title: the word before the bar.
@@ -36,6 +54,7 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
+            Speed(),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self.watched,
@@ -59,8 +78,16 @@ class Progress:
             lambda: None,
         )
 
+    def update(self, done: int, loss: float) -> None:
+        """Report from the host that so many steps are done, and the loss of the last."""
+        self._bar.update(self._task, completed=done, loss=f"{loss:.3g}")
+
+    def skip(self, done: int) -> None:
+        """Begin after so many steps, done before: they don't count for the speed."""
+        self._bar.reset(self._task, completed=done)
+
     def _update(self, index: Any, loss: Any) -> None:
-        self._bar.update(self._task, completed=int(index) + 1, loss=f"{float(loss):.3g}")
+        self.update(int(index) + 1, float(loss))
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -13,6 +13,7 @@ from tests import (
     oracle,
     packed_oracle,
     packing_oracle,
+    seq2seq_oracle,
     sine_oracle,
     stateful_oracle,
     tbptt_oracle,
@@ -29,6 +30,7 @@ if __name__ == "__main__":
     for name, text in chars_oracle.TEXTS.items():
         files[name] = chars_oracle.torch_runs(text)
     files["tbptt"] = tbptt_oracle.torch_run()
+    files["seq2seq"] = seq2seq_oracle.torch_runs()
     files["packing"] = packing_oracle.record()
     for name in packed_oracle.RUNS:
         files[name] = packed_oracle.torch_runs(name)

@@ -1,4 +1,4 @@
-"""Data as pure functions, to be mapped with `vmap` and compiled with `jit`."""
+"""Sines, sampled so that they stay exact however far they go."""
 
 from __future__ import annotations
 
@@ -47,43 +47,3 @@ def wave(points: int, period: int) -> jax.Array:
     # The whole waves are taken off as integers: exact for any t, as in `half_waves`.
     phase = (jnp.arange(points) % period).astype(jnp.float32)
     return jnp.sin(2 * jnp.pi / period * phase)
-
-
-def windows(values: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Every `size` values in a row, and the value that follows them.
-
-    Args:
-        values: a series (T,).
-        size: D, less than T.
-
-    Returns:
-        x, the windows (T - D, D), and y, the next values (T - D, 1).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> x, y = windows(jnp.arange(5), 3)
-        >>> x.tolist(), y.tolist()
-        ([[0, 1, 2], [1, 2, 3]], [[3], [4]])
-    """
-    starts = jnp.arange(len(values) - size)
-    return values[starts[:, None] + jnp.arange(size)[None]], values[size:, None]
-
-
-def next_characters(text: str) -> tuple[str, jax.Array, jax.Array]:
-    """A text as one-hot characters, and the number of the character that follows each.
-
-    Args:
-        text: at least two characters.
-
-    Returns:
-        The different characters, D of them in the order in which they appear; x, all characters
-        of the text but the last (T, D), float32; y, the numbers of all but the first (T,), int32.
-
-    Example:
-        >>> characters, x, y = next_characters("hihello")
-        >>> characters, x.shape, y.tolist()
-        ('hielo', (6, 5), [1, 0, 2, 3, 3, 4])
-    """
-    characters = "".join(dict.fromkeys(text))
-    numbers = jnp.array([characters.index(c) for c in text], jnp.int32)
-    return characters, jax.nn.one_hot(numbers[:-1], len(characters), dtype=jnp.float32), numbers[1:]

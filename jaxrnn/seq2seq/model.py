@@ -1,0 +1,346 @@
+"""An encoder and a decoder as one model: training, greedy and sampled decoding, beam search.
+
+Axis letters: N rows, S and T tokens of the longest source and target, V vocabulary, B beams.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.core import Tracer
+
+from jaxrnn import generation
+from jaxrnn.checks import ShapeError
+from jaxrnn.generation.sampling import row_temperatures
+from jaxrnn.generation.steps import check_no_dropout, drops
+from jaxrnn.seq2seq.loss import cross_entropy
+from jaxrnn.seq2seq.parts import Bridge, Decoder, Encoder, state_sizes, token_rows
+
+
+class Seq2Seq(nnx.Module):
+    """An encoder, a decoder, and all that is done with both: training, decoding.
+
+    Args:
+        encoder: reads.
+        decoder: writes; of as many layers and of the same kind of cell. Where the encoder has two
+            directions or another size, a `Bridge` makes the decoder's first states of its last.
+        bos: the token before the first, 0 to V - 1 of the decoder; it is only ever read.
+        eos: the token after the last, which the decoder learns to write. May be `bos`.
+        rngs: the stream for the bridge (``params``).
+
+    Parameters: ``encoder.*``, ``decoder.*``, and ``bridge.*`` if there is one.
+
+    Raises:
+        ValueError: for parts that don't fit, or `bos` or `eos` out of the vocabulary.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.seq2seq import Decoder, Encoder, Seq2Seq
+        >>> rngs = nnx.Rngs(0)
+        >>> encoder = Encoder(jaxrnn.GRU(8, 16, rngs=rngs), 50, rngs=rngs)
+        >>> decoder = Decoder(jaxrnn.GRU(8, 16, rngs=rngs), 40, "additive", rngs=rngs)
+        >>> model = Seq2Seq(encoder, decoder, bos=0, eos=1, rngs=rngs)
+        >>> source, source_lengths = jnp.array([[3, 1, 4], [5, 9, 0]]), jnp.array([3, 2])
+        >>> target, target_lengths = jnp.array([[2, 1, 0], [7, 8, 1]]), jnp.array([2, 3])
+        >>> graph, params = nnx.split(model)
+        >>> def loss(params):
+        ...     model = nnx.merge(graph, params)
+        ...     return model.loss(source, target, source_lengths, target_lengths)
+        >>> value, grads = jax.value_and_grad(loss)(params)
+        >>> value.shape
+        ()
+        >>> model.greedy(source, 10, source_lengths).tokens.shape
+        (2, 10)
+        >>> model.beam(source, 10, source_lengths, beams=4, length_penalty=0.6).tokens.shape
+        (2, 4, 10)
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        *,
+        bos: int,
+        eos: int,
+        rngs: nnx.Rngs | None = None,
+    ):
+        first, second = encoder.rnn, decoder.rnn
+        for name, value in (("bos", bos), ("eos", eos)):
+            if not 0 <= value < decoder.vocab_size:
+                last = decoder.vocab_size - 1
+                raise ValueError(f"{name} should be a token, from 0 to {last}, got {value}")
+        if first.num_layers != second.num_layers:
+            raise ValueError(
+                "encoder and decoder should have as many layers as each other, got "
+                f"{first.num_layers} and {second.num_layers}"
+            )
+        if first.cell.states != second.cell.states:
+            raise ValueError(
+                "encoder and decoder should have cells of the same states, got "
+                f"{first} with {first.cell.states} and {second} with {second.cell.states}"
+            )
+        if decoder.attention is not None and decoder.memory_size != encoder.memory_size:
+            raise ValueError(
+                f"the decoder attends to {decoder.memory_size} features and the encoder gives "
+                f"{encoder.memory_size}: Decoder(..., memory_size={encoder.memory_size})"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.bos, self.eos = bos, eos
+        if not first.bidirectional and state_sizes(first) == state_sizes(second):
+            self.bridge = None
+        elif rngs is None:
+            raise ValueError(f"the bridge from {first} to {second} has parameters: pass rngs=")
+        else:
+            self.bridge = Bridge(first, second, rngs=rngs)
+
+    def encode(self, source: Any, lengths: Any = None, *, rngs: Any = None) -> Any:
+        """Read the sources: the memory for the decoder, or None, and its first states."""
+        memory, state = self.encoder(source, lengths, rngs=rngs)
+        state = state if self.bridge is None else self.bridge(state)
+        return self.decoder.remember(memory, lengths), state
+
+    def __call__(
+        self,
+        source: Any,
+        target: Any,
+        source_lengths: Any = None,
+        target_lengths: Any = None,
+        *,
+        teacher_forcing: Any = 1.0,
+        key: jax.Array | None = None,
+        rngs: Any = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The logits of each token of the targets.
+
+        Args:
+            source: integers (N, S).
+            target: integers (N, T), each row ended by `eos`, without `bos`.
+            source_lengths: the tokens of each source (N,), 0 allowed; None for S.
+            target_lengths: the tokens of each target (N,), `eos` included; None for T.
+            teacher_forcing: the probability with which the decoder is told the token before, for
+                each step and row on its own; else it hears what it held likeliest itself
+                (scheduled sampling). 1 takes one call of the layers for all steps, anything else
+                a loop over steps. May be traced.
+            key: the PRNG key of those draws, needed unless `teacher_forcing` is known to be 0 or
+                1; in the loop, also of dropout's masks if there are no `rngs`.
+            rngs: the source of dropout's keys, as for the layers.
+
+        Returns:
+            The logits (N, T, V), zero past a target's length, and the weights of the attention
+            (N, T, S), or None.
+
+        Raises:
+            ValueError: for wrong shapes (a RuntimeError too), lengths or a probability out of
+                range, a missing key.
+            TypeError: for tokens that are no integers.
+
+        Source of scheduled sampling: S. Bengio et al., arXiv:1506.03099.
+        """
+        vocab_size = self.decoder.vocab_size
+        target, target_lengths = token_rows("target", target, target_lengths, vocab_size)
+        if np.shape(source)[:1] != target.shape[:1]:
+            raise ShapeError(
+                "source and target should have as many rows as each other, got shapes "
+                f"{np.shape(source)} and {target.shape}"
+            )
+        _check_probability(teacher_forcing)
+        known = None if isinstance(teacher_forcing, Tracer) else float(teacher_forcing)
+        if known == 1:
+            for_encoder, for_decoder = _two(rngs)
+            memory, state = self.encode(source, source_lengths, rngs=for_encoder)
+            told = self._told(target)
+            logits, _, weights = self.decoder(told, state, memory, target_lengths, rngs=for_decoder)
+        else:
+            if key is None and known != 0:
+                raise ValueError(f"teacher_forcing={teacher_forcing} draws at random: pass key=")
+            source, source_lengths = token_rows(
+                "source", source, source_lengths, self.encoder.vocab_size
+            )
+            ratio = None if known == 0 else teacher_forcing
+            rngs = self._dropout_key(key, rngs)
+            logits, weights = _scheduled(self, source, source_lengths, target, ratio, key, rngs)
+        if target_lengths is not None:
+            valid = (jnp.arange(target.shape[1])[None] < target_lengths[:, None])[..., None]
+            logits, weights = jax.tree.map(
+                lambda a: jnp.where(valid, a, jnp.zeros_like(a)), (logits, weights)
+            )
+        return logits, weights
+
+    def loss(
+        self,
+        source: Any,
+        target: Any,
+        source_lengths: Any = None,
+        target_lengths: Any = None,
+        **options: Any,
+    ) -> jax.Array:
+        """The mean cross-entropy of the target tokens, in nats; the arguments are the call's."""
+        logits, _ = self(source, target, source_lengths, target_lengths, **options)
+        return cross_entropy(logits, target, target_lengths)
+
+    def step(self, source: Any, lengths: Any = None) -> tuple[generation.Step, Any]:
+        """The step and the first state for the functions of `jaxrnn.generation`.
+
+        Those begin with ``jnp.full(N, model.bos)``. `greedy`, `sample` and `beam` call them.
+        """
+        check_no_dropout(self.encoder.rnn)
+        check_no_dropout(self.decoder.rnn)
+        memory, state = self.encode(source, lengths)
+
+        def head(output: jax.Array) -> jax.Array:
+            logits, _ = self.decoder.head(output[:, None], memory)
+            return logits[:, 0]
+
+        step = generation.token_step(self.decoder.rnn, head, embed=self.decoder.embedding)
+        return step, generation.rows_first(state)
+
+    def greedy(self, source: Any, length: int, lengths: Any = None) -> generation.Generated:
+        """Write the likeliest token each time, see `jaxrnn.generation.generate`.
+
+        Args:
+            source: integers (N, S).
+            length: the most tokens to write, `eos` included.
+            lengths: the tokens of each source (N,), 0 allowed; None for S.
+        """
+        return self.sample(source, length, lengths, temperature=0.0)
+
+    def sample(
+        self,
+        source: Any,
+        length: int,
+        lengths: Any = None,
+        *,
+        key: jax.Array | None = None,
+        temperature: Any = 1.0,
+        top_k: int | None = None,
+    ) -> generation.Generated:
+        """Draw token after token; `jaxrnn.generation.generate` has the arguments and errors."""
+        source, lengths = token_rows("source", source, lengths, self.encoder.vocab_size)
+        temperature = row_temperatures(temperature, len(source))
+        return _sample(self, source, lengths, key, temperature, length=length, top_k=top_k)
+
+    def beam(
+        self,
+        source: Any,
+        length: int,
+        lengths: Any = None,
+        *,
+        beams: int,
+        length_penalty: Any = 0.0,
+    ) -> generation.Beams:
+        """Search the likeliest targets; `jaxrnn.generation.beam_search` has the arguments."""
+        source, lengths = token_rows("source", source, lengths, self.encoder.vocab_size)
+        return _beam(self, source, lengths, length_penalty, length=length, beams=beams)
+
+    def _told(self, target: jax.Array) -> jax.Array:
+        """What the decoder is told: `bos`, and all of the target but its last token."""
+        first = jnp.full_like(target[:, :1], self.bos)
+        return jnp.concatenate([first, target[:, :-1]], axis=1)
+
+    def _dropout_key(self, key: Any, rngs: Any) -> Any:
+        """One key for all masks of a loop over steps, in which no stream can be advanced."""
+        if not (drops(self.encoder.rnn) or drops(self.decoder.rnn)):
+            return None
+        if rngs is None and key is None:
+            raise ValueError("dropout is active in a loop over steps: pass rngs= or key=")
+        if rngs is None:
+            return jax.random.fold_in(key, 1)
+        rngs = rngs["dropout"] if isinstance(rngs, nnx.Rngs) else rngs
+        return rngs() if callable(rngs) else rngs
+
+
+# Modules are pytrees: as arguments of a compiled function they are compiled once, and are seen
+# with the parameters that they have when it is called.
+
+
+@functools.partial(jax.jit, static_argnames=("length", "top_k"))
+def _sample(
+    model: Seq2Seq,
+    source: jax.Array,
+    lengths: Any,
+    key: Any,
+    temperature: Any,
+    *,
+    length: int,
+    top_k: int | None,
+) -> generation.Generated:
+    step, state = model.step(source, lengths)
+    return generation.generate(
+        step,
+        state,
+        jnp.full(len(source), model.bos, jnp.int32),
+        length,
+        key=key,
+        temperature=0.0 if temperature is None else temperature,
+        top_k=top_k,
+        eos=model.eos,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("length", "beams"))
+def _beam(
+    model: Seq2Seq, source: jax.Array, lengths: Any, penalty: Any, *, length: int, beams: int
+) -> generation.Beams:
+    step, state = model.step(source, lengths)
+    return generation.beam_search(
+        step,
+        state,
+        jnp.full(len(source), model.bos, jnp.int32),
+        length,
+        beams=beams,
+        eos=model.eos,
+        length_penalty=penalty,
+    )
+
+
+@jax.jit
+def _scheduled(
+    model: Seq2Seq,
+    source: jax.Array,
+    source_lengths: Any,
+    target: jax.Array,
+    ratio: Any,
+    key: Any,
+    dropout_key: Any,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The call with a teacher who is not always heard: a loop over the steps of the target."""
+    for_encoder, for_decoder = _two(dropout_key)
+    memory, state = model.encode(source, source_lengths, rngs=for_encoder)
+    told = model._told(target).T  # (T, N)
+    heard = jnp.zeros(told.shape, bool)
+    if ratio is not None:
+        heard = jax.random.bernoulli(key, ratio, told.shape)
+
+    def step(carry: Any, inputs: Any) -> Any:
+        state, own = carry
+        index, told, heard = inputs
+        token = jnp.where(heard, told, own)[:, None]
+        rngs = None if for_decoder is None else jax.random.fold_in(for_decoder, index)
+        logits, state, weights = model.decoder(token, state, memory, rngs=rngs)
+        logits, weights = jax.tree.map(lambda a: a[:, 0], (logits, weights))
+        return (state, logits.argmax(-1).astype(jnp.int32)), (logits, weights)
+
+    steps = (jnp.arange(len(told)), told, heard)
+    _, outputs = lax.scan(step, (state, told[0]), steps)  # its own first token is `bos` too
+    return jax.tree.map(lambda a: a.swapaxes(0, 1), outputs)
+
+
+def _check_probability(value: Any) -> None:
+    if np.shape(value) != ():
+        raise ShapeError(f"teacher_forcing should be one number, got shape {np.shape(value)}")
+    if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:
+        raise ValueError(f"teacher_forcing should be a probability, from 0 to 1, got {value}")
+
+
+def _two(rngs: Any) -> tuple[Any, Any]:
+    """A source of keys for each of two calls: a stream goes on by itself, a key is split."""
+    is_key = isinstance(rngs, jax.Array)
+    return tuple(jax.random.split(rngs)) if is_key else (rngs, rngs)

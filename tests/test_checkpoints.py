@@ -1,0 +1,397 @@
+"""Checkpoints: what is killed goes on as if it had not been, and what is damaged is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxrnn.training import CheckpointError, Checkpoints, EarlyStopping, NonFiniteLoss, fit
+from jaxrnn.training import written as on_disk
+from tests.test_fit import ALONE, DATA, Net, error
+
+resource = pytest.importorskip("resource")
+
+ADAM, SGD = optax.adam(0.01), optax.sgd(0.1)
+STEPS, EVERY = 240, 20
+
+
+def train(checkpoints: Checkpoints | None, resume: bool = False, steps: int = STEPS) -> Any:
+    """Dropout, shuffling, an evaluation, the best parameters: all that has to go on."""
+    return fit(
+        Net(nnx.Rngs(params=0, dropout=5)),
+        ADAM,
+        error,
+        DATA,
+        steps=steps,
+        batch_size=4,
+        key=2,
+        validation=DATA,
+        evaluate_every=40,
+        early_stopping=EarlyStopping("loss", patience=100),
+        checkpoints=checkpoints,
+        resume=resume,
+    )
+
+
+def values(run: Any) -> Any:
+    return nnx.state(run.model, nnx.Param), run.opt_state, run.history
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Bit for bit."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Any:
+    return values(train(None))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with checkpoints after 10, 20 and 30 steps, of a single number."""
+    folder = tmp_path_factory.mktemp("written")
+    small(Checkpoints(folder, every=10))
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoiled."""
+    return Path(shutil.copytree(written, tmp_path / "checkpoints"))
+
+
+def square(w: Any, batch: Any) -> Any:
+    return ((w * batch - 1.0) ** 2).mean()
+
+
+def small(checkpoints: Checkpoints | None, steps: int = 30, **options: Any) -> Any:
+    arguments: dict[str, Any] = {"model": {"w": jnp.zeros(()), "long": jnp.ones(3000)}}
+    arguments |= {"loss": lambda m, b: square(m["w"], b), "optimizer": ADAM, "data": np.arange(6.0)}
+    arguments |= {"steps": steps, "batch_size": 2, "chunk": 10, "checkpoints": checkpoints}
+    return fit(**(arguments | options))
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, uninterrupted: Any) -> None:
+    command = [sys.executable, "-m", "tests.test_checkpoints", str(tmp_path)]
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}
+    child = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[1])
+    saved = Checkpoints(tmp_path, every=EVERY)
+    limit = time.monotonic() + 120
+    while not saved.steps() and child.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    wait = random.SystemRandom().uniform(0, 0.4)
+    time.sleep(wait)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    reached = saved.steps()
+    assert reached, f"killed {wait} s after the first checkpoint"
+    run = train(saved, resume=True)
+    assert_equal(values(run), uninterrupted)
+    assert saved.steps() == [STEPS - 2 * EVERY, STEPS - EVERY, STEPS]
+    assert {path.name for path in tmp_path.iterdir()} == {f"step-{s:08d}" for s in saved.steps()}
+
+
+def test_a_run_that_is_complete_is_there_again(tmp_path: Path) -> None:
+    saved = Checkpoints(tmp_path, every=20, keep=1)
+    first = train(saved, steps=40)
+    assert saved.steps() == [40]
+    again = train(saved, resume=True, steps=40)
+    assert_equal(values(again), values(first))
+    loaded = saved.load(Net(nnx.Rngs(9)))
+    last = saved.load(Net(nnx.Rngs(9)), best=True)
+    assert_equal(nnx.state(loaded, nnx.Param), nnx.state(first.model, nnx.Param))
+    assert_equal(nnx.state(last, nnx.Param), nnx.state(first.model, nnx.Param))
+
+
+class Reader:
+    """An iterator that can be put back to where it was, as those of grain."""
+
+    def __init__(self, as_bytes: bool):
+        self.place, self.drawn, self.as_bytes = 0, 0, as_bytes
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self.place, self.drawn = self.place + 1, self.drawn + 1
+        return np.arange(3.0) + self.place
+
+    def get_state(self) -> Any:
+        return str(self.place).encode() if self.as_bytes else {"place": self.place}
+
+    def set_state(self, state: Any) -> None:
+        self.place = int(state if self.as_bytes else state["place"])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "json", "generator"])
+def test_batches_go_on_where_they_were(tmp_path: Path, kind: str) -> None:
+    def batches() -> Any:
+        if kind == "generator":
+            return (np.arange(3.0) + place for place in range(1, 100))
+        return Reader(as_bytes=kind == "bytes")
+
+    def run(data: Any, steps: int, **options: Any) -> Any:
+        return fit(jnp.zeros(()), SGD, square, data, steps=steps, chunk=4, **options)
+
+    whole = run(batches(), 24).history.losses[:20]
+    saved = Checkpoints(tmp_path, every=8, keep=1)
+    run(batches(), 8, checkpoints=saved)
+    data = batches()
+    rest = run(data, 20, checkpoints=saved, resume=True)
+    assert_equal(rest.history.losses, whole)
+    if kind != "generator":
+        assert data.drawn == 12
+
+
+def test_every_kind_of_array_goes_on(tmp_path: Path) -> None:
+    def loss(model: Any, carry: Any, batch: Any) -> Any:
+        key, used = jax.random.split(carry["key"])
+        error = (model["half"] * batch.sum() - jax.random.uniform(used)) ** 2
+        return error + model["empty"].sum(), (carry | {"key": key}, {})
+
+    model = {"half": jnp.ones((), jnp.bfloat16), "empty": jnp.zeros((0, 3))}
+    carry = {"key": jax.random.key(3), "empty": jnp.zeros((2, 0), jnp.int32)}
+
+    def run(steps: int, **options: Any) -> Any:
+        return fit(model, ADAM, loss, ALONE, steps=steps, carry=carry, chunk=5, **options)
+
+    whole, saved = run(10), Checkpoints(tmp_path, every=5)
+    run(5, checkpoints=saved)
+    again = run(10, checkpoints=saved, resume=True)
+    assert_equal((again.model, again.history), (whole.model, whole.history))
+    assert again.model["half"].dtype == jnp.bfloat16
+    assert (again.carry["key"] == whole.carry["key"]).all()
+    assert again.carry["empty"].shape == (2, 0)
+
+
+def spoil(path: Path, how: str) -> None:
+    """Damage a checkpoint."""
+    files = [file for file in (path / "arrays").rglob("*") if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = largest.read_bytes()
+    if how == "truncated":
+        largest.write_bytes(content[: len(content) // 2])
+    elif how == "changed":
+        largest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif how == "a file less":
+        largest.unlink()
+    elif how == "no manifest":
+        (path / "manifest.json").unlink()
+    elif how == "half a manifest":
+        text = (path / "manifest.json").read_text()
+        (path / "manifest.json").write_text(text[: len(text) // 2])
+    else:
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(manifest | {"format": "another"}))
+
+
+WORDS = {
+    "truncated": "damaged: .* bytes, not",
+    "changed": "damaged: .* another content",
+    "a file less": "damaged: there is no arrays",
+    "no manifest": "not one of jaxrnn",
+    "half a manifest": "can't be read",
+    "foreign": "another format, 'another'",
+}
+
+
+@pytest.mark.parametrize("how", WORDS)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(folder: Path, how: str) -> None:
+    saved = Checkpoints(folder, every=10)
+    assert saved.steps() == [10, 20, 30]
+    spoil(saved.path(30), how)
+    with pytest.warns(UserWarning, match=f"{WORDS[how]}.*going on from the one of step 20"):
+        run = small(saved, resume=True)
+    assert_equal(run.history.losses, small(None).history.losses)
+    assert saved.newest() is not None
+    assert saved.newest().step == 30  # pyright: ignore[reportOptionalMemberAccess]
+    for step in saved.steps():
+        spoil(saved.path(step), how)
+    with pytest.raises(CheckpointError, match=f"no checkpoint is whole.*{WORDS[how]}") as caught:
+        small(saved, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+FOREIGN: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "shape": (
+        {"model": {"w": jnp.zeros(()), "long": jnp.ones(2)}},
+        ["another model or optimiser", "params/long is float64 (3000,), expected float64 (2,)"],
+    ),
+    "dtype": (
+        {"model": {"w": jnp.zeros((), jnp.float32), "long": jnp.ones(3000)}},
+        ["params/w is float64 (), expected float32 ()"],
+    ),
+    "names": (
+        {"model": {"v": jnp.zeros(()), "w": jnp.zeros(()), "long": jnp.ones(3000)}},
+        ["opt_state/0/mu/v is missing, expected float64 ()", "params/v is missing"],
+    ),
+    "optimiser": ({"optimizer": SGD}, ["opt_state/0/count", "expected missing"]),
+    "key": ({"key": 1}, ["key=[0, 0]", "[0, 1]"]),
+    "batch_size": ({"batch_size": 3}, ["batch_size=2", "3"]),
+    "examples": ({"data": np.arange(7.0)}, ["examples=6", "7"]),
+    "order": ({"shuffle": False}, ["shuffle=True"]),
+    "fewer steps": ({"steps": 25}, ["beyond the 25"]),
+    "no resume": ({"resume": False}, ["checkpoint of step 30", "resume=True"]),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_checkpoint_of_something_else_is_one_clear_error(folder: Path, name: str) -> None:
+    changed, words = FOREIGN[name]
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match=r"\A.*\Z") as caught:
+        small(Checkpoints(folder, every=10), **({"resume": True} | changed))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_loading_into_another_model_is_one_clear_error(folder: Path, tmp_path: Path) -> None:
+    saved = Checkpoints(folder, every=10)
+    with pytest.raises(ValueError, match=r"params/v is missing, expected float64 \(\)"):
+        saved.load({"v": jnp.zeros(())})
+    with pytest.raises(ValueError, match="early stopping"):
+        saved.load({"w": jnp.zeros(()), "long": jnp.ones(3000)}, best=True)
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        Checkpoints(tmp_path / "none", every=10).load(jnp.zeros(()))
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file may be larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 3000])
+def test_a_full_disk_is_one_clear_error_and_the_one_before_stays(
+    folder: Path, size: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    saved = Checkpoints(folder, every=10)
+    with full_disk(size), pytest.raises(CheckpointError, match=r"step 40 .*too large") as caught:
+        small(saved, steps=50, resume=True)
+    assert_refused(caught.value, saved)
+    assert capfd.readouterr() == ("", "")
+
+
+class Full:
+    """Orbax and TensorStore on a disk that becomes full."""
+
+    def save(self, path: Path, arrays: Any) -> None:
+        path.mkdir()
+        (path / "half").write_text("half")
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Failed writing\nNo space left on device [os_error_code='28']"
+        )
+
+
+def test_a_disk_that_becomes_full_meanwhile_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = Checkpoints(folder, every=10)
+    with monkeypatch.context() as patched:
+        patched.setattr(on_disk, "checkpointer", Full)
+        with pytest.raises(CheckpointError, match=r"step 40 .*No space left on device") as caught:
+            saved.save(40, {"a": np.zeros(3)}, {})
+    assert caught.value.errno == errno.ENOSPC
+    assert_refused(caught.value, saved)
+
+
+def assert_refused(error: Exception, saved: Checkpoints) -> None:
+    """It says one line, and all is as it was and goes on."""
+    assert "the one of step 30 is intact" in str(error)
+    assert "\n" not in str(error)
+    assert {path.name for path in Path(saved.folder).iterdir()} == {
+        "step-00000010", "step-00000020", "step-00000030"
+    }  # fmt: skip
+    run = small(saved, steps=50, resume=True)
+    assert_equal(run.history.losses, small(None, steps=50).history.losses)
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Not as root, for whom nothing is forbidden."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def never(*_: Any) -> Any:
+    pytest.fail("the work was begun")
+
+
+def test_a_folder_that_can_not_be_written_to_is_said_before_any_work(nobody: None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        with pytest.raises(CheckpointError, match=r"can't be written to.*Permission denied"):
+            small(Checkpoints(folder, every=10), loss=never)
+        with pytest.raises(CheckpointError, match=r"can't be written to.*Permission denied"):
+            small(Checkpoints(Path(folder, "new"), every=10), loss=never)
+        Path(folder).chmod(0o755)
+
+
+def test_a_folder_under_a_file_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/folder"):
+        with pytest.raises(CheckpointError, match="can't be written to") as caught:
+            small(Checkpoints(tmp_path / name, every=10), loss=never)
+        assert isinstance(caught.value, OSError)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    data = np.where(np.arange(100) == 26, np.inf, 1.0)
+    saved = Checkpoints(tmp_path, every=10)
+    with pytest.raises(NonFiniteLoss, match=r"step 27 .*checkpoint of step 20"):
+        fit(jnp.zeros(()), SGD, square, data, steps=50, batch_size=1, shuffle=False,
+            checkpoints=saved)  # fmt: skip
+    assert saved.steps() == [10, 20]
+    np.testing.assert_allclose(saved.load(jnp.zeros(())), 1 - 0.8**20)
+
+
+def test_what_a_kill_left_is_swept_away(folder: Path) -> None:
+    part = folder / "step-00000040.123.part"
+    part.mkdir()
+    (part / "half").write_text("half")
+    small(Checkpoints(folder, every=10), resume=True)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"every": 5, "keep": 0}], ids=str)
+def test_options_that_can_not_be(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="whole number of at least 1"):
+        Checkpoints("folder", **options)
+
+
+if __name__ == "__main__":  # what is killed
+    assert not any(name.startswith("orbax") for name in sys.modules)  # slow: only when needed
+    train(Checkpoints(sys.argv[1], every=EVERY))
+    time.sleep(60)

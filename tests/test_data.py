@@ -1,0 +1,518 @@
+"""Data: windows by number, parts in time, scalings, characters, batches, CSV files."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrnn import data
+from jaxrnn.data import Windows
+from jaxrnn.training import fit, streams, train_steps
+
+SERIES = np.arange(60.0).reshape(20, 3)  # the value at step t, column c: 3 t + c
+
+
+def by_hand(cut: Windows, series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All windows of a series, one by one, as the equations have them."""
+    x, y = [], []
+    for k in range(0, len(series) - cut.size - cut.horizon + 1, cut.stride):
+        features = list(cut.features or range(series.shape[1]))
+        targets = list(cut.targets or range(series.shape[1]))
+        first = k + (cut.horizon if cut.every_step else cut.size)
+        x.append(series[k : k + cut.size][:, features])
+        y.append(series[first : k + cut.size + cut.horizon][:, targets])
+    return np.stack(x), np.stack(y)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        Windows(4),
+        Windows(1, stride=3),
+        Windows(4, horizon=3, stride=2, features=(2, 0), targets=(1,)),
+        Windows(5, horizon=2, targets=(0, 2), every_step=True),
+        Windows(19),
+    ],
+    ids=repr,
+)
+def test_windows_are_what_the_equations_say(cut: Windows) -> None:
+    x, y = by_hand(cut, SERIES)
+    assert cut.count(len(SERIES)) == len(x)
+    got = jax.jit(cut.take)(SERIES, jnp.arange(len(x)))
+    np.testing.assert_array_equal(got[0], x)
+    np.testing.assert_array_equal(got[1], y)
+    one = cut.take(SERIES, len(x) - 1)
+    np.testing.assert_array_equal(one[0], x[-1])
+    np.testing.assert_array_equal(one[1], y[-1])
+    source = data.WindowSource(SERIES, cut)
+    assert len(source) == len(x)
+    np.testing.assert_array_equal(source.take(range(len(source)))[0], x)
+    np.testing.assert_array_equal(source[-1][1], y[-1])
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_window_fits_in_a_series_of_its_span_and_no_shorter_one(steps: int) -> None:
+    assert Windows(4, horizon=2).count(steps) == max(0, steps - 5)
+    assert Windows(4, horizon=2, stride=3).count(steps) == (1 if steps >= 6 else 0)
+
+
+def test_windows_of_one_column_have_no_axis_for_it() -> None:
+    x, y = Windows(2, every_step=True).take(jnp.arange(5), np.array([0, 2], np.int8))
+    assert x.tolist() == [[0, 1], [2, 3]]
+    assert y.tolist() == [[1, 2], [3, 4]]
+    assert x.dtype == jnp.arange(5).dtype
+
+
+def test_a_small_index_of_a_long_stride_does_not_overflow() -> None:
+    x, _ = Windows(1, stride=200).take(jnp.arange(1000), np.array([4], np.int8))
+    assert x.tolist() == [[800]]
+
+
+def test_take_is_mapped_and_differentiated() -> None:
+    cut, index = Windows(3, targets=(1,)), jnp.array([0, 1])
+    several = jnp.stack([SERIES, 2 * SERIES])
+    x, y = jax.vmap(cut.take, in_axes=(0, None))(several, index)
+    np.testing.assert_array_equal(x[1], 2 * x[0])
+    assert y.shape == (2, 2, 1, 1)
+    gradient = jax.grad(lambda s: cut.take(s, index)[0].sum())(jnp.asarray(SERIES))
+    np.testing.assert_array_equal(gradient[:, 0], [1, 2, 2, 1, *[0] * 16])
+
+
+@pytest.mark.parametrize("cut", [Windows(64, targets=(0,)), Windows(64, every_step=True)], ids=repr)
+def test_a_batch_of_ten_million_points_takes_the_memory_of_a_batch(cut: Windows) -> None:
+    series = jax.ShapeDtypeStruct((10_000_000, 4), jnp.float32)
+    index = jax.ShapeDtypeStruct((128,), jnp.int32)
+    memory: Any = jax.jit(cut.take).lower(series, index).compile().memory_analysis()
+    batch = 128 * 65 * 4 * 4
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 4 * batch
+
+
+def test_a_training_on_ten_million_points_takes_their_memory_once() -> None:
+    cut = Windows(32)
+    series = jax.ShapeDtypeStruct((10_000_000,), jnp.float32)
+
+    def training(series: Any, key: Any) -> Any:
+        def loss(w: Any, carry: None, index: Any) -> Any:
+            x, y = cut.take(series, index)
+            return ((x @ w - y[:, 0]) ** 2).mean(), (carry, None)
+
+        index = jax.random.randint(key, (100, 64), 0, cut.count(len(series)))
+        return train_steps(loss, optax.sgd(0.01), jnp.zeros(32), None, index).losses
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    compiled: Any = jax.jit(training).lower(series, key).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1_000_000  # the series: 40 MB
+
+
+def test_ten_million_points_are_windowed_in_batches() -> None:
+    with jax.enable_x64(False):
+        series, cut = jnp.arange(10_000_000, dtype=jnp.int32), Windows(8, horizon=2)
+        assert cut.count(len(series)) == 9_999_991
+        index, mask = data.epoch(cut.count(len(series)), 4096)
+        assert index.shape == (2442, 4096)
+        assert mask.sum() == 9_999_991
+        x, y = jax.jit(cut.take)(series, index[-1])
+        np.testing.assert_array_equal(x[:, 0], index[-1])
+        np.testing.assert_array_equal(y[:, 1], index[-1] + 9)
+
+
+def test_fit_takes_windows_by_their_numbers() -> None:
+    wave = jnp.sin(0.3 * jnp.arange(400.0))[:, None]
+    cut, (train, _) = Windows(2), data.split(400, (0.8, 0.2))
+
+    def loss(w: Any, batch: Any) -> Any:
+        x, y = batch
+        return ((x[..., 0] @ w - y[:, 0, 0]) ** 2).mean()
+
+    fitted = fit(
+        jnp.zeros(2),
+        optax.adam(0.1),
+        loss,
+        wave,
+        take=cut.take,
+        examples=len(cut.within(train)),
+        batch_size=32,
+        steps=300,
+    )
+    np.testing.assert_allclose(fitted.model, [-1, 2 * np.cos(0.3)], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Windows(0), "size should be a whole number of at least 1, got 0"),
+        (lambda: Windows(2, horizon=0), "horizon"),
+        (lambda: Windows(2, stride=-1), "stride"),
+        (lambda: Windows(2, features=()), "features should be the numbers of columns, got ()"),
+        (lambda: Windows(2, targets=(-1,)), "column of targets"),
+        (lambda: Windows(20).take(SERIES, 0), "series of 20 steps is too short for a window of 20"),
+        (
+            lambda: Windows(2, targets=(3,)).take(SERIES, 0),
+            "the series has 3 columns, there is no column 3",
+        ),
+        (lambda: Windows(2, targets=(0,)).take(SERIES[:, 0], 0), "should be (T, C)"),
+        (lambda: Windows(2).take(SERIES[None], 0), "its shape is (1, 20, 3)"),
+        (lambda: Windows(2).take(SERIES, 0.0), "index should be integers"),
+        (lambda: Windows(2).take(SERIES, np.zeros((2, 2), int)), "int64 (2, 2)"),
+        (lambda: Windows(2).check((2**31, 1)), "more than an int32"),
+        (lambda: Windows(9).within(range(4, 12)), "the 8 steps from 4 on are too few"),
+        (lambda: Windows(2).within(range(0, 9, 2)), "steps in a row"),
+        (lambda: Windows(2, every_step=True).within(range(9), context=True), "context"),
+        (lambda: data.WindowSource(SERIES, Windows(2), range(21)), "more than the 20 steps"),
+        (lambda: data.split(10, (0.5, 0.4)), "sum to 1, got (0.5, 0.4)"),
+        (lambda: data.split(10, (1.5, -0.5)), "above 0"),
+        (lambda: data.split(2, (0.9, 0.1)), "2 steps are too few"),
+    ],
+)
+def test_windows_and_parts_that_can_not_be(call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
+
+
+@pytest.mark.parametrize("steps", [11, 100, 997])
+@pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.7, 0.1, 0.2), (1.0,)])
+def test_parts_follow_each_other_and_leave_nothing_out(
+    steps: int, fractions: tuple[float, ...]
+) -> None:
+    parts = data.split(steps, fractions)
+    assert [t for part in parts for t in part] == list(range(steps))
+    for part, fraction in zip(parts, fractions):
+        assert abs(len(part) - steps * fraction) <= 1
+
+
+@pytest.mark.parametrize("cut", [Windows(3), Windows(3, horizon=2, stride=2), Windows(2, 2, 5)])
+@pytest.mark.parametrize("context", [False, True])
+def test_no_step_of_one_part_is_a_target_of_another(cut: Windows, context: bool) -> None:
+    parts = data.split(40, (0.5, 0.2, 0.3))
+    targets = []
+    for part in parts:
+        starts = [k * cut.stride for k in cut.within(part, context=context)]
+        seen = {s + i for s in starts for i in range(cut.size)}
+        asked = {s + cut.size + i for s in starts for i in range(cut.horizon)}
+        assert asked <= set(part)
+        assert max(seen) < part.stop
+        assert context or seen <= set(part)
+        # As many as there are: no other window of the series would do.
+        whole = [k * cut.stride for k in range(cut.count(40))]
+        first = part.start - cut.size * context
+        assert starts == [s for s in whole if s >= first and s + cut.span <= part.stop]
+        targets.append(asked)
+    assert not functools.reduce(set.intersection, targets)
+
+
+@pytest.mark.parametrize("make", [data.min_max, data.standard])
+def test_a_scaling_is_of_the_training_part_alone_and_goes_back(make: Any) -> None:
+    values = np.random.default_rng(0).normal(5, 3, (50, 4))
+    values[:, 2] = 0.1  # constant, and no binary number
+    train = range(30)
+    scaling = make(values, train)
+    changed = np.concatenate([values[:30], 1000 + values[30:]])
+    for ours, other in zip(scaling, make(changed, train)):
+        np.testing.assert_array_equal(ours, other)
+    scaled = jax.jit(lambda scaling, values: scaling(values))(scaling, values)
+    np.testing.assert_allclose(scaling.inverse(scaled), values, rtol=1e-12)
+    varying = np.asarray(scaled[:30, [0, 1, 3]])
+    if make is data.min_max:
+        np.testing.assert_allclose(varying.min(0), 0, atol=1e-12)
+        np.testing.assert_allclose(varying.max(0), 1)
+    else:
+        np.testing.assert_allclose(varying.mean(0), 0, atol=1e-12)
+        np.testing.assert_allclose(varying.std(0), 1)
+    np.testing.assert_array_equal(scaled[:, 2], 0)
+    batch = jnp.ones((2, 3, 1))
+    np.testing.assert_allclose(
+        scaling.columns([3])(batch)[0, 0, 0], scaling(jnp.ones((1, 4)))[0, 3]
+    )
+
+
+@pytest.mark.parametrize("make", [data.min_max, data.standard])
+@pytest.mark.parametrize("value", [0.1, 1e-30, 3e7])
+def test_a_constant_column_becomes_zero_in_single_precision_too(make: Any, value: float) -> None:
+    values = jnp.full((1001,), value, jnp.float32)
+    scaling = make(values)
+    np.testing.assert_array_equal(scaling(values), 0)
+    np.testing.assert_array_equal(scaling.inverse(jnp.zeros(3, jnp.float32)), values[:3])
+    tiny = jnp.array([0, 1e-30], jnp.float32)  # whose variance is less than there is in float32
+    assert jnp.isfinite(make(tiny)(tiny)).all()
+
+
+def test_scalings_are_mapped_over_series() -> None:
+    several = jnp.stack([SERIES, 10 * SERIES])
+    scaled = jax.vmap(lambda s: data.standard(s)(s))(several)
+    np.testing.assert_allclose(scaled[0], scaled[1])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: data.min_max(np.arange(3)), "floating point"),
+        (lambda: data.standard(np.zeros((2, 2, 2))), "(2, 2, 2)"),
+        (lambda: data.standard(np.zeros((2, 2)), range(2, 4)), "no steps to go by"),
+        (lambda: data.standard(SERIES)(np.zeros((5, 2))), "3 columns, the values' shape is (5, 2)"),
+    ],
+)
+def test_scalings_that_can_not_be(call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
+
+
+@pytest.mark.parametrize("text", ["hihello", "a\nb", "안녕 世界 🌊", "x", "\ud800y"])
+def test_characters_come_back_from_their_numbers(text: str) -> None:
+    vocabulary = data.Vocabulary.of(text)
+    ids = vocabulary.encode(text)
+    assert ids.dtype == np.int32
+    assert vocabulary.decode(ids) == text
+    assert [vocabulary.characters.index(c) for c in text] == ids.tolist()
+    one_hot = vocabulary.one_hot(ids[None])
+    assert one_hot.shape == (1, len(text), len(vocabulary))
+    assert one_hot.dtype == jnp.float32
+    np.testing.assert_array_equal(one_hot.argmax(-1), ids[None])
+    assert vocabulary.decode(vocabulary.encode("")) == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda v: v.encode("abz"), "character 'z' at place 2 is not one of the 3"),
+        (lambda v: v.encode("🌊"), "character '🌊' at place 0"),
+        (
+            lambda v: v.decode([0, 3]),
+            "id 3 at place 1 is not one of the 3 of the vocab",
+        ),
+        (lambda v: v.decode([-1]), "id -1"),
+        (lambda v: v.decode([[0]]), "(1, 1)"),
+        (lambda v: v.decode([0.5]), "float64"),
+        (lambda v: data.Vocabulary("aba"), "character 'a' is in the vocabulary more than once"),
+        (lambda v: data.Vocabulary.of(""), "at least one"),
+    ],
+)
+def test_characters_that_can_not_be(call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call(data.Vocabulary("abc"))
+
+
+@pytest.mark.parametrize(("examples", "size"), [(10, 3), (9, 3), (2, 5), (range(5, 16), 4)])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_has_each_example_once(examples: Any, size: int, shuffle: bool) -> None:
+    numbers = list(examples if isinstance(examples, range) else range(examples))
+    key = jax.random.key(1) if shuffle else None
+    index, mask = data.epoch(examples, size, key=key)
+    assert index.shape == mask.shape == (-(-len(numbers) // size), size)
+    there = np.asarray(index)[np.asarray(mask)]
+    assert sorted(there) == numbers
+    assert set(np.asarray(index).ravel()) == set(numbers)
+    assert shuffle or there.tolist() == numbers
+    if len(numbers) >= size:
+        whole = data.epoch(examples, size, key=key, drop_last=True)
+        assert whole.index.shape == (len(numbers) // size, size)
+        assert bool(whole.mask.all())
+        np.testing.assert_array_equal(whole.index, index[: len(whole.index)])
+
+
+def test_the_order_follows_from_the_key_and_epochs_are_mapped() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.jit(jax.vmap(lambda key: data.epoch(20, 8, key=key)))(keys)
+    assert together.index.shape == (3, 3, 8)
+    np.testing.assert_array_equal(together.index[1], data.epoch(20, 8, key=keys[1]).index)
+    assert (together.index[0] != together.index[1]).any()
+
+
+def test_streams_are_those_of_the_training() -> None:
+    assert data.streams is streams
+
+
+@pytest.mark.parametrize("bounds", [1, 3, 100, [5, 10, 20]], ids=str)
+@pytest.mark.parametrize("key", [None, 0])
+def test_buckets_hold_each_sequence_once_and_fit(bounds: Any, key: int | None) -> None:
+    lengths = np.random.default_rng(0).integers(0, 20, 57)
+    found = data.buckets(lengths, 4, bounds, key=None if key is None else jax.random.key(key))
+    members = [np.asarray(bucket.index)[np.asarray(bucket.mask)] for bucket in found]
+    assert sorted(np.concatenate(members)) == list(range(57))
+    shortest = 0
+    for bucket, numbers in zip(found, members):
+        assert bucket.index.shape == bucket.mask.shape == (-(-len(numbers) // 4), 4)
+        assert lengths[numbers].max() <= bucket.steps
+        assert lengths[numbers].min() >= shortest
+        shortest = bucket.steps + 1
+        assert key is not None or (np.diff(numbers) > 0).all()
+    assert [b.steps for b in found] == sorted({b.steps for b in found})
+
+
+def test_buckets_leave_little_padding() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 1000)
+    padded = [
+        sum(b.steps * int(b.mask.sum()) for b in data.buckets(lengths, 10, count))
+        for count in (1, 8)
+    ]
+    assert padded[0] > 1.8 * lengths.sum()
+    assert padded[1] < 1.15 * lengths.sum()
+
+
+def test_buckets_without_the_last_batches() -> None:
+    found = data.buckets([1, 1, 1, 9, 2], 2, [2, 9], drop_last=True)
+    assert [(b.steps, b.index.tolist()) for b in found] == [(2, [[0, 1], [2, 4]])]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: data.epoch(5, 0), "size should be"),
+        (lambda: data.epoch(0, 5), "no examples"),
+        (lambda: data.epoch(3, 4, drop_last=True), "size=4 is more than the 3 examples"),
+        (lambda: data.buckets([], 2), "lengths should be integers (M,)"),
+        (lambda: data.buckets([1.5], 2), "float64"),
+        (lambda: data.buckets([3, -1], 2), "at least 0, got -1"),
+        (lambda: data.buckets([3, 9], 2, [4, 8]), "sequence 1 has 9 steps"),
+        (lambda: data.buckets([3], 2, [4, 4]), "increasing lengths of at least 1, got [4, 4]"),
+        (lambda: data.buckets([3], 2, []), "increasing"),
+        (lambda: data.buckets([3], 2, 0), "bounds"),
+    ],
+)
+def test_batches_that_can_not_be(call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> np.memmap:
+    """A series in a file."""
+    path = tmp_path / "series.npy"
+    np.save(path, SERIES)
+    return np.load(path, mmap_mode="r")
+
+
+def test_windows_are_read_from_a_file_and_copied(mapped: np.memmap) -> None:
+    cut, (_, test) = Windows(3, targets=(1,), stride=2), data.split(20, (0.5, 0.5))
+    source = data.WindowSource(mapped, cut, test, context=True)
+    assert len(source) == 5
+    for place, number in enumerate(cut.within(test, context=True)):
+        for ours, expected in zip(source[place], cut.take(SERIES, number)):
+            np.testing.assert_array_equal(ours, expected)
+            assert type(ours) is np.ndarray
+            assert ours.base is None or not isinstance(ours.base, np.memmap)
+    with pytest.raises(IndexError):
+        source[5]
+    assert len(list(iter(source))) == 5  # what a loop and many a loader go by
+    assert "5 windows from number 4 on" in repr(source)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_source_can_be_sent_to_other_processes(mapped: np.memmap, whole: bool) -> None:
+    series = mapped if whole else mapped[4:]
+    source = data.WindowSource(series, Windows(3))
+    sent = pickle.dumps(source)
+    again = pickle.loads(sent)
+    assert (b"series.npy" in sent) == whole
+    assert again.numbers == source.numbers
+    for ours, expected in zip(again.take(range(13)), source.take(range(13))):
+        np.testing.assert_array_equal(ours, expected)
+
+
+GOOD = "Date, Open,Close\n2024-01-02,10,-1.5\n2024-01-03,1e1,2\n2024-01-04,11.,.5\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.encode(),
+        b"\xef\xbb\xbf" + GOOD.encode(),
+        GOOD.replace("\n", "\r\n").encode() + b"\r\n\r\n",
+        GOOD.replace("10,", ' "10",').encode(),
+        GOOD.rstrip().encode(),
+        GOOD.replace("2024-01-03", '"the third\nof January, 2024"').encode(),
+        GOOD.replace("2024-01-03", "").encode(),
+    ],
+    ids=["plain", "bom", "windows", "quotes", "no last newline", "quoted newline", "gap in text"],
+)
+def test_numbers_are_read_from_a_file(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_bytes(text)
+    names, values = data.read_csv(path, constant=True)
+    assert names == ("Open", "Close")
+    assert values.tolist() == [[10, -1.5], [10, 2], [11, 0.5]]
+    assert values.dtype == np.float64
+    assert data.read_csv(path, ["Close"]).values.tolist() == [[-1.5], [2], [0.5]]
+    assert data.read_csv(path, ["Close", "Open"]).names == ("Close", "Open")
+
+
+def test_another_delimiter_is_read_if_it_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_text("a;b\n1;2\n3;4\n")
+    assert data.read_csv(path, delimiter=";").values.tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError, match="delimiter should be one character"):
+        data.read_csv(path, delimiter="; ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ", line 1: the file is empty"),
+        ("\na,b\n1,2\n", ", line 1: the file is empty, or begins with an empty line"),
+        ("a,b\n1,2\n,4\n", ", line 3, column 'a': the cell is empty"),
+        ("a,b\n1,2\n3, \n", ", line 3, column 'b': the cell is empty"),
+        ("a,b\n1,2\n3,n/a\n5,x\n", ", line 3, column 'b': 'n/a' is not a finite number"),
+        ("a,b\n1,x\n3,4\n5,6\n", ", line 2, column 'b': 'x' is not a finite number"),
+        ("a,b\n1,2\n3,inf\n", ", line 3, column 'b': 'inf' is not"),
+        ("a,b\n1,2\n3,nan\n", ", line 3, column 'b': 'nan' is not"),
+        ("a,b\n1,2\n3,1_0\n", ", line 3, column 'b': '1_0' is not"),
+        ('a,b\n1,2\n3,"1,000"\n', ", line 3, column 'b': '1,000' is not"),
+        ("a,b\n1,2\n3\n", ", line 3: 1 cells, the header has 2"),
+        ("a,b\n1,2\n3,4,5\n", ", line 3: 3 cells, the header has 2"),
+        ("a,b\n1,2\n\n3,4\n", ", line 3: the line is empty"),
+        ("a\n1\n\n3\n", ", line 3: the line is empty"),
+        ("a,b\n", ": 0 lines of numbers, at least 2 are needed"),
+        ("a,b\n1,2\n", ": 1 lines of numbers, at least 2 are needed"),
+        ("a,b\n1,2\n1,3\n", ", column 'a': it is 1 in every line"),
+        ("a;b\n1;2\n3;4\n", ", line 1: there is one column, the delimiter seems to be ';' and not"),
+        ("a\tb\n1\t2\n", "the delimiter seems to be '\\t'"),
+        ("1,2\n3,4\n5,6\n", ", line 1: the header should be the names"),
+        ("a,b,a\n1,2,3\n", ", line 1: there are two columns 'a'"),
+        ("a,b\nx,y\nz,w\n", ": there is no column of numbers"),
+        ('a,b\n1,"2\n3,4\n', ", line 3: unexpected end of data"),
+    ],
+)
+def test_a_file_that_will_not_do_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        data.read_csv(path, min_rows=2)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"a,b\n1,2\n3,\xe94\n", ", line 3: byte 0xe9 is not UTF-8 text"),
+        (GOOD.encode("utf-16"), ", line 1: byte 0xff is not UTF-8 text"),
+    ],
+)
+def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, raw: bytes, words: str) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError) as caught:
+        data.read_csv(path)
+    assert str(caught.value) == f"{path}{words}"
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_text(GOOD)
+    words = ", line 1: there is no column 'close', there are 'Date', 'Open', 'Close'"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        data.read_csv(path, ["close"])
+    with pytest.raises(ValueError, match="line 2, column 'Date': '2024-01-02' is not a finite"):
+        data.read_csv(path, ["Date"])
+    with pytest.raises(FileNotFoundError):
+        data.read_csv(tmp_path / "none.csv")

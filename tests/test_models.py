@@ -1,0 +1,359 @@
+"""The heads: what they read of a layer, whatever the layer; their losses; what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxrnn
+from jaxrnn import cells, packing
+from jaxrnn.models import (
+    CharacterModel,
+    Classifier,
+    ManyToMany,
+    ManyToOne,
+    OneToMany,
+    OneToOne,
+    Regressor,
+)
+from jaxrnn.recurrent import Recurrent
+
+N, T, D, H, K = 3, 5, 3, 4, 2
+LENGTHS = np.array([5, 0, 3])
+RANDOM = np.random.RandomState(0)
+X = jnp.asarray(RANDOM.uniform(-1, 1, (N, T, D)))
+
+close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Light(cells.Cell):
+    """A cell of one's own: a gate and a candidate, one state."""
+
+    gates = ("f", "n")
+
+    def step(self, z: Any, state: Any) -> Any:
+        (h,), (f, n) = state, self.split_gates(z)
+        f = jax.nn.sigmoid(f)
+        return ((1 - f) * h + f * jnp.tanh(n),)
+
+
+def make_layer(kind: str) -> Any:
+    """Layers of all sorts, in float64."""
+    rngs = nnx.Rngs(0)
+    options: dict[str, Any] = {"param_dtype": jnp.float64, "rngs": rngs}
+    if kind == "rnn":
+        return jaxrnn.RNN(D, H, **options)
+    if kind == "lstm":
+        return jaxrnn.LSTM(D, H, 2, bidirectional=True, proj_size=2, batch_first=True, **options)
+    if kind == "gru":
+        return jaxrnn.GRU(D, H, 2, batch_first=True, **options)
+    return Recurrent(Light(), D, H, 1, True, False, 0.0, True, **options)
+
+
+KINDS = ("rnn", "lstm", "gru", "own")
+
+
+@functools.cache
+def made(head: Any, kind: str) -> Any:
+    return head(make_layer(kind), K, rngs=nnx.Rngs(1))
+
+
+def inputs(rnn: Any, x: Any = X) -> jax.Array:
+    """(N, T, ...) as the layer has its axes."""
+    return x if rnn.batch_first else x.swapaxes(0, 1)
+
+
+def h_of(last: Any) -> jax.Array:
+    return last[0] if isinstance(last, tuple) else last
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_to_one_reads_each_directions_last_valid_step(kind: str) -> None:
+    model = made(ManyToOne, kind)
+    rnn = model.rnn
+    dirty = X.at[jnp.arange(T)[None] >= LENGTHS[:, None]].set(jnp.nan)
+    y, last = model(inputs(rnn, dirty), lengths=LENGTHS)
+    assert y.shape == (N, K)
+    output, h_n = rnn(inputs(rnn), lengths=LENGTHS)
+    output = inputs(rnn, output)  # rows first
+    size = rnn.proj_size or H
+    for row, length in enumerate(LENGTHS):
+        ends = [output[row, length - 1, :size], output[row, 0, size:]]
+        end = jnp.concatenate(ends) if length else jnp.zeros(output.shape[-1])
+        close(y[row], model.fc(end))
+    jax.tree.map(close, last, h_n)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_many_to_one_without_a_batch_and_packed_is_the_same(kind: str) -> None:
+    model = made(ManyToOne, kind)
+    whole, _ = model(inputs(model.rnn), lengths=np.array([5, 2, 3]))
+    alone, _ = model(X[1, :2])
+    close(alone, whole[1])
+    packed = packing.pack_padded_sequence(inputs(model.rnn), [5, 2, 3], True, False)
+    close(model(packed)[0], whole)
+
+
+def test_many_to_one_of_a_row_with_resets_reads_the_outer_pieces() -> None:
+    model = made(ManyToOne, "lstm")
+    resets = jnp.zeros((N, T), bool).at[:, 3].set(True)
+    y, _ = model(X, resets=resets)
+    first, last = (h_of(model.rnn(piece)[1]) for piece in (X[:, :3], X[:, 3:]))
+    close(y, model.fc(jnp.concatenate([last[2], first[3]], -1)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_to_many_is_the_linear_layer_at_every_valid_step(kind: str) -> None:
+    model = made(ManyToMany, kind)
+    output, last = model.rnn(inputs(model.rnn), lengths=LENGTHS)
+    y, h_n = model(inputs(model.rnn), lengths=LENGTHS)
+    valid = inputs(model.rnn, (np.arange(T)[None] < LENGTHS[:, None])[..., None])
+    close(y, np.where(valid, model.fc(output), 0))
+    jax.tree.map(close, h_n, last)
+    short, _ = model(X[2], lengths=jnp.asarray(3))
+    close(short, inputs(model.rnn, y)[2])
+
+
+def test_many_to_many_takes_a_state_resets_and_packed_rows() -> None:
+    model = made(ManyToMany, "gru")
+    first, state = model(X[:, :3])
+    second, _ = model(X[:, 3:], state)
+    whole, _ = model(X)
+    close(jnp.concatenate([first, second], 1), whole)
+    cut, _ = model(X, state, resets=jnp.zeros((N, T), bool).at[:, 0].set(True))
+    close(cut, whole)
+    packed = packing.pack_padded_sequence(X, [5, 4, 2], batch_first=True)
+    unpacked, _ = packing.pad_packed_sequence(model(packed)[0], batch_first=True)
+    close(unpacked, model(X, lengths=np.array([5, 4, 2]))[0])
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru"])
+def test_one_to_one_call_after_call_is_many_to_many(kind: str) -> None:
+    model = made(OneToOne, kind)
+    aligned = made(ManyToMany, kind)
+    whole = inputs(model.rnn, aligned(inputs(model.rnn))[0])
+    state, alone = None, None
+    for t in range(T):
+        y, state = model(X[:, t], state)
+        one, alone = model(X[1, t], alone)
+        close(y, whole[:, t])
+        close(one, whole[1, t])
+    y, _ = model(X[:, 0], state, resets=jnp.array([True, False, True]))
+    close(y[::2], whole[::2, 0])
+    assert (jnp.abs(y - whole[:, 0])[1] > 1e-6).all()
+
+
+@functools.cache
+def rolling(kind: str) -> OneToMany:
+    return OneToMany(make_layer(kind), rngs=nnx.Rngs(1))
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru"])
+def test_one_to_many_hears_what_it_said(kind: str) -> None:
+    model = rolling(kind)
+    graph, params = nnx.split(model)
+    step = OneToOne(model.rnn, D, rngs=nnx.Rngs(0))
+    step.fc = model.fc
+    one_step, of_step = nnx.split(step)
+
+    def rolled(params: Any, x: Any, hx: Any) -> Any:
+        y, last = nnx.merge(graph, params)(x, T, hx)
+        return (y**2).sum() + last.sum(), (inputs(model.rnn, y), last)
+
+    def looped(params: Any, x: Any, hx: Any) -> Any:
+        said = []
+        for _ in range(T):
+            x, hx = nnx.merge(one_step, params)(x, hx)
+            said.append(x)
+        y = jnp.stack(said, 1)
+        return (y**2).sum() + hx.sum(), (y, hx)
+
+    hx = 0.1 * jnp.ones((model.rnn.num_layers, N, H))
+    results = [
+        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(p, X[:, 0], hx)
+        for f, p in ((rolled, params), (looped, of_step))
+    ]
+    for got, want in zip(*map(jax.tree.leaves, results), strict=True):
+        close(got, want)
+    alone, last = model(X[1, 0], T, hx[:, 1])
+    (_, (y, h_n)), _ = results[0]
+    close(alone, y[1])
+    close(last, h_n[:, 1])
+    start, _ = model(X[:, 0], 1)  # from zeros
+    close(start, model(X[:, 0], 1, jnp.zeros_like(hx))[0])
+
+
+def test_one_to_many_of_an_lstm_takes_a_pair_as_a_list() -> None:
+    model = OneToMany(
+        jaxrnn.LSTM(D, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)
+    )
+    y, (h_n, c_n) = model(X[:, 0], 2, [jnp.ones((1, N, H)), jnp.zeros((1, N, H))])
+    assert (y.shape, h_n.shape, c_n.shape) == ((2, N, D), (1, N, H), (1, N, H))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "own"])
+def test_one_to_many_without_feedback_sees_its_input_at_each_step(kind: str) -> None:
+    model = OneToMany(make_layer(kind), K, feedback=False, rngs=nnx.Rngs(1))
+    y, last = model(X[:, 0], T)
+    output, h_n = model.rnn(inputs(model.rnn, jnp.repeat(X[:, :1], T, axis=1)))
+    close(y, model.fc(output))
+    jax.tree.map(close, last, h_n)
+    close(model(X[1, 0], T)[0], inputs(model.rnn, y)[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r), "out_features should be 3"),
+        (lambda r: OneToMany(jaxrnn.GRU(3, 4, bidirectional=True, rngs=r), rngs=r), "two directi"),
+        (
+            lambda r: ManyToOne(jaxrnn.GRU(3, 4, rngs=r), 0, rngs=r),
+            "out_features should be a whole",
+        ),
+        (lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), rngs=r)(jnp.ones((2, 3)), 0), "length"),
+        (
+            lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), rngs=r)(jnp.ones((2, 4)), 2),
+            "Expected 3 f",
+        ),
+        (lambda r: OneToOne(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r)(jnp.ones((2, 2, 3))), "1D or 2D"),
+        (
+            lambda r: OneToOne(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r)(jnp.ones(4)),
+            "Expected 3 features",
+        ),
+        (lambda r: Classifier(jaxrnn.GRU(3, 4, rngs=r), 1, rngs=r), "classes should be a whole"),
+        (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "abca", rngs=r), "'a' is in the"),
+        (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "a", rngs=r), "at least 2, got 1"),
+        (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "ab", rngs=r), "input_size of 2"),
+    ],
+)
+def test_a_head_that_can_not_be_is_refused(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(nnx.Rngs(0))
+
+
+def test_a_wrong_state_is_refused_as_the_layer_does() -> None:
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 3, 4\), got \[2, 1, 4\]"):
+        rolling("gru")(X[:, 0], 2, jnp.zeros((2, 1, H)))
+
+
+def test_dropout_is_no_part_of_a_roll_out() -> None:
+    rngs = nnx.Rngs(0)
+    model = OneToMany(jaxrnn.GRU(3, 4, 2, dropout=0.5, rngs=rngs), rngs=rngs)
+    with pytest.raises(ValueError, match=r"dropout=0.5 is active"):
+        model(jnp.ones((2, 3), jnp.float32), 2)
+    model.eval()
+    assert model(jnp.ones((2, 3), jnp.float32), 2)[0].shape == (2, 2, 3)
+
+
+def test_the_parameters_have_pytorchs_names() -> None:
+    rngs = nnx.Rngs(0)
+    layer = jaxrnn.GRU(2, 4, rngs=rngs)
+    model = CharacterModel(layer, "abcde", nnx.Embed(5, 2, rngs=rngs), rngs=rngs)
+    state = jaxrnn.state_dict(model)
+    names = [f"rnn.{n}" for n in layer.parameter_names]
+    assert list(state) == [*names, "fc.weight", "fc.bias", "embedding.weight"]
+    assert [state[n].shape for n in ("fc.weight", "embedding.weight")] == [(5, 4), (5, 2)]
+    changed = {name: array + 1 for name, array in state.items()}
+    jaxrnn.load_state_dict(model, changed)
+    for name, array in jaxrnn.state_dict(model).items():
+        np.testing.assert_array_equal(array, changed[name])
+
+
+@pytest.mark.parametrize("head", [ManyToMany, ManyToOne, OneToOne, OneToMany])
+def test_the_linear_layer_has_the_recurrent_layers_dtypes(head: Any) -> None:
+    rngs = nnx.Rngs(0)
+    model = head(jaxrnn.GRU(3, 4, dtype=jnp.bfloat16, rngs=rngs), 3, rngs=rngs)
+    assert model.fc.kernel.dtype == jnp.float32
+    x = jnp.ones((2, 3) if head in (OneToOne, OneToMany) else (T, 2, 3), jnp.float32)
+    hx = jnp.ones((1, 2, 4), jnp.float32)
+    y, _ = model(x, 2, hx) if head is OneToMany else model(x, hx)
+    assert y.dtype == jnp.bfloat16
+    assert made(ManyToMany, "gru").fc.kernel.dtype == jnp.float64
+
+
+def test_the_losses_are_the_means_they_say() -> None:
+    rnn = make_layer("gru")
+    regressor = Regressor(rnn, K, rngs=nnx.Rngs(1))
+    lengths, target = np.array([5, 2, 3]), jnp.asarray(RANDOM.uniform(-1, 1, (N, K)))
+    predicted, _ = regressor(X, lengths=lengths)
+    close(regressor.loss(X, target, lengths=lengths), np.mean((predicted - target) ** 2))
+    with pytest.raises(ValueError, match=r"Expected \(3, 2\), got \(3,\)"):
+        regressor.loss(X, target[:, 0])
+
+    classifier = Classifier(rnn, 4, rngs=nnx.Rngs(1))
+    labels = np.array([3, 1, 0])
+    odds = classifier.probabilities(X, lengths=lengths)
+    close(odds.sum(-1), 1)
+    logits, _ = classifier(X, lengths=lengths)
+    close(odds, np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+    loss = classifier.loss(X, labels, lengths=lengths)
+    close(loss, -np.log(odds[np.arange(N), labels]).mean())
+    close(classifier.loss(X[2, :3], labels[2]), -np.log(odds[2, 0]))
+    with pytest.raises(ValueError, match=r"Expected shape \(3,\), got \(3, 1\)"):
+        classifier.loss(X, labels[:, None])
+    with pytest.raises(TypeError, match="y should be integers, got float64"):
+        classifier.loss(X, labels + 0.5)
+
+
+@pytest.mark.parametrize(("batch_first", "embedded"), [(True, False), (False, True)])
+def test_a_character_model_predicts_and_goes_on(batch_first: bool, embedded: bool) -> None:
+    options: dict[str, Any] = {"param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    size = 3 if embedded else 4
+    layer = jaxrnn.LSTM(size, 8, 2, batch_first=batch_first, **options)
+    embedding = nnx.Embed(4, size, **options) if embedded else None
+    model = CharacterModel(layer, "helo", embedding, rngs=nnx.Rngs(1))
+    model.fc.kernel[...] *= 30  # so that the likeliest is far from the next
+    ids = RANDOM.randint(0, 4, (N, T + 1))
+    x, y = (inputs(layer, jnp.asarray(part)) for part in (ids[:, :-1], ids[:, 1:]))
+
+    lengths = np.array([5, 0, 3])
+    logits, _ = model(x, lengths=lengths)
+    log_odds = np.asarray(jax.nn.log_softmax(inputs(layer, logits)))
+    each = -np.take_along_axis(log_odds, ids[:, 1:, None], -1)[..., 0]
+    close(model.loss(x, y, lengths=lengths), (each[0].sum() + each[2, :3].sum()) / 8)
+    close(model.loss(ids[2, :-1], ids[2, 1:], lengths=jnp.asarray(3)), each[2, :3].mean())
+
+    said = model.generate("hello", 6, temperature=0)
+    logits, state = model(jnp.asarray(model.vocabulary.encode("hello")))
+    own = []
+    for _ in range(6):
+        own.append(int(logits[-1].argmax()))
+        logits, state = model(jnp.array(own[-1:]), state)
+    assert model.vocabulary.decode(own) == said
+    drawn = model.generate("h", 20, key=jax.random.key(0), temperature=100.0)
+    assert set(drawn) == set("helo")
+
+
+def test_a_character_model_refuses_what_it_can_not_say() -> None:
+    rngs = nnx.Rngs(0)
+    model = CharacterModel(jaxrnn.GRU(4, 8, 2, dropout=0.5, rngs=rngs), "helo", rngs=rngs)
+    with pytest.raises(ValueError, match=r"dropout=0.5 is active"):
+        model.generate("he", 2, temperature=0)
+    model.eval()
+    with pytest.raises(ValueError, match="'y' at place 2"):
+        model.generate("hey", 2, temperature=0)
+    with pytest.raises(ValueError, match="prompt should have at least one character"):
+        model.generate("", 2, temperature=0)
+    with pytest.raises(ValueError, match="needs a key"):
+        model.generate("he", 2)
+    with pytest.raises(TypeError, match="should be integers, got float32"):
+        model(jnp.ones((T, N), jnp.float32))
+    with pytest.raises(ValueError, match=r"y should be shaped as x. Expected \(5, 3\), got \(5,\)"):
+        model.loss(np.zeros((T, N), int), np.zeros(T, int))
+
+
+def test_a_character_model_takes_packed_rows() -> None:
+    rngs = nnx.Rngs(0)
+    model = CharacterModel(jaxrnn.GRU(4, 8, rngs=rngs), "helo", rngs=rngs)
+    ids = jnp.asarray(RANDOM.randint(0, 4, (T, N)))
+    packed = packing.pack_padded_sequence(ids, [5, 4, 2])
+    unpacked, _ = packing.pad_packed_sequence(model(packed)[0])
+    np.testing.assert_allclose(unpacked, model(ids, lengths=np.array([5, 4, 2]))[0], atol=1e-6)
