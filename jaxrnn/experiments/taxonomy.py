@@ -169,7 +169,7 @@ def many_to_many(settings: Settings, rngs: nnx.Rngs) -> Task:
     x = jnp.asarray(bits[..., :2], jnp.float32)
     return Task(
         "many to many, aligned",
-        "bits of two numbers -> of their sum",
+        "two numbers -> sum, in bits",
         ManyToMany(layer(settings, 2, rngs), 2, rngs=rngs),
         x,
         lambda model: model(x)[0],
@@ -289,7 +289,7 @@ def main(settings: Settings) -> list[History]:
     """Train all, print the table, save the figure."""
     target = plotting.check_target(settings.out)
     histories = [train(settings, make(settings, nnx.Rngs(settings.seed))) for make in TASKS]
-    Console(width=130).print(as_table(histories))  # no narrower where nobody watches
+    Console(width=150).print(as_table(histories))  # no narrower where nobody watches
     running = sum(history.run_seconds for history in histories)
     print(f"compiled in {sum(history.compile_seconds for history in histories):.2f} s", end=", ")
     print(f"{len(TASKS)} times {settings.steps} steps in {running * 1e3:.1f} ms")

@@ -10,6 +10,7 @@ import torch
 
 from tests import (
     chars_oracle,
+    longseq_oracle,
     oracle,
     packed_oracle,
     packing_oracle,
@@ -31,6 +32,8 @@ if __name__ == "__main__":
         files[name] = chars_oracle.torch_runs(text)
     files["tbptt"] = tbptt_oracle.torch_run()
     files["seq2seq"] = seq2seq_oracle.torch_runs()
+    files["longseq"] = longseq_oracle.torch_runs()
+    files["longseq_accuracies"] = longseq_oracle.torch_accuracies()
     files["packing"] = packing_oracle.record()
     for name in packed_oracle.RUNS:
         files[name] = packed_oracle.torch_runs(name)
