@@ -107,8 +107,8 @@ class Attention(nnx.Module):
         if lengths is not None:
             rows, places, _ = memory.shape
             lengths = ragged.check_lengths(lengths, places, rows)
-            valid = jnp.arange(places)[None] < lengths[:, None]
-            memory = jnp.where(valid[..., None], memory, jnp.zeros_like(memory))
+            valid = ragged.valid_steps(lengths, places)
+            memory = ragged.only(valid, memory)
         return Memory(memory, memory if self.kind == "dot" else self.memory(memory), valid)
 
     def __call__(self, queries: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class ShapeError(ValueError, RuntimeError):
@@ -260,6 +261,29 @@ def cell_sizes(
                 f"hidden{index} has inconsistent hidden_size: got {features[0]}, "
                 f"expected {hidden_size}"
             )
+
+
+def first_axes(name: str, tree: Any, what: str, items: str) -> int:
+    """The length that the first axes of all arrays of a pytree have, at least 1.
+
+    Args:
+        name: what the pytree is called.
+        tree: the pytree.
+        what: how its arrays should be, after "arrays with".
+        items: what there are so many of.
+    """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    shown = ", ".join(map(str, shapes)) or "none"
+    if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"{name} should be arrays with {what}, got {shown}")
+    if not shapes[0][0]:
+        raise ValueError(f"{name} has no {items}, its shapes are {shown}")
+    return shapes[0][0]
+
+
+def time_first(name: str, tree: Any) -> int:
+    """The steps T of a pytree of arrays (T, ...)."""
+    return first_axes(name, tree, "time first, all of one length", "steps")
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:

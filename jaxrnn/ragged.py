@@ -31,7 +31,7 @@ def masks(steps: int, lengths: Any, resets: Any) -> tuple[Masks, Masks]:
         >>> reverse.resets[:, 0].tolist()
         [True, False, False]
     """
-    valid = None if lengths is None else jnp.arange(steps)[:, None] < lengths[None]
+    valid = None if lengths is None else valid_steps(lengths, steps).T
     if resets is None:
         return Masks(None, valid), Masks(None, valid)
     # A cut past the length, moved by one step, would fall on the row's last.
@@ -40,11 +40,27 @@ def masks(steps: int, lengths: Any, resets: Any) -> tuple[Masks, Masks]:
     return Masks(cuts, valid), Masks(after, valid)
 
 
+def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
+    """Which of T steps are a row's own, bool (N, T) for lengths (N,), (T,) for a single one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> valid_steps(jnp.array([2, 0]), 3).astype(int).tolist()
+        [[1, 1, 0], [0, 0, 0]]
+    """
+    return jnp.arange(steps).reshape((1,) * lengths.ndim + (-1,)) < lengths[..., None]
+
+
 def only(valid: jax.Array | None, x: jax.Array) -> jax.Array:
-    """What is the row's own of x (T, N, ...); zero elsewhere, whatever is there."""
+    """What is the row's own of x, whose first axes are those of `valid`; zero elsewhere.
+
+    Whatever is there, NaN included, reaches neither value nor gradient.
+    """
     if valid is None:
         return x
-    return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, jnp.zeros_like(x))
+    return jnp.where(
+        valid.reshape(valid.shape + (1,) * (x.ndim - valid.ndim)), x, jnp.zeros_like(x)
+    )
 
 
 def check_lengths(lengths: Any, steps: int, batch: int | None) -> jax.Array:

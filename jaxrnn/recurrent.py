@@ -112,6 +112,17 @@ class Recurrent(nnx.Module):
         return not self.deterministic
 
     @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The features of each state: R for h, H for each other one."""
+        others = len(self.cell.states) - 1
+        return (self.proj_size or self.hidden_size, *(self.hidden_size,) * others)
+
+    @property
+    def output_size(self) -> int:
+        """F*R, the features of the output."""
+        return self.state_sizes[0] * (2 if self.bidirectional else 1)
+
+    @property
     def parameter_names(self) -> tuple[str, ...]:
         """The names of the parameters, in PyTorch's order."""
         return tuple(name for names in self._names for _, name in names)
@@ -201,11 +212,9 @@ class Recurrent(nnx.Module):
         x = jnp.asarray(input)
         pair = len(self.cell.states) == 2
         layout, states = self.check(x, hx, time_major=packed is not None)
-        steps, batch = x.shape[layout.index("T")], None
-        if layout != "TD":
-            batch = x.shape[layout.index("N")]
+        sizes = dict(zip(layout, x.shape))
         if lengths is not None:
-            lengths = ragged.check_lengths(lengths, steps, batch)
+            lengths = ragged.check_lengths(lengths, sizes["T"], sizes.get("N"))
         if resets is not None:
             resets = ragged.check_resets(resets, x.shape[:-1])
         plan = self.plan(layout, training=self.training, all_states=return_all_states)
@@ -229,8 +238,7 @@ class Recurrent(nnx.Module):
     def _state_shapes(self, *batch: int) -> list[tuple[int, ...]]:
         """The shapes of the states, h first."""
         rows = self.num_layers * (2 if self.bidirectional else 1)
-        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-        return [(rows, *batch, size) for size, _ in zip(sizes, self.cell.states)]
+        return [(rows, *batch, size) for size in self.state_sizes]
 
     def weights(self) -> tuple[Weights, ...]:
         """The parameters as `jaxrnn.stack.run` takes them."""

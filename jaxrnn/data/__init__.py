@@ -11,14 +11,13 @@
     waves      wave, half_waves          sines
 """
 
-from jaxrnn.data.batches import Batches, Bucket, buckets, epoch
+from jaxrnn.data.batches import Batches, Bucket, buckets, epoch, streams
 from jaxrnn.data.scaling import Scaling, min_max, standard
 from jaxrnn.data.series import Windows, split, windows
 from jaxrnn.data.sources import WindowSource
 from jaxrnn.data.tables import Table, read_csv
 from jaxrnn.data.text import Vocabulary, next_characters
 from jaxrnn.data.waves import half_waves, wave
-from jaxrnn.training.tbptt import streams
 
 __all__ = [
     "Batches",

@@ -178,3 +178,56 @@ def _bounds(lengths: np.ndarray, bounds: int | Sequence[int]) -> np.ndarray:
             f"bounds, {ends[-1]}"
         )
     return ends
+
+
+def streams(series: Any, rows: int, *, drop_last: bool = False) -> Any:
+    """One long series as N streams side by side, for a batch whose rows go on from call to call.
+
+    .. code-block:: text
+
+        result[t, n] = series[n * (S // N) + t]
+
+    Row n is the n-th part of the series, in one piece: window after window of
+    `jaxrnn.training.truncated_bptt`, the state of a row meets the step that follows the last one
+    it saw. Rows other than the first begin in the middle of the series, so their first state is a
+    guess.
+
+    Args:
+        series: a pytree of arrays (S, ...), time first. Inputs and the targets that are later
+            inputs belong in here as two leaves: paired before the series is cut, the last target
+            of a row is the first input of the next.
+        rows: N, from 1 to S.
+        drop_last: leave out the last S % N steps, if `rows` does not divide S.
+
+    Returns:
+        The pytree with leaves (S // N, N, ...).
+
+    Raises:
+        ValueError: for `rows` out of bounds, or that do not divide S without `drop_last`; a series
+            without arrays or without steps, arrays without a first axis or with first axes that
+            differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.data import streams
+        >>> streams(jnp.arange(6), 2).tolist()
+        [[0, 3], [1, 4], [2, 5]]
+        >>> streams(jnp.arange(7), 2)
+        Traceback (most recent call last):
+        ValueError: 2 rows do not divide a series of 7 steps: with drop_last=True the last 1 is ...
+        >>> streams(jnp.arange(7), 2, drop_last=True).shape
+        (3, 2)
+    """
+    checks.at_least("rows", rows, 1)
+    steps = checks.time_first("series", series)
+    each, left = divmod(steps, rows)
+    if not each:
+        raise ValueError(f"rows should be at most {steps}, the steps of the series, got {rows}")
+    if left and not drop_last:
+        raise ValueError(
+            f"{rows} rows do not divide a series of {steps} steps: with drop_last=True the last "
+            f"{left} {'is' if left == 1 else 'are'} left out"
+        )
+    return jax.tree.map(
+        lambda a: a[: rows * each].reshape(rows, each, *a.shape[1:]).swapaxes(0, 1), series
+    )

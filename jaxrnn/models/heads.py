@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import checks, generation
+from jaxrnn import checks, generation, ragged
 from jaxrnn.checks import ShapeError
 from jaxrnn.dense import linear
 
@@ -31,9 +31,8 @@ class Head(nnx.Module):
     def __init__(self, rnn: Any, out_features: int, *, rngs: nnx.Rngs):
         checks.at_least("out_features", out_features, 1)
         self.rnn = rnn
-        size = (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1)
         dtypes = {"dtype": rnn.dtype, "param_dtype": rnn.param_dtype}
-        self.fc = linear(size, out_features, rngs=rngs, **dtypes)
+        self.fc = linear(rnn.output_size, out_features, rngs=rngs, **dtypes)
 
     @property
     def out_features(self) -> int:
@@ -73,11 +72,9 @@ class ManyToMany(Head):
 
     def _own(self, y: jax.Array, lengths: jax.Array) -> jax.Array:
         """Zero past a row's length, where the linear layer has put its bias."""
-        batched = y.ndim == 3
-        steps = jnp.arange(y.shape[1 if batched and self.rnn.batch_first else 0])
-        valid = steps[None] < lengths[:, None] if batched else steps < lengths
-        valid = valid.T if batched and not self.rnn.batch_first else valid
-        return jnp.where(valid[..., None], y, jnp.zeros_like(y))
+        rows_first = y.ndim == 3 and self.rnn.batch_first
+        valid = ragged.valid_steps(lengths, y.shape[1 if rows_first else 0])
+        return ragged.only(valid if rows_first else valid.T, y)
 
 
 class ManyToOne(Head):

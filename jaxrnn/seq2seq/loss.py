@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn import ragged
 from jaxrnn.products import wide_dtype
 from jaxrnn.seq2seq.parts import token_rows
 
@@ -37,8 +38,8 @@ def cross_entropy(logits: jax.Array, target: Any, lengths: Any = None) -> jax.Ar
     logits = logits.astype(wide_dtype(logits.dtype))
     valid = jnp.ones(target.shape, bool)
     if lengths is not None:
-        valid = jnp.arange(target.shape[1])[None] < lengths[:, None]
-        logits = jnp.where(valid[..., None], logits, 0.0)
+        valid = ragged.valid_steps(lengths, target.shape[1])
+        logits = ragged.only(valid, logits)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)
     total = -jnp.where(valid, log_probs[..., 0], 0.0).sum()
     return total / jnp.maximum(valid.sum(), 1)

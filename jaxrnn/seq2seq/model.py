@@ -15,12 +15,12 @@ from flax import nnx
 from jax import lax
 from jax.core import Tracer
 
-from jaxrnn import generation
+from jaxrnn import generation, ragged
 from jaxrnn.checks import ShapeError
 from jaxrnn.generation.sampling import row_temperatures
 from jaxrnn.generation.steps import check_no_dropout, drops
 from jaxrnn.seq2seq.loss import cross_entropy
-from jaxrnn.seq2seq.parts import Bridge, Decoder, Encoder, state_sizes, token_rows
+from jaxrnn.seq2seq.parts import Bridge, Decoder, Encoder, token_rows
 
 
 class Seq2Seq(nnx.Module):
@@ -94,7 +94,7 @@ class Seq2Seq(nnx.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.bos, self.eos = bos, eos
-        if not first.bidirectional and state_sizes(first) == state_sizes(second):
+        if not first.bidirectional and first.state_sizes == second.state_sizes:
             self.bridge = None
         elif rngs is None:
             raise ValueError(f"the bridge from {first} to {second} has parameters: pass rngs=")
@@ -168,10 +168,9 @@ class Seq2Seq(nnx.Module):
             rngs = self._dropout_key(key, rngs)
             logits, weights = _scheduled(self, source, source_lengths, target, ratio, key, rngs)
         if target_lengths is not None:
-            valid = (jnp.arange(target.shape[1])[None] < target_lengths[:, None])[..., None]
-            logits, weights = jax.tree.map(
-                lambda a: jnp.where(valid, a, jnp.zeros_like(a)), (logits, weights)
-            )
+            valid = ragged.valid_steps(target_lengths, target.shape[1])
+            own = functools.partial(ragged.only, valid)
+            logits, weights = jax.tree.map(own, (logits, weights))
         return logits, weights
 
     def loss(

@@ -49,7 +49,7 @@ class Encoder(nnx.Module):
     @property
     def memory_size(self) -> int:
         """M, the features of the memory: F*R."""
-        return output_size(self.rnn) * (2 if self.rnn.bidirectional else 1)
+        return self.rnn.output_size
 
     def __call__(self, source: Any, lengths: Any = None, *, rngs: Any = None) -> Any:
         """Read.
@@ -106,7 +106,7 @@ class Decoder(nnx.Module):
             raise ValueError(f"a decoder writes in one direction, got {rnn}")
         if attention is not None:
             checks.choice("attention", attention, KINDS)
-        size, options = output_size(rnn), _dtypes(rnn)
+        size, options = rnn.output_size, _dtypes(rnn)
         self.embedding = _embedding(rnn, vocab_size, rngs)
         self.rnn = rnn
         self.vocab_size = vocab_size
@@ -173,7 +173,7 @@ class Bridge(nnx.Module):
 
     def __init__(self, encoder: Any, decoder: Any, *, rngs: nnx.Rngs):
         self.directions = 2 if encoder.bidirectional else 1
-        pairs = zip(state_sizes(encoder), state_sizes(decoder))
+        pairs = zip(encoder.state_sizes, decoder.state_sizes)
         for name, (before, after) in zip(encoder.cell.states, pairs):
             size = self.directions * before
             setattr(self, name, linear(size, after, rngs=rngs, **_dtypes(decoder)))
@@ -210,7 +210,7 @@ def token_rows(name: str, tokens: Any, lengths: Any, vocab_size: int) -> tuple[A
     if lengths is not None:
         rows, steps = tokens.shape
         lengths = ragged.check_lengths(lengths, steps, rows)
-        valid = jnp.arange(steps)[None] < lengths[:, None]
+        valid = ragged.valid_steps(lengths, steps)
     if known and not isinstance(valid, Tracer):
         wrong = (tokens < 0) | (tokens >= vocab_size)
         wrong = wrong if valid is None else wrong & np.asarray(valid)
@@ -220,16 +220,6 @@ def token_rows(name: str, tokens: Any, lengths: Any, vocab_size: int) -> tuple[A
             )
     tokens = jnp.asarray(tokens).astype(jnp.int32)
     return tokens if valid is None else jnp.where(valid, tokens, 0), lengths
-
-
-def state_sizes(rnn: Any) -> list[int]:
-    """The features of each state of a layer, h first."""
-    return [output_size(rnn), rnn.hidden_size][: len(rnn.cell.states)]
-
-
-def output_size(rnn: Any) -> int:
-    """R, the features of h."""
-    return rnn.proj_size or rnn.hidden_size
 
 
 def _run(rnn: Any, x: jax.Array, state: Any, lengths: Any, rngs: Any) -> tuple[jax.Array, Any]:

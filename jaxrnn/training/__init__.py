@@ -1,5 +1,6 @@
 """Training as compiled loops: many steps in one call, many runs at once, progress if watched."""
 
+from jaxrnn.data import streams
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.fit import Fitted, fit
 from jaxrnn.training.history import History
@@ -9,7 +10,7 @@ from jaxrnn.training.running import NonFiniteLoss
 from jaxrnn.training.steps import Trained, jit_steps, train_steps
 from jaxrnn.training.stopping import EarlyStopping
 from jaxrnn.training.sweeps import Swept, sweep
-from jaxrnn.training.tbptt import streams, truncated_bptt
+from jaxrnn.training.tbptt import truncated_bptt
 from jaxrnn.training.timing import Timed, compile_and_run
 from jaxrnn.training.written import CheckpointError
 

@@ -67,16 +67,13 @@ class Saver:
         }
         if best.kept is not None:
             trees["best_params"], trees["best_state"] = best.kept
-        arrays = {
-            name: a for prefix, tree in trees.items() for name, a in named(tree, prefix).items()
-        }
         facts = {
             "settings": self._settings,
             "data": self.source.position(),
             "evaluated": history.evaluated.tolist(),
             "best": {"value": best.value, "step": best.step, "since": best.since},
         }
-        self.checkpoints.save(now.step, arrays, facts)
+        self.checkpoints.save(now.step, _named(trees), facts)
 
     def begin(self, start: Snapshot, steps: int, resume: bool) -> Snapshot:
         """The snapshot to begin with: of the newest checkpoint, or the one given if there is none.

@@ -274,16 +274,9 @@ def _are_arrays(data: Any, numbers_too: bool) -> bool:
 
 
 def length(name: str, data: Any) -> int:
-    """The length that the first axes of all arrays have."""
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
-    if not shapes or () in shapes or len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(
-            f"{name} should be arrays with the examples along their first axes, as many in each, "
-            f"got {', '.join(map(str, shapes)) or 'none'}"
-        )
-    if not shapes[0][0]:
-        raise ValueError(f"{name} has no examples: {', '.join(map(str, shapes))}")
-    return shapes[0][0]
+    """How many examples there are along the first axes of all arrays."""
+    what = "the examples along their first axes, as many in each"
+    return checks.first_axes(name, data, what, "examples")
 
 
 def chunks(steps: int, every: list[int]) -> int:

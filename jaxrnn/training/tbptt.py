@@ -50,7 +50,8 @@ def truncated_bptt(
         params: a pytree of parameters.
         carry: the state before the first step, shaped as the loss returns it.
         stream: a pytree of arrays (T, ...), time first. For N streams side by side the leaves are
-            (T, N, ...) and the carry has N rows; `streams` makes them of one long series.
+            (T, N, ...) and the carry has N rows; `jaxrnn.data.streams` makes them of one long
+            series.
         window: steps in a window, at least 1.
         opt_state: the optimiser's state to go on from; None for a fresh one.
         progress: told of the windows as they are done, from inside of the compiled loop.
@@ -102,7 +103,7 @@ def truncated_bptt(
     University of Toronto (2013), section 2.8.6.
     """
     checks.at_least("window", window, 1)
-    steps = _steps("stream", stream)
+    steps = checks.time_first("stream", stream)
     whole, left = divmod(steps, window)
     count = whole + (left > 0)
     losses, outputs = [], []
@@ -120,56 +121,6 @@ def truncated_bptt(
     return Trained(params, opt_state, carry, join(*losses), join(*outputs))
 
 
-def streams(series: Any, rows: int, *, drop_last: bool = False) -> Any:
-    """One long series as N streams side by side, for a batch whose rows go on from call to call.
-
-    .. code-block:: text
-
-        result[t, n] = series[n * (S // N) + t]
-
-    Row n is the n-th part of the series, in one piece: window after window of `truncated_bptt`,
-    the state of a row meets the step that follows the last one it saw. Rows other than the first
-    begin in the middle of the series, so their first state is a guess.
-
-    Args:
-        series: a pytree of arrays (S, ...), time first. Inputs and the targets that are later
-            inputs belong in here as two leaves: paired before the series is cut, the last target
-            of a row is the first input of the next.
-        rows: N, from 1 to S.
-        drop_last: leave out the last S % N steps, if `rows` does not divide S.
-
-    Returns:
-        The pytree with leaves (S // N, N, ...).
-
-    Raises:
-        ValueError: for `rows` out of bounds, or that do not divide S without `drop_last`; a series
-            without arrays or without steps, arrays without a first axis or with first axes that
-            differ.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxrnn.training import streams
-        >>> streams(jnp.arange(6), 2).tolist()
-        [[0, 3], [1, 4], [2, 5]]
-        >>> streams(jnp.arange(7), 2)
-        Traceback (most recent call last):
-        ValueError: 2 rows do not divide a series of 7 steps: with drop_last=True the last 1 is ...
-        >>> streams(jnp.arange(7), 2, drop_last=True).shape
-        (3, 2)
-    """
-    checks.at_least("rows", rows, 1)
-    steps = _steps("series", series)
-    each, left = divmod(steps, rows)
-    if not each:
-        raise ValueError(f"rows should be at most {steps}, the steps of the series, got {rows}")
-    if left and not drop_last:
-        raise ValueError(
-            f"{rows} rows do not divide a series of {steps} steps: with drop_last=True the last "
-            f"{left} {'is' if left == 1 else 'are'} left out"
-        )
-    return jax.tree.map(lambda a: _windows(a, 0, rows, each).swapaxes(0, 1), series)
-
-
 class _Part(Progress):
     """The part of a bar that one of two loops fills."""
 
@@ -179,21 +130,6 @@ class _Part(Progress):
     def tick(self, index: jax.Array, count: int, loss: jax.Array) -> None:
         del count
         self._whole.tick(self._done + index, self._count, loss)
-
-
-def _steps(name: str, tree: Any) -> int:
-    """The length that the first axes of all leaves have."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    lengths = {shape[0] for shape in shapes if shape}
-    if not all(shapes) or len(lengths) != 1:
-        raise ValueError(
-            f"{name} should be arrays with time first, all of one length, "
-            f"got {', '.join(map(str, shapes)) or 'none'}"
-        )
-    (steps,) = lengths
-    if not steps:
-        raise ValueError(f"{name} has no steps, its shapes are {', '.join(map(str, shapes))}")
-    return steps
 
 
 def _windows(tree: Any, first: int, count: int, size: int) -> Any:
