@@ -3,15 +3,26 @@
 | backend | cells | platforms | dtypes | derivatives |
 |---|---|---|---|---|
 | scan | all | all | all floating | all |
+| kernel | elementwise, without projection | CPU, with llvmlite | float32, float64 | all |
 
-"auto" takes the fastest that can serve a call; today that is always the scan.
+"auto", the default, takes the kernel where it can serve, and else the scan. Both compute the same
+to rounding. The kernel's own derivatives are those of reverse mode once; what goes beyond, and
+whatever is under `jax.vmap`, is done by the scans that define it.
+
+A kernel is code of this machine: in a program for `jax.export`, or one that XLA is to split among
+devices, the scan stands in its place.
 """
 
 from __future__ import annotations
 
-from jaxrnn import checks
+from typing import Any
 
-CHOICES = ("auto", "scan")
+import jax
+
+from jaxrnn import checks, native
+from jaxrnn.blocks import known
+
+CHOICES = ("auto", "scan", "kernel")
 
 
 def check(backend: str) -> None:
@@ -21,3 +32,36 @@ def check(backend: str) -> None:
         ValueError: naming the choices.
     """
     checks.choice("backend", backend, CHOICES)
+
+
+def choose(backend: str, cell: Any, weights: Any, x: Any, *, all_states: bool = False) -> str:
+    """The backend of a run: "scan" or "kernel".
+
+    Args:
+        backend: one of `CHOICES`.
+        cell: the cell.
+        weights: `jaxrnn.recurrence.Weights`.
+        x: (T, N, D).
+        all_states: whether all states are given out.
+
+    Raises:
+        ValueError: where "kernel" is asked for and can't serve: why.
+    """
+    if backend == "scan":
+        return "scan"
+    reason = _why_no_kernel(cell, weights, x, all_states)
+    if backend == "kernel" and reason is not None:
+        raise ValueError(f'backend="kernel" can\'t serve here: {reason}')
+    return "scan" if reason else "kernel"
+
+
+def _why_no_kernel(cell: Any, weights: Any, x: Any, all_states: bool) -> str | None:
+    if jax.default_backend() != "cpu":
+        return f"there is none for {jax.default_backend()}"
+    if all_states:
+        return "it does not give out all states"
+    if weights.weight_hr is not None:
+        return "it does not project h"
+    if not known(*x.shape) or 0 in x.shape:
+        return f"the sizes should be numbers above 0, got {x.shape}"
+    return native.why_not(cell, x.dtype)

@@ -19,11 +19,18 @@ ROWS = 640
 SHORTEST, LONGEST = 10, 50
 
 
-def block_length(steps: int, batch: int, wish: int | None = None) -> int:
-    """The number of steps in a block, for T `steps` of N `batch` rows.
+def known(*sizes: Any) -> bool:
+    """Whether sizes are numbers, and not the symbols of a program to export (`jax.export`)."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def block_length(
+    steps: int, batch: int, wish: int | None = None, *, rows: int = ROWS, longest: int = LONGEST
+) -> int:
+    """The number of steps in a block, for T `steps` of N `batch` rows: about `rows` in all.
 
     A divisor of T near the wished length is taken if there is one, so that no shorter block is
-    left over.
+    left over. A T that is a symbol makes one block: what is left of it would be one too.
 
     Example:
         >>> block_length(100, 64), block_length(500, 1), block_length(97, 64), block_length(7, 64)
@@ -31,9 +38,11 @@ def block_length(steps: int, batch: int, wish: int | None = None) -> int:
         >>> block_length(100, 64, wish=30)
         30
     """
+    if not known(steps):
+        return steps
     if wish is not None:
         return max(1, min(wish, steps))
-    wish = min(max(ROWS // max(batch, 1), SHORTEST), LONGEST)
+    wish = min(max(rows // max(batch, 1), SHORTEST), longest) if known(batch) else SHORTEST
     if steps <= wish * 3 // 2:
         return steps
     near = [k for k in range(wish // 2, 2 * wish + 1) if steps % k == 0]
@@ -63,7 +72,7 @@ def scan_blocks(
         The last carry, the outputs by step (T, ...), the outputs by block (number of blocks, ...).
     """
     total = jax.tree.leaves(steps)[0].shape[0]
-    count, left = divmod(total, length)
+    count, left = (1, 0) if length == total else divmod(total, length)
 
     def one(carry: Any, first: int, size: int, index: int) -> tuple[Any, Any, Any]:
         piece = steps if size == total else jax.tree.map(lambda a: a[first : first + size], steps)

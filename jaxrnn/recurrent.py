@@ -257,6 +257,7 @@ class Recurrent(nnx.Module):
             remat=self.remat,
             dtype=self.dtype,
             all_states=all_states,
+            backend=self.backend,
         )
 
     def check(

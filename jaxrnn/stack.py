@@ -34,6 +34,7 @@ class Stack:
         remat: less memory for the derivative, see `jaxrnn.recurrence.Plan`.
         dtype: what to compute in; None takes the input's.
         all_states: give out the states after every step instead of those after the last.
+        backend: who runs the loops, see `jaxrnn.backends`.
     """
 
     cell: Cell
@@ -43,6 +44,7 @@ class Stack:
     remat: bool = False
     dtype: Any = None
     all_states: bool = False
+    backend: str = "auto"
 
     @property
     def directions(self) -> int:
@@ -120,6 +122,7 @@ def run(
                 masks=masks[index - first],
                 remat=stack.remat,
                 all_states=stack.all_states,
+                backend=stack.backend,
             )
             outputs.append(given[0] if stack.all_states else given)
             last.append(tuple(ragged.only(valid, s) for s in given) if stack.all_states else final)

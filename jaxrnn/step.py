@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.blocks import known
 from jaxrnn.cells import Cell, State
 from jaxrnn.products import product, product_of_rows, wide_dtype
 
@@ -105,6 +106,8 @@ def inputs_at_each_step(cell: Cell, x: jax.Array, weights: Weights) -> bool:
     _, batch, features = x.shape
     if features == 1:
         return True  # no product at all
+    if not known(batch):
+        return False
     mflop = 2e-6 * batch * features * weights.weight_ih.shape[0]
     return batch >= 24 and (cell.split or mflop < 1 or mflop >= 16)
 

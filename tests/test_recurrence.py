@@ -180,7 +180,7 @@ def test_the_weight_gradient_is_one_product_a_block() -> None:
     """No product with the size of the weights is inside the loop over the steps of a block."""
     cell = cells.LSTM()
     weights, x, state, _, _ = draw(cell)
-    f = jax.grad(lambda w: unroll(cell, w, x, state, block=T)[0].sum())
+    f = jax.grad(lambda w: unroll(cell, w, x, state, block=T, backend="scan")[0].sum())
     jaxpr = jax.make_jaxpr(f)(weights)
     inner = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
     shapes = [

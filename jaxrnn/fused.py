@@ -1,0 +1,382 @@
+"""The loops as single operations, each with a kernel where there is one.
+
+Three primitives of JAX, with rows first in all of their arrays:
+
+.. code-block:: text
+
+    forward     x, weights, first states -> h at each step, other states, what the cell saves
+    linear      dz, dstate -> dh at each step, dstate at the end     linear in both
+    backward    the transpose of `linear`
+
+What each computes is defined by the scans of `jaxrnn.loops`: that is what runs where there is no
+kernel, and what is differentiated, batched or transposed where more than a kernel is asked for.
+Axis letters as there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxrnn import loops, native
+from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
+from jaxrnn.cells import Cell, State
+from jaxrnn.loops import Keep, Kept, Plan, turned
+from jaxrnn.products import rows_product
+from jaxrnn.step import Masks, Weights, enter, entered_rows
+
+# A block of the derivative: so many rows that a call of a kernel costs little beside them, few
+# enough that what the blocks share of memory stays in the cache.
+ROWS = 2048
+
+
+def forward(
+    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: Keep
+) -> tuple[State, State, Kept | None, State]:
+    """As `loops.forward`, rows first."""
+    operands = _biased(weights)
+    how = dict(cell=plan.cell, reverse=plan.reverse, masked=bool(_flags(masks)))
+    last = 0 if plan.reverse else -1
+    length = length_of_blocks(plan, x)
+    if keep is Keep.ALL:
+        h, *more = forward_p.bind(x, *operands, *state, *_flags(masks), **how, keep=True)
+        rest, saved = more[: len(state) - 1], more[len(state) - 1 :]
+        ends = (h, *rest)
+        starts = tuple(map(functools.partial(loops.before_blocks, plan, length), state, ends))
+        return (h,), tuple(s[last] for s in ends), Kept(tuple(rest), None, tuple(saved)), starts
+
+    def block(state: State, steps: Any, nothing: None) -> Any:
+        del nothing
+        x, masks = steps
+        h, *rest = forward_p.bind(x, *operands, *state, *_flags(masks), **how, keep=False)
+        return (h[last], *rest), (h,), state
+
+    # Only who is to compute a block again needs the states before each.
+    once = keep is Keep.NOTHING and not plan.remat
+    final, given, starts = scan_blocks(
+        block, state, (x, masks), None, length=len(x) if once else length, reverse=plan.reverse
+    )
+    return given, final, None, starts
+
+
+def length_of_blocks(plan: Plan, x: jax.Array) -> int:
+    """The steps in a block of the derivative, for x (T, N, D)."""
+    return block_length(x.shape[0], x.shape[1], plan.block, rows=ROWS, longest=ROWS)
+
+
+def linear_block(
+    plan: Plan,
+    weights: Weights,
+    transposed: tuple[jax.Array | None, ...],
+    dweights: Weights,
+    x: jax.Array,
+    dx: jax.Array | None,
+    start: State,
+    masks: Masks,
+    hs: jax.Array,
+    kept: Kept | None,
+    dstate: State,
+) -> tuple[State, State]:
+    """As `loops.linear_block`, rows first."""
+    del transposed
+    cell = plan.cell
+    flags = _flags(masks)
+    how = dict(cell=cell, reverse=plan.reverse, masked=bool(flags))
+    if kept is None:
+        operands = _biased(weights)
+        _, *more = forward_p.bind(x, *operands, *start, *flags, **how, keep=True)
+        kept = Kept(tuple(more[: len(start) - 1]), None, tuple(more[len(start) - 1 :]))
+    before = first_and_shifted(start[0], hs, reverse=plan.reverse)
+    from_x = [_rows(x, dweights.weight_ih), _rows(dx, weights.weight_ih), dweights.bias_ih]
+    old_h = entered_rows(before, masks.resets)
+    from_h = [_rows(old_h, dweights.weight_hh), dweights.bias_hh]
+    shape = (*x.shape[:2], weights.weight_hh.shape[0])
+    parts = (from_x, from_h) if cell.split else (from_x + from_h,)
+    dz = [_total(terms, shape, hs.dtype) for terms in parts]
+    residuals = (weights.weight_hh, *start, hs, *kept.rest, *kept.saved, *flags)
+    dh, *last = linear_p.bind(*dz, *dstate, *residuals, **how)
+    return tuple(last), (dh,)
+
+
+def _rows(x: jax.Array | None, w: jax.Array | None) -> jax.Array | None:
+    return None if x is None or w is None else rows_product(x, w)
+
+
+def _total(terms: list[Any], shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The sum of the terms that are there."""
+    there = [term for term in terms if term is not None]
+    total = there[0] if there else jnp.zeros((), dtype)
+    for term in there[1:]:
+        total = total + (term if term.ndim == total.ndim else jnp.broadcast_to(term, shape))
+    return jnp.broadcast_to(total, shape)
+
+
+def _biased(weights: Weights) -> tuple[jax.Array, ...]:
+    """W_ih, W_hh and both biases, zeros for none."""
+    zeros = jnp.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
+    biases = (zeros if b is None else b for b in (weights.bias_ih, weights.bias_hh))
+    return weights.weight_ih, weights.weight_hh, *biases
+
+
+def _flags(masks: Masks) -> tuple[jax.Array, ...]:
+    """The masks as one array uint8 (T, N), 1 for a reset, and 2 for a step of the row's own."""
+    resets, valid = masks
+    if resets is not None and valid is not None:
+        resets = resets & valid  # a reset at a step that is not the row's own changes nothing
+    two = jnp.uint8(2)
+    if resets is None:
+        return () if valid is None else (valid.astype(jnp.uint8) * two,)
+    return (resets.astype(jnp.uint8) + (two if valid is None else valid.astype(jnp.uint8) * two),)
+
+
+def _masks(flags: tuple[jax.Array, ...]) -> Masks:
+    """The other way round."""
+    return Masks(*(((f & bit) != 0) for f in flags for bit in (1, 2)))
+
+
+# What the operations compute
+
+
+def _split_operands(cell: Cell, operands: Any, *counts: int) -> list[Any]:
+    """The operands in pieces of so many; the rest is the last piece."""
+    pieces = []
+    for count in counts:
+        pieces.append(tuple(operands[:count]))
+        operands = operands[count:]
+    return [*pieces, tuple(operands)]
+
+
+def _forward_reference(
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool
+) -> list[jax.Array]:
+    (x,), weights, state, flags = _split_operands(cell, operands, 1, 4, len(cell.states))
+    plan = Plan(cell, reverse)
+    how = Keep.ALL if keep else Keep.NOTHING
+    (h,), last, kept, _ = loops.forward(
+        plan, Weights(*weights), x, turned(state), _masks(flags), how
+    )
+    if not keep:
+        return [h, *turned(last[1:])]
+    assert kept is not None
+    return [h, *turned(kept.rest), *turned(tuple(jax.tree.leaves(kept.saved)))]
+
+
+def _linear_reference(
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool
+) -> list[jax.Array]:
+    states, gates = len(cell.states), 1 + cell.split
+    count = len(_saved(cell))
+    pieces = _split_operands(cell, operands, gates, states, 1, states, states, count)
+    dz, dstate, (w_hh,), start, after, saved, flags = pieces
+    masks, plan = _masks(flags), Plan(cell, reverse)
+    shift = functools.partial(first_and_shifted, reverse=reverse)
+    old = enter(turned(tuple(map(shift, start, after))), masks.resets)
+    tree = jax.tree.structure(_saved_tree(cell))
+    coefficients = jax.vmap(cell.linearize)(
+        jax.tree.unflatten(tree, turned(saved)), old, turned(after)
+    )
+    dz = turned(dz)
+    zeros = jax.tree.map(jnp.zeros_like, old)
+    direct = jax.vmap(cell.tangent)(coefficients, dz if cell.split else dz[0], zeros)
+    weights = Weights(w_hh, w_hh)
+    last, (dh,) = loops.linear_loop(
+        plan, weights, (None, w_hh.T, None), coefficients, direct, None, masks, turned(dstate)
+    )
+    return [dh, *turned(last)]
+
+
+def _backward_reference(
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool
+) -> list[jax.Array]:
+    states = len(cell.states)
+    (dh,), dlast, residuals = _split_operands(cell, operands, 1, states)
+    shape = (*dh.shape[:2], len(residuals[0]))
+    zeros = [jnp.zeros(shape, dh.dtype)] * (1 + cell.split) + [jnp.zeros_like(d) for d in dlast]
+    linear = functools.partial(_linear_reference, cell=cell, reverse=reverse, masked=masked)
+    transpose = jax.linear_transpose(lambda *a: linear(*a, *residuals), *zeros)
+    return list(transpose([dh, *dlast]))
+
+
+@functools.lru_cache(maxsize=256)
+def _saved_tree(cell: Cell) -> Any:
+    """What a cell saves, as arrays of one unit and one row."""
+    array = lambda count: jax.ShapeDtypeStruct((count, 1), jnp.float32)  # noqa: E731
+    gates = array(len(cell.gates))
+    state = (array(1),) * len(cell.states)
+    return jax.eval_shape(cell.save, (gates, gates) if cell.split else gates, state)[1]
+
+
+def _saved(cell: Cell) -> list[Any]:
+    return jax.tree.leaves(_saved_tree(cell))
+
+
+# The operations
+
+
+def _forward_shapes(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> list[tuple[int, ...]]:
+    (T, N), H = operands[0].shape[:2], operands[2].shape[1]
+    steps = (T, N, H)
+    rest = [steps if keep else steps[1:]] * (len(cell.states) - 1)
+    saved = [(T, N, H * count.shape[0]) for count in _saved(cell)] if keep else []
+    return [steps, *rest, *saved]
+
+
+def _linear_shapes(operands: Any, *, cell: Cell, **_: Any) -> list[tuple[int, ...]]:
+    states = [d.shape for d in operands[1 + cell.split :][: len(cell.states)]]
+    return [(*operands[0].shape[:2], states[0][1]), *states]
+
+
+def _backward_shapes(operands: Any, *, cell: Cell, **_: Any) -> list[tuple[int, ...]]:
+    states = len(cell.states)
+    gates = (*operands[0].shape[:2], operands[1 + states].shape[0])
+    return [gates] * (1 + cell.split) + [d.shape for d in operands[1 : 1 + states]]
+
+
+def _operation(
+    name: str,
+    reference: Callable[..., list[jax.Array]],
+    shapes: Callable[..., list[tuple[int, ...]]],
+    weights: Callable[[Cell], range],
+    kernel: Callable[..., Any] | None,
+) -> Primitive:
+    """A primitive that computes what a function does, with a kernel on the CPU.
+
+    Args:
+        name: of the primitive.
+        reference: what it computes.
+        shapes: of the results.
+        weights: which operands have no rows; where these are one for all, `jax.vmap` makes a
+            larger batch of the others.
+        kernel: what to call in its place.
+    """
+    p = Primitive(name)
+    p.multiple_results = True
+
+    @functools.cache
+    def compiled(parameters: tuple[tuple[str, Any], ...]) -> Any:
+        return jax.jit(lambda *operands: p.bind(*operands, **dict(parameters)))
+
+    def avals(*operands: Any, **parameters: Any) -> list[ShapedArray]:
+        return [ShapedArray(s, operands[0].dtype) for s in shapes(operands, **parameters)]
+
+    def jvp(primals: Any, tangents: Any, **parameters: Any) -> Any:
+        moved = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+        def of_moved(*some: jax.Array) -> list[jax.Array]:
+            operands = list(primals)
+            for i, operand in zip(moved, some, strict=True):
+                operands[i] = operand
+            return reference(*operands, **parameters)
+
+        return jax.jvp(of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])
+
+    def batch(operands: Any, axes: Any, **parameters: Any) -> Any:
+        shared = weights(parameters["cell"])
+        if any(axes[i] is not None for i in shared):
+            each = functools.partial(reference, **parameters)
+            out = jax.vmap(each, in_axes=tuple(axes))(*operands)
+            return out, [0] * len(out)
+        size = next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
+        rows = [
+            o if i in shared else _more_rows(o, a, size)
+            for i, (o, a) in enumerate(zip(operands, axes, strict=True))
+        ]
+        out = p.bind(*rows, **parameters)
+        where = [_row_axis(o) for o in out]
+        apart = [
+            o.reshape(*o.shape[:a], size, -1, *o.shape[a + 1 :])
+            for o, a in zip(out, where, strict=True)
+        ]
+        return apart, where
+
+    p.def_impl(lambda *operands, **parameters: compiled(tuple(parameters.items()))(*operands))
+    p.def_abstract_eval(avals)
+    ad.primitive_jvps[p] = jvp
+    batching.primitive_batchers[p] = batch
+
+    def lower(context: Any, *operands: Any, **parameters: Any) -> Any:
+        chosen = reference if kernel is None or _portable(context) else kernel
+        return mlir.lower_fun(chosen, multiple_results=True)(context, *operands, **parameters)
+
+    mlir.register_lowering(p, mlir.lower_fun(reference, multiple_results=True))
+    mlir.register_lowering(p, lower, platform="cpu")
+    return p
+
+
+def _row_axis(a: Any) -> int:
+    """The axis of the rows: of (T, N, ...) and flags (T, N) the second, of states the first."""
+    return 1 if a.ndim == 3 or a.dtype == jnp.uint8 else 0
+
+
+def _more_rows(a: jax.Array, axis: int | None, size: int) -> jax.Array:
+    """An operand whose batch axis becomes one with its rows; one without is repeated."""
+    if axis is None:
+        a, axis = jnp.broadcast_to(a, (size, *a.shape)), 0
+    a = jnp.moveaxis(a, axis, 0)
+    rows = _row_axis(jax.ShapeDtypeStruct(a.shape[1:], a.dtype))
+    a = jnp.moveaxis(a, 0, rows)
+    return a.reshape(*a.shape[:rows], -1, *a.shape[rows + 2 :])
+
+
+def _portable(context: Any) -> bool:
+    """Whether a program is lowered that a kernel can't be part of.
+
+    One to export, as a kernel is code of this machine and process; or one that XLA is to split
+    among devices, which it can't do with a kernel. Inside of `jax.shard_map` it is split already.
+    """
+    module = context.module_context
+    for_export = getattr(getattr(module, "lowering_parameters", None), "for_export", False)
+    return for_export or getattr(module.axis_context, "num_devices", 1) not in (None, 1)
+
+
+def _forward_kernel(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
+    return native.run_forward(operands, **parameters)
+
+
+def _backward_kernel(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
+    dh, *rest = operands
+    states = len(parameters["cell"].states)
+    dlast, (w_hh, *more) = rest[:states], rest[states:]
+    return native.run_backward((dh, w_hh, *dlast, *more), **parameters)
+
+
+def _one(index: int) -> range:
+    return range(index, index + 1)
+
+
+forward_p = _operation(
+    "rnn_forward", _forward_reference, _forward_shapes, lambda cell: range(1, 5), _forward_kernel
+)
+linear_p = _operation(
+    "rnn_linear",
+    _linear_reference,
+    _linear_shapes,
+    lambda cell: _one(1 + cell.split + len(cell.states)),
+    None,
+)
+backward_p = _operation(
+    "rnn_backward",
+    _backward_reference,
+    _backward_shapes,
+    lambda cell: _one(1 + len(cell.states)),
+    _backward_kernel,
+)
+
+
+def _transpose(cts: Any, *operands: Any, **parameters: Any) -> list[Any]:
+    cell = parameters["cell"]
+    linear = 1 + cell.split + len(cell.states)
+    residuals = operands[linear:]
+    made = [ad.instantiate_zeros(ct) for ct in cts]
+    out = backward_p.bind(*made, *residuals, **parameters)
+    return [*out, *[None] * len(residuals)]
+
+
+ad.primitive_transposes[linear_p] = _transpose

@@ -1,0 +1,307 @@
+"""The loop of the recurrence, and the linear loop of its derivative, as `lax.scan`.
+
+Rows (the batch) are last in every state and in all that is kept: h (R, N), other states (H, N).
+What is given out at each step is (T, N, R), (T, N, H). Axis letters: T time, K steps in a block, N
+batch, D input features, H hidden size, G gates, R size of h (P if projected, else H).
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
+from jaxrnn.cells import Cell, State
+from jaxrnn.products import paired_product, product_of_rows, rows_product, wide_dtype
+from jaxrnn.step import (
+    Masks,
+    Weights,
+    advance,
+    enter,
+    entered_rows,
+    gate_inputs,
+    inputs_at_each_step,
+    joined,
+    leave,
+    like,
+    narrow,
+    one_bias,
+    plus,
+    two_columns,
+    wide,
+    with_biases,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it is traced; a static argument.
+
+    Attributes:
+        cell: the cell.
+        reverse: read the sequence from its last step to its first.
+        remat: keep only the output and the states between blocks for the derivative, and compute
+            the rest again from them: one product and one loop a block more, far less memory.
+        block: steps in a block; None chooses from the shapes (`jaxrnn.blocks.block_length`).
+        all_states: give out every state at each step, and not the hidden state alone.
+        fused: run the loop as one operation, with a kernel of its own (`jaxrnn.fused`).
+    """
+
+    cell: Cell
+    reverse: bool = False
+    remat: bool = False
+    block: int | None = None
+    all_states: bool = False
+    fused: bool = False
+
+    def given_out(self, state: State) -> State:
+        """The states that are given out at each step."""
+        return state if self.all_states else state[:1]
+
+
+class Keep(enum.Enum):
+    """What the derivative is to have of the steps of a block, beside x and the output."""
+
+    NOTHING = enum.auto()
+    STATES = enum.auto()
+    ALL = enum.auto()
+
+
+class Kept(NamedTuple):
+    """What the derivative needs of the steps beside x and the output; all (K, ..., N)."""
+
+    rest: State  # the states after each step but h
+    m: jax.Array | None = None  # the output before projection, if there is one
+    saved: Any = None  # what the cell saved; None with `m` where both are computed again
+
+
+def forward(
+    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: Keep
+) -> tuple[State, State, Kept | None, State]:
+    """The loop: what it gives out, final state, what was kept of each step, states before blocks.
+
+    Rows are last in every state, given and returned, and in all that is kept; what is given out at
+    each step is (T, N, R), (T, N, H), ...
+    """
+    cell = plan.cell
+    every_step = inputs_at_each_step(cell, x, weights)
+    if not cell.split:
+        weights = one_bias(weights)
+    elif x.shape[2] == 1:
+        weights, x = two_columns(weights, x)
+
+    def block(state: State, steps: Any, nothing: None) -> Any:
+        del nothing
+        x, masks = steps
+        start = state
+
+        def step(carry: Any, inputs: Any) -> Any:
+            state, fetched = carry
+            now, masks = inputs
+            if every_step:
+                zx = gate_inputs(cell, weights, now)
+            else:
+                zx, fetched = (fetched, now) if prefetch else (now, None)
+            state, m, saved = advance(cell, weights, zx, state, masks)
+            kept = None if keep is Keep.NOTHING else Kept(state[1:])
+            if keep is Keep.ALL:
+                m = m if _projects(weights) else None
+                kept = Kept(state[1:], m, narrow(saved, x.dtype))
+            return (state, fetched), (turned(plan.given_out(state)), kept)
+
+        # Where a cell takes its gate inputs apart, those of a step are fetched during the step
+        # before, through the carry. Sliced from the block within the pointwise function, as XLA
+        # would fuse it, they keep a CPU from vectorising that: a GRU took twice as long.
+        prefetch = cell.split and keep is Keep.NOTHING and not every_step
+        first: jax.Array | None = None
+        if prefetch:
+            first = gate_inputs(cell, weights, x[-1 if plan.reverse else 0])
+            x = jnp.roll(x, 1 if plan.reverse else -1, axis=0)
+        if not every_step:
+            x = with_biases(cell, weights, rows_product(x, weights.weight_ih), axis=-1)
+            x = x.swapaxes(1, 2)
+        (state, _), outputs = lax.scan(step, (state, first), (x, masks), reverse=plan.reverse)
+        return state, outputs, start
+
+    steps, length = x.shape[0], length_of_blocks(plan, x)
+    whole = every_step and not plan.remat  # nothing is gained by blocks
+    final, (given, kept), starts = scan_blocks(
+        block, state, (x, masks), None, length=steps if whole else length, reverse=plan.reverse
+    )
+    if kept is not None and whole:
+        ends = (given[0].swapaxes(1, 2), *kept.rest)
+        starts = tuple(map(functools.partial(before_blocks, plan, length), state, ends))
+    return given, final, kept, starts
+
+
+def length_of_blocks(plan: Plan, x: jax.Array) -> int:
+    """The steps in a block, for x (T, N, D)."""
+    return block_length(x.shape[0], x.shape[1], plan.block)
+
+
+def before_blocks(plan: Plan, length: int, first: jax.Array, after: jax.Array) -> jax.Array:
+    """The state before each block, of a state before all steps and after each of them."""
+    if plan.reverse:
+        return jnp.concatenate([after[length::length], first[None]])
+    return jnp.concatenate([first[None], after[length - 1 : -1 : length]])
+
+
+def linear_block(
+    plan: Plan,
+    weights: Weights,
+    transposed: tuple[jax.Array | None, ...],
+    dweights: Weights,
+    x: jax.Array,
+    dx: jax.Array | None,
+    start: State,
+    masks: Masks,
+    hs: jax.Array,
+    kept: Kept | None,
+    dstate: State,
+) -> tuple[State, State]:
+    """The derivative of one block of steps: linear in `dweights`, `dx` and `dstate`.
+
+    `transposed` are W_ih.T, W_hh.T and W_hr.T. The h given out, (K, N, R), serves the products with
+    the derivatives of the weights; with rows last it serves the pointwise functions.
+    """
+    cell = plan.cell
+    ih_t = transposed[0]
+    assert ih_t is not None
+    shift = functools.partial(first_and_shifted, reverse=plan.reverse)
+    if kept is None or kept.saved is None:
+        kept = _replay(plan, weights, x, start, masks, hs, None if kept is None else kept.rest)
+    hs_last = hs.swapaxes(1, 2)
+    old = enter(tuple(map(shift, start, (hs_last, *kept.rest))), masks.resets)
+    new = (hs_last if kept.m is None else kept.m, *kept.rest)
+    coefficients = jax.vmap(cell.linearize)(wide(kept.saved), wide(old), wide(new))
+
+    # All that does not come through the state of the step before, for all steps at once.
+    old_h = entered_rows(shift(start[0].T, hs), masks.resets)
+    from_x = [product_of_rows(dweights.weight_ih, x), dweights.bias_ih]
+    if dx is not None:
+        # The barrier keeps XLA from exchanging the operands of the transposed product for the sake
+        # of the layout of its result, which took a CPU three times as long.
+        columns = lax.optimization_barrier(dx.reshape(-1, dx.shape[2]).T)
+        through = paired_product(weights.weight_ih, ih_t, columns)
+        from_x.append(through.reshape(-1, *dx.shape[:2]).swapaxes(0, 1))
+    from_h = [product_of_rows(dweights.weight_hh, old_h), dweights.bias_hh]
+    shape = (hs.shape[0], weights.weight_hh.shape[0], hs.shape[1])
+    if cell.split:
+        dz = (_total(from_x, shape, hs.dtype), _total(from_h, shape, hs.dtype))
+    else:
+        dz = _total(from_x + from_h, shape, hs.dtype)
+    direct = jax.vmap(cell.tangent)(coefficients, dz, jax.tree.map(jnp.zeros_like, wide(old)))
+    from_hr = None
+    if kept.m is not None:
+        from_hr = product_of_rows(dweights.weight_hr, kept.m.swapaxes(1, 2))
+
+    return linear_loop(plan, weights, transposed, coefficients, direct, from_hr, masks, dstate)
+
+
+def linear_loop(
+    plan: Plan,
+    weights: Weights,
+    transposed: tuple[jax.Array | None, ...],
+    coefficients: Any,
+    direct: State,
+    from_hr: jax.Array | None,
+    masks: Masks,
+    dstate: State,
+) -> tuple[State, State]:
+    """The part of the derivative that goes from step to step.
+
+    Args:
+        plan, weights, transposed: as in `linear_block`.
+        coefficients: of the cell's tangent at each step.
+        direct: what each state's derivative gets at each step past the states, (K, H, N).
+        from_hr: what h gets by the derivative of W_hr, (K, P, N), if there is any.
+        masks: of each step.
+        dstate: by the states before.
+    """
+    cell = plan.cell
+    _, hh_t, hr_t = transposed
+    assert hh_t is not None
+    dtype = weights.weight_hh.dtype
+
+    def step(dstate: State, inputs: Any) -> tuple[State, State]:
+        coefficients, direct, from_hr, masks = inputs
+        before = dstate
+        dstate = enter(dstate, masks.resets)
+        dz = paired_product(weights.weight_hh, hh_t, dstate[0].astype(dtype))
+        dz = (jnp.zeros_like(dz), dz) if cell.split else dz
+        dstate = cell.tangent(coefficients, dz, dstate)
+        dh, *rest = map(jnp.add, dstate, direct)
+        if weights.weight_hr is not None:
+            assert hr_t is not None
+            dh = paired_product(weights.weight_hr, hr_t, dh.astype(dtype))
+        dstate = leave((dh if from_hr is None else dh + from_hr, *rest), before, masks.valid)
+        return dstate, narrow(plan.given_out(dstate), dtype)
+
+    steps = (coefficients, direct, from_hr, masks)
+    dstate, given = lax.scan(step, dstate, steps, reverse=plan.reverse)
+    # Turned apart from the loop, which a CPU then vectorises.
+    return dstate, turned(given)
+
+
+def _replay(
+    plan: Plan,
+    weights: Weights,
+    x: jax.Array,
+    start: State,
+    masks: Masks,
+    hs: jax.Array,
+    known: State | None,
+) -> Kept:
+    """What `_forward` would have kept of a block, from its output and the state before it.
+
+    The hidden states are known, so that all gate inputs come out of one product. Where the other
+    states are not `known`, they run through a loop again, and that loop is elementwise.
+    """
+    cell = plan.cell
+    shift = functools.partial(first_and_shifted, reverse=plan.reverse)
+    before = shift(start[0].T, hs)
+    zh = product_of_rows(weights.weight_hh, entered_rows(before, masks.resets))
+    z = joined(cell, weights, gate_inputs(cell, weights, x), zh)
+
+    def step(rest: State, inputs: Any) -> tuple[State, Kept]:
+        z, old_h, masks = inputs
+        (m, *new), saved = cell.save(z, wide(enter((old_h, *rest), masks.resets)))
+        rest = leave(like(new, rest), rest, masks.valid)
+        m = m.astype(hs.dtype) if _projects(weights) else None
+        return rest, Kept(rest, m, narrow(saved, hs.dtype))
+
+    steps = z, before.swapaxes(1, 2), masks
+    if known is None and len(start) > 1:
+        return lax.scan(step, start[1:], steps, reverse=plan.reverse)[1]
+    rest = tuple(map(shift, start[1:], known or ()))
+    return jax.vmap(step)(rest, steps)[1]
+
+
+def _projects(weights: Weights) -> bool:
+    return weights.weight_hr is not None
+
+
+def turned(state: State) -> State:
+    """Each (..., N, H) as (..., H, N), and back."""
+    return tuple(s.swapaxes(-1, -2) for s in state)
+
+
+def transposes(weights: Weights) -> tuple[jax.Array | None, ...]:
+    """W_ih.T, W_hh.T and W_hr.T, made once for all blocks."""
+    w = weights
+    return tuple(None if a is None else a.T for a in (w.weight_ih, w.weight_hh, w.weight_hr))
+
+
+def _total(terms: list[Any], shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The sum of the terms that are there, biases (G*H,) or products, as one array."""
+    total = jnp.zeros(shape, wide_dtype(dtype))
+    for term in terms:
+        if term is not None:
+            total = plus(total, term) if term.ndim == 1 else total + term
+    return total

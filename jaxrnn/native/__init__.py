@@ -1,0 +1,54 @@
+"""Kernels for the CPU: the loops of any elementwise cell, written out and compiled by LLVM.
+
+They need llvmlite (``pip install "jaxrnn[cpu]"``), are compiled when a program that uses them is,
+and are called by XLA through its foreign function interface. `jaxrnn.fused` says what they compute.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import numpy as np
+
+DTYPES = ("float32", "float64")
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether llvmlite is there."""
+    return find_spec("llvmlite") is not None
+
+
+def why_not(cell: Any, dtype: Any) -> str | None:
+    """Why a cell can't run in a kernel here; None if it can."""
+    if not installed():
+        return 'llvmlite is not installed (pip install "jaxrnn[cpu]")'
+    from jaxrnn.native.compiler import multiplies_and_adds
+    from jaxrnn.native.elementwise import NotElementwise, pointwise
+
+    if not multiplies_and_adds():
+        return "this processor has no fused multiply-add"
+    if np.dtype(dtype).name not in DTYPES:
+        return f"it computes in {' or '.join(DTYPES)}, not in {np.dtype(dtype).name}"
+    try:
+        pointwise(cell, np.dtype(dtype))
+    except NotElementwise as error:
+        return f"{type(cell).__name__} can't run unit by unit: {error}"
+    return None
+
+
+def run_forward(operands: Any, **parameters: Any) -> list[jax.Array]:
+    """The forward kernel, see `jaxrnn.native.kernels`."""
+    from jaxrnn.native import kernels
+
+    return kernels.run_forward(operands=operands, **parameters)
+
+
+def run_backward(operands: Any, **parameters: Any) -> list[jax.Array]:
+    """The backward kernel, see `jaxrnn.native.kernels`."""
+    from jaxrnn.native import kernels
+
+    return kernels.run_backward(operands=operands, **parameters)

@@ -1,0 +1,75 @@
+"""From text to machine code: llvmlite compiles a module for this machine and keeps it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from typing import Any
+
+import jax
+import llvmlite.binding as llvm
+
+from jaxrnn.native.tiles import Machine
+
+_lock = threading.Lock()
+_alive: list[Any] = []  # engines, which own the code that XLA calls
+
+
+def multiplies_and_adds() -> bool:
+    """Whether a product and a sum are one instruction here; without, a kernel would crawl."""
+    features = dict(llvm.get_host_cpu_features())
+    return bool(features.get("fma") and features.get("avx2")) or "neon" in features
+
+
+@functools.cache
+def machine() -> Machine:
+    """What there is here."""
+    features = dict(llvm.get_host_cpu_features())
+    bits, registers = 128, 16
+    if features.get("avx2") and features.get("fma"):
+        bits = 256
+    if features.get("avx512f") and features.get("avx512dq"):
+        bits, registers = 512, 32
+    if "neon" in features:  # 64-bit ARM always has them
+        registers = 32
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Machine(bits, registers, cores or 1)
+
+
+def _target() -> Any:
+    """A description of this machine; each engine takes one and owns it."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
+
+
+def compile_handler(text: str, name: str, bits: int) -> None:
+    """Compile a module and hand its handler of this name to XLA under the same name."""
+    wide = f'"min-legal-vector-width"="{bits}" "prefer-vector-width"="{bits}"'
+    text += f"\nattributes #0 = {{ nounwind {wide} }}\n"
+    with _lock:
+        target = _target()
+        module = llvm.parse_assembly(text)
+        module.triple, module.data_layout = target.triple, str(target.target_data)
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_unrolling = False
+        builder = llvm.create_pass_builder(target, options)
+        builder.getModulePassManager().run(module, builder)
+        engine = llvm.create_mcjit_compiler(module, target)
+        engine.finalize_object()
+        _alive.append(engine)
+        address = engine.get_function_address(name)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = (
+        ctypes.py_object,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+    )
+    jax.ffi.register_ffi_target(name, new(address, None, None), platform="cpu", api_version=1)

@@ -1,0 +1,279 @@
+"""The forward loop as a kernel: input product, recurrent product and cell, step by step.
+
+.. code-block:: text
+
+    for a block of steps:  zx = x @ W_ih.T + b        of the rows of a thread, in its cache
+      for each step, panel of hidden units, tile of rows:
+        z = zx + h @ W_hh.T                            the sums of a tile stay in registers
+        h, c, ... = cell(z, ...)                       and go through the cell while they are there
+
+The output (T, N, H) is the memory of h: a step reads what the step before has written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxrnn.native import elementwise, layout, threads, tiles
+from jaxrnn.native.ir import INT, Function, Module
+from jaxrnn.native.layout import Areas, Sizes
+from jaxrnn.native.tiles import Tile
+
+NUMBERS = (
+    *("T", "N", "D", "H", "PANELS", "BLOCK", "FIRST", "TURN"),
+    *("W_IH", "W_HH", "B_X", "B_H", "NOTHING", "PRIVATE", "STRIDE", "ZX", "SUMS", "X_ROWS"),
+    "H_ROWS",
+)
+"""What a call is told, see `plan`."""
+
+
+class Variant:
+    """What a kernel is written for.
+
+    Args:
+        cell: of the package.
+        dtype: float32 or float64.
+        masked: whether steps have flags.
+        keep: whether the derivative needs what the cell saves.
+    """
+
+    def __init__(self, cell: Any, dtype: Any, masked: bool, keep: bool):
+        self.cell, self.masked, self.keep = cell, masked, keep
+        self.graph = elementwise.pointwise(cell, dtype)
+        self.gates, self.states = len(cell.gates), len(cell.states)
+        self.split = cell.split
+
+    def saved_place(self, place: int) -> tuple[int, int]:
+        """The array, and which of its numbers, of the number that is saved at a place."""
+        for index, count in enumerate(self.graph.saved):
+            if place < count:
+                return index, place
+            place -= count
+        raise IndexError(place)
+
+    @property
+    def inputs(self) -> list[str]:
+        """The operands, in their order."""
+        first = [f"first{i}" for i in range(self.states)]
+        flags = ["flags"] if self.masked else []
+        return ["x", "w_ih", "w_hh", "b_ih", "b_hh", *first, *flags]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The results: h at each step, the other states, what is saved, scratch memory."""
+        rest = [f"state{i}" for i in range(1, self.states)]
+        saved = [f"saved{i}" for i in range(len(self.graph.saved))] if self.keep else []
+        return ["state0", *rest, *saved, "scratch"]
+
+
+def plan(
+    variant: Variant, machine: Any, tile: Tile, lanes: int, itemsize: int, sizes: Sizes, turn: int
+) -> tuple[threads.Sharing, list[int], int]:
+    """How a call is shared out, its numbers, and the bytes of its scratch memory."""
+    panels = -(-sizes.H // (tile.wide * lanes))
+    sums = tile.vectors * lanes * itemsize  # of one row in a panel
+    sharing = layout.sharing(machine, tile, variant.gates, sizes, panels, panels * sizes.H * sums)
+    rows = -(-sizes.N // sharing.row_groups)
+    block = max(1, min(sizes.T, layout.ROWS_AHEAD // rows))
+    areas, private = Areas(), Areas()
+    areas.add("W_IH", panels * sizes.D * sums)
+    areas.add("W_HH", panels * sizes.H * sums)
+    areas.add("B_X", panels * sums)
+    areas.add("B_H", panels * sums if variant.split else 0)
+    areas.add("NOTHING", sizes.H * itemsize)
+    private.add("ZX", -(-panels // sharing.unit_groups) * block * rows * sums)
+    private.add("SUMS", tile.rows * sums)
+    private.add("X_ROWS", block * rows * 8)
+    private.add("H_ROWS", rows * 8)
+    numbers = layout.numbers(
+        NUMBERS,
+        areas,
+        private,
+        vars(sizes),
+        PANELS=panels,
+        BLOCK=block,
+        FIRST=0 if turn > 0 else sizes.T - 1,
+        TURN=turn,
+        PRIVATE=areas.size,
+        STRIDE=private.size,
+    )
+    return sharing, numbers, areas.size + sharing.threads * private.size
+
+
+def write(m: Module, variant: Variant, tile: Tile) -> None:
+    """``work(context, number)``: what one thread of a call does."""
+    tiles.write_product(m, "product", tile)
+    f = Function(m, "work", [("context", "ptr"), ("number", INT)])
+    c = threads.slots(f, (*NUMBERS, *variant.inputs, *variant.outputs))
+    area = lambda name, base="scratch": f.at(c[base], c[name], 1)  # noqa: E731
+    sums = tile.vectors * m.lanes
+    w_ih, w_hh, b_x, b_h = (area(name) for name in ("W_IH", "W_HH", "B_X", "B_H"))
+    nothing = area("NOTHING")
+    private = f.at(area("PRIVATE"), f.mul(c["STRIDE"], "%number"), 1)
+    zx, tile_sums, x_rows, h_rows = (
+        f.at(private, c[name], 1) for name in ("ZX", "SUMS", "X_ROWS", "H_ROWS")
+    )
+    panel_ih, panel_hh = f.mul(c["D"], sums), f.mul(c["H"], sums)
+
+    first, end = threads.share(f, c["PANELS"], "%number", c["THREADS"])
+    with f.loop(first, end) as p:
+        at_ih, at_hh = f.at(w_ih, f.mul(panel_ih, p)), f.at(w_hh, f.mul(panel_hh, p))
+        tiles.pack_rows(f, tile, c["w_ih"], at_ih, p, c["D"], c["H"])
+        tiles.pack_rows(f, tile, c["w_hh"], at_hh, p, c["H"], c["H"])
+        at_x, at_h = f.at(b_x, f.mul(p, sums)), f.at(b_h, f.mul(p, sums))
+        _pack_biases(f, variant, tile, c, p, at_x, at_h)
+    with f.when(f.compare("eq", "%number", 0)), f.loop(0, c["H"]) as i:
+        f.store("0.0", f.at(nothing, i), m.scalar)
+    f.call("barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", "i64 1")
+
+    mine = threads.Share(f, c)
+    row0, panel0, panel1 = mine.row0, mine.panel0, mine.panel1
+    rows = f.sub(mine.row1, row0)
+    if not variant.keep:  # the other states are then a single (N, H), changed at each step
+        for k in range(1, variant.states):
+            tiles.copy_states(f, tile, c, mine, f"first{k}", f"state{k}")
+    time = lambda s: f.add(c["FIRST"], f.mul(s, c["TURN"]))  # noqa: E731
+
+    with f.loop(0, c["T"], c["BLOCK"]) as s0:
+        steps = f.least(f.sub(c["T"], s0), c["BLOCK"])
+        ahead = f.mul(steps, rows)
+        with f.loop(0, steps) as s:
+            now = f.add(f.mul(time(f.add(s0, s)), c["N"]), row0)
+            to = f.at(x_rows, f.mul(s, rows), 8)
+            with f.loop(0, rows) as n:
+                f.store(f.at(c["x"], f.mul(f.add(now, n), c["D"])), f.at(to, n, 8), "ptr")
+        with f.loop(panel0, panel1) as p:
+            own = f.at(zx, f.mul(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), sums))
+            with tiles.tiles(f, 0, ahead, tile.rows) as (n, count):
+                product(f, count, f.at(w_ih, f.mul(panel_ih, p)), c["D"], f.at(x_rows, n, 8),
+                         f.at(b_x, f.mul(p, sums)), 0, f.at(own, f.mul(n, sums)))  # fmt: skip
+        with f.loop(0, steps) as s:
+            step = f.add(s0, s)
+            t = time(step)
+            begin = f.compare("eq", step, 0)
+            before = f.mul(f.sub(t, c["TURN"]), c["N"])
+            with f.loop(0, rows) as i:
+                n = f.add(row0, i)
+                old = f.choose(begin, c["first0"], f.at(c["state0"], f.mul(before, c["H"])), "ptr")
+                old = f.at(old, f.mul(n, c["H"]))
+                if variant.masked:
+                    reset, _ = flags_of(f, c, t, n)
+                    old = f.choose(reset, nothing, old, "ptr")
+                f.store(old, f.at(h_rows, i, 8), "ptr")
+            with f.loop(panel0, panel1) as p:
+                own = f.add(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), f.mul(s, rows))
+                own = f.at(zx, f.mul(own, sums))
+                with tiles.tiles(f, 0, rows, tile.rows) as (i, count):
+                    source = f.at(own, f.mul(i, sums))
+                    start = (f.at(b_h, f.mul(p, sums)), 0) if variant.split else (source, sums)
+                    product(f, count, f.at(w_hh, f.mul(panel_hh, p)), c["H"], f.at(h_rows, i, 8),
+                             *start, tile_sums)  # fmt: skip
+                    with f.loop(0, count) as j:
+                        row = f.add(i, j)
+                        _cell(f, variant, tile, c, p, t, begin, before, f.add(row0, row),
+                              f.load(f.at(h_rows, row, 8), "ptr"), f.at(source, f.mul(j, sums)),
+                              f.at(tile_sums, f.mul(j, sums)))  # fmt: skip
+            mine.meet(f, f.add(step, 1))
+    f.done()
+
+
+def product(
+    f: Function, count: str, w: str, k: str, rows: str, source: str, stride: Any, target: str
+) -> None:
+    """Add the product of some rows with a panel to sums, see `tiles.write_product`."""
+    f.call(
+        *("product", f"i64 {count}", f"ptr {w}", f"i64 {k}", f"ptr {rows}"),
+        *(f"ptr {source}", f"i64 {stride}", f"ptr {target}"),
+    )
+
+
+def select(f: Function, condition: str, yes: str, no: str) -> str:
+    """One of two vectors, lane by lane."""
+    m = f.module
+    return f.let(f"select {m.mask} {condition}, {m.vector} {yes}, {m.vector} {no}")
+
+
+def flags_of(f: Function, c: dict[str, str], t: str, n: str) -> tuple[str, str]:
+    """Whether a row is reset before a step, and whether the step is the row's own."""
+    byte = f.load(f.at(c["flags"], f.add(f.mul(t, c["N"]), n), 1), "i8")
+    reset = f.compare("ne", f.let(f"and i8 {byte}, 1"), 0, "i8")
+    return reset, f.compare("ne", f.let(f"and i8 {byte}, 2"), 0, "i8")
+
+
+def _pack_biases(
+    f: Function, variant: Variant, tile: Tile, c: dict[str, str], p: str, at_x: str, at_h: str
+) -> None:
+    """The biases of a panel in the order of its sums; both at once unless the cell splits them."""
+    m = f.module
+    for vector in range(tile.vectors):
+        gate, wide = divmod(vector, tile.wide)
+        first, there = tiles.units(f, tile, c, p, wide)
+        place = f.add(f.mul(c["H"], gate), first)
+        one = f.load_some(f.at(c["b_ih"], place), there)
+        other = f.load_some(f.at(c["b_hh"], place), there)
+        if variant.split:
+            f.store(other, f.at(at_h, vector * m.lanes), m.vector)
+        else:
+            one = f.let(f"fadd {m.vector} {one}, {other}")
+        f.store(one, f.at(at_x, vector * m.lanes), m.vector)
+
+
+def _cell(
+    f: Function,
+    variant: Variant,
+    tile: Tile,
+    c: dict[str, str],
+    p: str,
+    t: str,
+    begin: str,
+    before: str,
+    n: str,
+    h_row: str,
+    zx: str,
+    sums: str,
+) -> None:
+    """The cell on one row of a panel."""
+    m = f.module
+    row = f.add(f.mul(t, c["N"]), n)
+    if variant.masked:
+        reset, valid = (f.spread(flag, "i1") for flag in flags_of(f, c, t, n))
+    for wide in range(tile.wide):
+        first, there = tiles.units(f, tile, c, p, wide)
+        olds = [f.load_some(f.at(h_row, first), there)]
+        places = [f.at(c["state0"], f.add(f.mul(row, c["H"]), first))]
+        for k in range(1, variant.states):
+            own = f.add(f.mul(n, c["H"]), first)
+            if variant.keep:
+                kept = f.add(f.mul(before, c["H"]), own)
+                old = f.choose(begin, f.at(c[f"first{k}"], own), f.at(c[f"state{k}"], kept), "ptr")
+                places.append(f.at(c[f"state{k}"], f.add(f.mul(row, c["H"]), first)))
+            else:
+                old = f.at(c[f"state{k}"], own)
+                places.append(old)
+            olds.append(f.load_some(old, there))
+        entered = list(olds)
+        if variant.masked:
+            zero = f.constant(0.0)
+            entered[1:] = [select(f, reset, zero, old) for old in olds[1:]]
+
+        def leaf(name: str, place: int, wide: int = wide, entered: list[str] = entered) -> str:
+            if name == "old":
+                return entered[place]
+            from_x = variant.split and place < variant.gates
+            gate = place % variant.gates if variant.split else place
+            return f.load(
+                f.at(zx if from_x else sums, (gate * tile.wide + wide) * m.lanes), m.vector
+            )
+
+        values = elementwise.emit(f, variant.graph.forward, leaf)
+        for k, (value, place) in enumerate(zip(values, places)):
+            if variant.masked:
+                value = select(f, valid, value, olds[k])
+            f.store_some(value, place, there)
+        if not variant.keep:
+            continue
+        saved = iter(values[variant.states :])
+        for index, count in enumerate(variant.graph.saved):
+            for i in range(count):
+                place = f.add(f.mul(f.add(f.mul(row, count), i), c["H"]), first)
+                f.store_some(next(saved), f.at(c[f"saved{index}"], place), there)

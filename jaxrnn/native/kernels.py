@@ -1,0 +1,123 @@
+"""The kernels as calls; each is written and compiled once, when it is first needed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrnn.native import backward, compiler, forward, handler, threads, tiles
+from jaxrnn.native.forward import Variant
+from jaxrnn.native.ir import Module
+from jaxrnn.native.layout import Sizes
+
+DTYPES = {"float32": "float", "float64": "double"}
+
+
+_compiled: set[str] = set()
+
+
+@functools.cache
+def variant(cell: Any, dtype: str, masked: bool, keep: bool) -> Variant:
+    """What a kernel is written for; see `Variant`."""
+    return Variant(cell, np.dtype(dtype), masked, keep)
+
+
+@functools.cache
+def _handler(kind: str, variant: Variant, dtype: str, tile: tiles.Tile, bits: int) -> str:
+    """The name of a compiled kernel.
+
+    It is made of what the kernel does, so that programs that XLA keeps on disk find the same.
+    """
+    machine = compiler.machine()
+    module = Module(DTYPES[dtype], bits // 8 // np.dtype(dtype).itemsize)
+    threads.write_barrier(module)
+    if kind == "forward":
+        forward.write(module, variant, tile)
+        counts = len(forward.NUMBERS), len(variant.inputs), len(variant.outputs)
+    else:
+        backward.write(module, variant, tile)
+        ends = backward.inputs(variant), backward.outputs(variant)
+        counts = len(backward.NUMBERS), *map(len, ends)
+    threads.write_start(module)
+    threads.write_run(module, machine.cores)
+    name = f"jaxrnn_{kind}_{hashlib.sha256(module.text().encode()).hexdigest()[:16]}"
+    if name not in _compiled:
+        handler.write_handler(module, name, *counts)
+        compiler.compile_handler(module.text(), name, bits)
+        _compiled.add(name)
+    return name
+
+
+def run_forward(
+    cell: Any, operands: Sequence[jax.Array], *, masked: bool, keep: bool, reverse: bool
+) -> list[jax.Array]:
+    """The forward kernel: h at each step, the other states, and what the cell saves.
+
+    Args:
+        cell: which cell.
+        operands: x (T, N, D), W_ih, W_hh, both biases (G*H,), the first states (N, H), and, if
+            `masked`, flags uint8 (T, N): 1 for a reset, and 2 for a step that is the row's own.
+        masked: whether there are flags.
+        keep: give out the other states at each step (T, N, H), and what is saved (T, N, s*H),
+            instead of the last other states (N, H).
+        reverse: from the last step to the first.
+    """
+    x, _, w_hh = operands[:3]
+    sizes, dtype = Sizes(x.shape[0], x.shape[1], x.shape[2], w_hh.shape[1]), x.dtype.name
+    kind = variant(cell, dtype, masked, keep)
+    machine = compiler.machine()
+    lanes = machine.bits // 8 // x.dtype.itemsize
+    tile = tiles.choose(machine, lanes, kind.gates, sizes.H)
+    planned = forward.plan(kind, machine, tile, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
+    steps = (sizes.T, sizes.N, sizes.H)
+    results = [steps, *[steps if keep else steps[1:]] * (kind.states - 1)]
+    if keep:
+        results += [(*steps[:2], count * sizes.H) for count in kind.graph.saved]
+    name = _handler("forward", kind, dtype, tile, machine.bits)
+    return _call(name, planned, results, x.dtype, operands)
+
+
+def run_backward(
+    cell: Any, operands: Sequence[jax.Array], *, masked: bool, reverse: bool
+) -> list[jax.Array]:
+    """The backward kernel: by the gate inputs at each step (T, N, G*H), and by the first states.
+
+    Where the cell takes its gate inputs apart, those of x come before those of h.
+
+    Args:
+        cell: which cell.
+        operands: the derivative by h at each step (T, N, H), W_hh, the derivatives by the last
+            states, the first states, the states at each step, what was saved, and flags.
+        masked: whether there are flags.
+        reverse: as in the forward kernel.
+    """
+    dy, w_hh = operands[:2]
+    sizes, dtype = Sizes(dy.shape[0], dy.shape[1], 0, w_hh.shape[1]), dy.dtype.name
+    kind = variant(cell, dtype, masked, True)
+    machine = compiler.machine()
+    lanes = machine.bits // 8 // dy.dtype.itemsize
+    tile = tiles.choose(machine, lanes, 1, sizes.H)
+    planned = backward.plan(kind, machine, tile, lanes, dy.dtype.itemsize, sizes, 1 - 2 * reverse)
+    steps = (sizes.T, sizes.N, kind.gates * sizes.H)
+    results = [steps] * (1 + kind.split) + [(sizes.N, sizes.H)] * kind.states
+    name = _handler("backward", kind, dtype, tile, machine.bits)
+    return _call(name, planned, results, dy.dtype, operands)
+
+
+def _call(
+    name: str,
+    planned: tuple[threads.Sharing, list[int], int],
+    results: Sequence[tuple[int, ...]],
+    dtype: Any,
+    operands: Sequence[jax.Array],
+) -> list[jax.Array]:
+    sharing, numbers, scratch = planned
+    told = np.array([sharing.row_groups, sharing.unit_groups, *numbers], np.int32)
+    kinds = [jax.ShapeDtypeStruct(shape, dtype) for shape in results]
+    kinds.append(jax.ShapeDtypeStruct((scratch,), np.uint8))
+    return list(jax.ffi.ffi_call(name, kinds)(told, *operands))[:-1]

@@ -1,0 +1,170 @@
+"""Threads of a kernel: started for a call, meeting at barriers, gone when it ends.
+
+A call that is long enough starts threads of its own; a pool would have to be kept awake for calls
+of some microseconds, and to survive forks. A call has groups of rows of the batch, which need
+nothing of each other, and in each of them threads that share the hidden units and meet after each
+step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxrnn.native.ir import INT, Function, Module
+
+GO, THREADS, ROW_GROUPS, UNIT_GROUPS, BARRIERS = range(5)
+"""The first slots of a call's context, an array of numbers and addresses that all threads read."""
+
+FIRST_FREE = 5
+LINE = 64  # bytes of a cache line: counters on one line would slow each other down
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How a call is shared out: groups of rows, and threads in each, which share the units."""
+
+    row_groups: int
+    unit_groups: int
+
+    @property
+    def threads(self) -> int:
+        """How many there are, the caller's own among them."""
+        return self.row_groups * self.unit_groups
+
+
+def available() -> bool:
+    """Whether threads can be started here: by the C library's functions, found in the process."""
+    if sys.platform == "win32":
+        return False
+    here = ctypes.CDLL(None)
+    return all(hasattr(here, name) for name in ("pthread_create", "pthread_join", "sched_yield"))
+
+
+def write_barrier(m: Module) -> None:
+    """``barrier(counter, threads, round)``: wait until all threads came `round` times."""
+    f = Function(m, "barrier", [("counter", "ptr"), ("threads", INT), ("round", INT)])
+    want = f.mul("%threads", "%round")
+    f.let("atomicrmw add ptr %counter, i64 1 acq_rel, align 8")
+    f.say("br label %head")
+    f.label("head")
+    f.say("%tries = phi i64 [ 1, %entry ], [ %next, %again ]")
+    now = f.let("load atomic i64, ptr %counter acquire, align 8")
+    done = f.compare("sge", now, want)
+    f.say(f"br i1 {done}, label %exit, label %wait")
+    f.label("wait")
+    f.say("%next = add i64 %tries, 1")
+    # Whoever is waited for may have no core: after a while give way.
+    f.say("%rest = and i64 %next, 1023")
+    f.say("%long = icmp eq i64 %rest, 0")
+    f.say("br i1 %long, label %yield, label %again")
+    f.label("yield")
+    _give_way(f)
+    f.say("br label %again")
+    f.label("again")
+    f.say("br label %head")
+    f.label("exit")
+    f.done()
+
+
+def _give_way(f: Function) -> None:
+    if available():
+        f.module.declare("sched_yield", "i32", [])
+        f.call("sched_yield", result="i32")
+
+
+def write_start(m: Module) -> None:
+    """``start``: the first function of a thread; its argument is its number and the context."""
+    f = Function(m, "start", [("argument", "ptr")], "ptr")
+    number = f.load("%argument", INT)
+    context = f.load(f.at("%argument", 1, 8), "ptr")
+    f.say("br label %head")
+    f.label("head")
+    go = f.let(f"load atomic i64, ptr {context} acquire, align 8")
+    f.say(f"%ready = icmp ne i64 {go}, 0")
+    f.say("br i1 %ready, label %run, label %wait")
+    f.label("wait")
+    _give_way(f)
+    f.say("br label %head")
+    f.label("run")
+    threads = f.load(f.at(context, THREADS, 8), INT)
+    with f.when(f.compare("slt", number, threads)):
+        f.call("work", f"ptr {context}", f"i64 {number}")
+    f.done("null")
+
+
+def write_run(m: Module, cores: int) -> None:
+    """``run(context)``: ``work(context, number)`` of each thread; of one if no more can be had."""
+    f = Function(m, "run", [("context", "ptr")])
+    slot = lambda index: f.at("%context", index, 8)  # noqa: E731
+    counters = f.array(f"[{LINE} x i8]", cores + 1)
+    with f.loop(0, cores + 1) as i:
+        f.store("0", f.at(counters, i, LINE), INT)
+    f.store(counters, slot(BARRIERS), "ptr")
+    f.say("store atomic i64 0, ptr %context release, align 8")
+    if cores > 1 and available():
+        wanted = f.load(slot(THREADS), INT)
+        handles, given = f.array(INT, cores), f.array(INT, 2 * cores)
+        count = f.array(INT, 1)
+        f.store("1", count, INT)
+        with f.loop(1, wanted):
+            number = f.load(count, INT)
+            one = f.at(given, f.mul(number, 2), 8)
+            f.store(number, one, INT)
+            f.store("%context", f.at(one, 1, 8), "ptr")
+            m.declare("pthread_create", "i32", ["ptr"] * 4)
+            new = (f"ptr {f.at(handles, number, 8)}", "ptr null", "ptr @start", f"ptr {one}")
+            failed = f.call("pthread_create", *new, result="i32")
+            fine = f.compare("eq", failed, 0, "i32")
+            f.store(f.choose(fine, f.add(number, 1), number), count, INT)
+        threads = f.load(count, INT)
+        with f.when(f.compare("ne", threads, wanted)):
+            for index in (THREADS, ROW_GROUPS, UNIT_GROUPS):
+                f.store("1", slot(index), INT)
+        f.say("store atomic i64 1, ptr %context release, align 8")
+        f.call("work", "ptr %context", "i64 0")
+        m.declare("pthread_join", "i32", [INT, "ptr"])
+        with f.loop(1, threads) as i:
+            handle = f.load(f.at(handles, i, 8), INT)
+            f.call("pthread_join", f"i64 {handle}", "ptr null", result="i32")
+    else:
+        for index in (THREADS, ROW_GROUPS, UNIT_GROUPS):
+            f.store("1", slot(index), INT)
+        f.call("work", "ptr %context", "i64 0")
+    f.done()
+
+
+def share(f: Function, total: str, number: str, parts: str) -> tuple[str, str]:
+    """The piece of `total` things that is a thread's own: first, end."""
+    first = f.div(f.mul(total, number), parts)
+    return first, f.div(f.mul(total, f.add(number, 1)), parts)
+
+
+class Share:
+    """What is a thread's own: rows of the batch, and panels of hidden units."""
+
+    def __init__(self, f: Function, c: dict[str, str]):
+        row_group = f.div("%number", c["UNIT_GROUPS"])
+        unit_group = f.sub("%number", f.mul(row_group, c["UNIT_GROUPS"]))
+        self.row0, self.row1 = share(f, c["N"], row_group, c["ROW_GROUPS"])
+        self.panel0, self.panel1 = share(f, c["PANELS"], unit_group, c["UNIT_GROUPS"])
+        self._counter = f.at(c["barriers"], f.mul(f.add(row_group, 1), LINE), 1)
+        self._others = c["UNIT_GROUPS"]
+        self._any = f.compare("ugt", c["UNIT_GROUPS"], 1)
+
+    def meet(self, f: Function, times: str) -> None:
+        """Wait for those with the same rows, for the so many-th time."""
+        with f.when(self._any):
+            f.call("barrier", f"ptr {self._counter}", f"i64 {self._others}", f"i64 {times}")
+
+
+def slots(f: Function, names: Sequence[str]) -> dict[str, str]:
+    """What is in the context of a call, by name: capital letters for numbers, else addresses."""
+    first = ("GO", "THREADS", "ROW_GROUPS", "UNIT_GROUPS", "barriers")
+    return {
+        name: f.load(f.at("%context", index, 8), INT if name.isupper() else "ptr")
+        for index, name in enumerate((*first, *names))
+        if name != "GO"
+    }

@@ -1,0 +1,329 @@
+"""The loops as single operations: the kernels against the scans that define them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxrnn
+from jaxrnn import backends, cells, fused, native
+from jaxrnn.recurrence import Masks, Weights, unroll
+from tests.test_recurrence import CELLS, PlainGRU, PlainLSTM
+
+pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
+
+SIZES = [(5, 3, 4, 7), (4, 13, 1, 33), (6, 1, 5, 20)]
+"""T, N, D, H: fewer than a vector, more than one, a single row."""
+
+
+def draw(cell: cells.Cell, sizes: tuple[int, ...], dtype: Any, seed: int = 0) -> Any:
+    (T, N, D, H), G = sizes, len(cell.gates)
+    random = np.random.RandomState(seed)
+    array = lambda *s: jnp.asarray(random.uniform(-1, 1, s), dtype)  # noqa: E731
+    weights = Weights(array(G * H, D), array(G * H, H) / H**0.5, array(G * H), array(G * H))
+    state = tuple(array(N, H) for _ in cell.states)
+    masks = Masks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
+    ct = (array(T, N, H), tuple(array(N, H) for _ in cell.states))
+    return weights, array(T, N, D), state, masks, ct
+
+
+def value_and_pulled(backend: str, cell: cells.Cell, **options: Any) -> Any:
+    def f(weights: Any, x: Any, state: Any, masks: Any, ct: Any) -> Any:
+        run = functools.partial(unroll, cell, masks=masks, backend=backend, **options)
+        value, pull = jax.vjp(run, weights, x, state)
+        return value, pull(ct)
+
+    return jax.jit(f)
+
+
+def close(got: Any, expected: Any, tolerance: float) -> None:
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_kernel_is_its_scan(cell: cells.Cell, masked: bool, reverse: bool) -> None:
+    for sizes in SIZES[: 3 if not isinstance(cell, (PlainLSTM, PlainGRU)) else 1]:
+        weights, x, state, masks, ct = draw(cell, sizes, jnp.float64)
+        args = weights, x, state, masks if masked else Masks(), ct
+        kernel, scan = (
+            value_and_pulled(backend, cell, reverse=reverse)(*args)
+            for backend in ("kernel", "scan")
+        )
+        close(kernel, scan, 1e-12)
+
+
+@pytest.mark.parametrize("cell", CELLS[:4], ids=str)
+def test_float32(cell: cells.Cell) -> None:
+    *args, masks, ct = draw(cell, (7, 5, 3, 12), jnp.float32)
+    kernel, scan = (value_and_pulled(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
+    close(kernel, scan, 1e-5)
+    assert jax.tree.leaves(kernel)[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("only", ["resets", "valid"])
+def test_one_mask(only: str) -> None:
+    *args, masks, ct = draw(cells.LSTM(), SIZES[0], jnp.float64)
+    masks = Masks(**{only: getattr(masks, only)})
+    kernel, scan = (value_and_pulled(b, cells.LSTM())(*args, masks, ct) for b in ("kernel", "scan"))
+    close(kernel, scan, 1e-12)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+def test_blocks(remat: bool, reverse: bool) -> None:
+    """The derivative in blocks of two steps and one that is left over."""
+    cell = cells.LSTM()
+    *args, masks, ct = draw(cell, SIZES[0], jnp.float64)
+    options = dict(block=2, remat=remat, reverse=reverse)
+    kernel = value_and_pulled("kernel", cell, **options)(*args, masks, ct)
+    close(kernel, value_and_pulled("scan", cell, reverse=reverse)(*args, masks, ct), 1e-12)
+
+
+def test_no_bias_and_frozen_parts() -> None:
+    cell = cells.GRU()
+    weights, x, *_ = draw(cell, SIZES[0], jnp.float64)
+    weights = weights._replace(bias_ih=None, bias_hh=None)
+
+    def loss(w_hh: jax.Array, backend: str) -> jax.Array:
+        return (unroll(cell, weights._replace(weight_hh=w_hh), x, backend=backend)[0] ** 2).sum()
+
+    kernel, scan = (jax.jit(jax.grad(loss), static_argnums=1)(weights.weight_hh, b)
+                    for b in ("kernel", "scan"))  # fmt: skip
+    close(kernel, scan, 1e-12)
+
+
+@pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU()], ids=str)
+def test_what_a_kernel_has_no_code_for(cell: cells.Cell) -> None:
+    """Forward mode, the second derivative in both orders of modes, and `vmap` over weights."""
+    weights, x, state, masks, _ = draw(cell, SIZES[0], jnp.float64)
+    along = jax.tree.map(jnp.cos, weights)
+
+    def numbers(backend: str) -> Any:
+        def loss(w: Any) -> jax.Array:
+            y, last = unroll(cell, w, x, state, masks=masks, backend=backend)
+            return (y**2).sum() + sum((s**3).sum() for s in last)
+
+        slope = lambda w: jax.jvp(loss, (w,), (along,))[1]  # noqa: E731
+        two = jax.tree.map(lambda a, b: jnp.stack([a, b]), weights, along)
+        return jax.jit(
+            lambda w: (
+                jax.jvp(loss, (w,), (along,)),
+                jax.jvp(jax.grad(loss), (w,), (along,))[1],
+                jax.grad(slope)(w),
+                jax.vmap(jax.value_and_grad(loss))(two),
+            )
+        )(weights)
+
+    kernel, scan = numbers("kernel"), numbers("scan")
+    close(kernel, scan, 1e-10)
+    close(kernel[1], kernel[2], 1e-10)
+
+
+def shared_out(monkeypatch: pytest.MonkeyPatch, threads: int, units: bool) -> None:
+    """Many threads for little work, which share rows, or rows and units."""
+    from jaxrnn.native import compiler, layout
+
+    machine = dataclasses.replace(compiler.machine(), cores=threads)
+    monkeypatch.setattr(compiler, "machine", lambda: machine)
+    monkeypatch.setattr(layout, "FLOP_A_THREAD", 1)
+    monkeypatch.setattr(layout, "SHARED_BYTES", 0 if units else 1 << 40)
+
+
+@pytest.mark.parametrize(("threads", "units"), [(3, False), (3, True), (2, True)])
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, units: bool) -> None:
+    """Bit for bit: a sum is in one order, whoever makes it."""
+    cell = cells.LSTM()
+    *args, masks, ct = draw(cell, (6, 40, 3, 70), jnp.float64)
+    alone = value_and_pulled("kernel", cell)(*args, masks, ct)
+    shared_out(monkeypatch, threads, units)
+    together = value_and_pulled("kernel", cell)(*args, masks, ct)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("bits", "registers"), [(128, 32), (256, 16)])
+def test_narrower_registers(monkeypatch: pytest.MonkeyPatch, bits: int, registers: int) -> None:
+    from jaxrnn.native import compiler
+
+    machine = compiler.machine()
+    if machine.bits < bits:
+        pytest.skip(f"this machine's registers have {machine.bits} bits")
+    other = dataclasses.replace(machine, bits=bits, registers=registers)
+    monkeypatch.setattr(compiler, "machine", lambda: other)
+    cell = cells.GRU()
+    *args, masks, ct = draw(cell, SIZES[1], jnp.float64)
+    kernel, scan = (value_and_pulled(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
+    close(kernel, scan, 1e-12)
+
+
+def test_a_row_does_not_depend_on_those_beside_it() -> None:
+    """A batch gives each row the bits that it has alone, and a sequence in pieces those of one."""
+    cell = cells.LSTM()
+    weights, x, state, _, _ = draw(cell, (6, 9, 3, 20), jnp.float32)
+    run = jax.jit(lambda x, state: unroll(cell, weights, x, state, backend="kernel"))
+    whole, last = run(x, state)
+    alone, _ = run(x[:, 4:5], tuple(s[4:5] for s in state))
+    np.testing.assert_array_equal(alone, whole[:, 4:5])
+    first, middle = run(x[:4], state)
+    second, end = run(x[4:], middle)
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    np.testing.assert_array_equal(end[1], last[1])
+
+
+def test_nothing_is_lost_of_what_is_not_finite() -> None:
+    cell = cells.LSTM()
+    weights, x, *_ = draw(cell, SIZES[0], jnp.float32)
+    x = x.at[2, 1].set(jnp.nan).at[:, 2].set(1e30)
+    y, _ = unroll(cell, weights, x, backend="kernel")
+    expected, _ = unroll(cell, weights, x, backend="scan")
+    assert np.isnan(y[2:, 1]).all()
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing(cells.Cell):
+    """A cell whose units are not apart: each is divided by their sum."""
+
+    gates = ("h",)
+
+    def step(self, z: Any, state: Any) -> Any:
+        return (jax.nn.softmax(z, axis=0),)
+
+
+def test_who_runs_what() -> None:
+    weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
+    choose = functools.partial(backends.choose, weights=weights, x=x)
+    assert choose("auto", cells.LSTM()) == "kernel"
+    assert choose("scan", cells.LSTM()) == "scan"
+    assert choose("auto", cells.LSTM(), all_states=True) == "scan"
+    assert choose("auto", Mixing()) == "scan"
+    assert choose("auto", cells.LSTM(), x=x.astype(jnp.bfloat16)) == "scan"
+    with pytest.raises(ValueError, match="can't serve here: Mixing can't run unit by unit"):
+        choose("kernel", Mixing())
+    with pytest.raises(ValueError, match="float32 or float64, not in bfloat16"):
+        choose("kernel", cells.LSTM(), x=x.astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match="does not project"):
+        choose("kernel", cells.LSTM(), weights=weights._replace(weight_hr=weights.weight_hh))
+
+
+def test_a_cell_that_no_kernel_can_run_is_run() -> None:
+    weights, x, *_ = draw(Mixing(), SIZES[0], jnp.float64)
+    y, _ = unroll(Mixing(), weights, x)
+    np.testing.assert_allclose(y.sum(-1), 1.0, rtol=1e-12)
+
+
+def test_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "installed", lambda: False)
+    weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
+    assert backends.choose("auto", cells.LSTM(), weights, x) == "scan"
+    with pytest.raises(ValueError, match=r"pip install \"jaxrnn\[cpu\]\""):
+        backends.choose("kernel", cells.LSTM(), weights, x)
+
+
+def test_an_exported_program_has_no_kernel_in_it() -> None:
+    weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
+    f = jax.jit(lambda x: unroll(cells.LSTM(), weights, x, backend="kernel")[0])
+    assert "jaxrnn_forward" in f.lower(x).as_text()
+    program = export.export(f)(x)
+    assert "jaxrnn_forward" not in program.mlir_module()
+    np.testing.assert_allclose(program.call(x), f(x), rtol=1e-5, atol=1e-6)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import jaxrnn
+mesh = Mesh(np.array(jax.devices()), ("rows",))
+layer = jaxrnn.LSTM(3, 5, rngs=nnx.Rngs(0))
+x = jax.random.normal(jax.random.key(0), (4, 8, 3))
+split = jax.device_put(x, NamedSharding(mesh, P(None, "rows")))
+graph, state = nnx.split(layer)
+run = jax.jit(lambda state, x: nnx.merge(graph, state)(x)[0])
+assert "jaxrnn_forward" in run.lower(state, x).as_text()
+assert "jaxrnn_forward" not in run.lower(state, split).as_text()
+out = run(state, split)
+assert not out.sharding.is_fully_replicated, out.sharding
+np.testing.assert_allclose(out, run(state, x), rtol=1e-5, atol=1e-6)
+"""
+
+
+def test_among_devices_the_scan_is_split() -> None:
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_operations_know_their_shapes() -> None:
+    """What an operation says of its results is what defines it gives, and what a kernel gives."""
+    for cell in CELLS[:4]:
+        weights, x, state, masks, (dh, dlast) = draw(cell, SIZES[0], jnp.float32)
+        flags = fused._flags(masks)
+        how = dict(cell=cell, reverse=False, masked=True)
+        operands = (x, *weights[:4], *state, *flags)
+        for keep in (False, True):
+            options = how | dict(keep=keep)
+            said, scan, kernel = shapes(fused.forward_p.bind, fused._forward_reference,
+                                        fused._forward_kernel, operands, options)  # fmt: skip
+            assert said == scan == kernel
+        h, *more = said
+        residuals = (weights.weight_hh, *state, h, *more, *flags)
+        dz = [jax.ShapeDtypeStruct((*x.shape[:2], len(weights.weight_hh)), x.dtype)]
+        said, scan, _ = shapes(fused.linear_p.bind, fused._linear_reference, None,
+                               (*dz * (1 + cell.split), *state, *residuals), how)  # fmt: skip
+        assert said == scan
+        given = (dh, *dlast, *residuals)
+        said, scan, kernel = shapes(fused.backward_p.bind, fused._backward_reference,
+                                    fused._backward_kernel, given, how)  # fmt: skip
+        assert said == scan == kernel
+
+
+def shapes(bind: Any, reference: Any, kernel: Any, operands: Any, options: Any) -> Any:
+    functions = [f for f in (bind, reference, kernel) if f is not None]
+    out = [jax.eval_shape(functools.partial(f, **options), *operands) for f in functions]
+    return (*map(list, out), *[None] * (3 - len(out)))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_vmap_over_the_data_is_a_larger_batch(masked: bool) -> None:
+    """The gradient of each of three batches, the weights one for all, and kernels for it."""
+    cell = cells.LSTM()
+    weights, x, state, masks, _ = draw(cell, SIZES[0], jnp.float64)
+    xs = jnp.stack([x, 2 * x, -x], axis=2)
+    masks = Masks(masks.resets if masked else None, masks.valid if masked else None)
+
+    def loss(w: Any, x: jax.Array, state: Any, backend: str) -> jax.Array:
+        y, last = unroll(cell, w, x, state, masks=masks, backend=backend)
+        return (y**2).sum() + (last[1] ** 3).sum()
+
+    def each(backend: str) -> Any:
+        slopes = jax.value_and_grad(functools.partial(loss, backend=backend), argnums=(0, 1, 2))
+        return jax.jit(jax.vmap(slopes, in_axes=(None, 2, None)))
+
+    close(each("kernel")(weights, xs, state), each("scan")(weights, xs, state), 1e-12)
+    text = each("kernel").lower(weights, xs, state).as_text()
+    assert "jaxrnn_forward" in text
+    assert "jaxrnn_backward" in text
+
+
+def test_a_layer_says_who_runs_it() -> None:
+    from flax import nnx
+
+    layer = jaxrnn.LSTM(3, 4, backend="kernel", proj_size=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="does not project"):
+        layer(jnp.ones((2, 1, 3), jnp.float32))
