@@ -10,6 +10,7 @@ import torch
 
 from tests import (
     chars_oracle,
+    convert_oracle,
     longseq_oracle,
     oracle,
     packed_oracle,
@@ -35,6 +36,7 @@ if __name__ == "__main__":
     files["longseq"] = longseq_oracle.torch_runs()
     files["longseq_accuracies"] = longseq_oracle.torch_accuracies()
     files["packing"] = packing_oracle.record()
+    files["onnx"] = convert_oracle.torch_exports()
     for name in packed_oracle.RUNS:
         files[name] = packed_oracle.torch_runs(name)
     for name, arrays in files.items():
