@@ -1,4 +1,4 @@
-"""The command ``jaxrnn``: run the experiments, one line for what is wrong."""
+"""The command ``jaxrnn``: the experiments, data of one's own; one line for what is wrong."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from typing import Any
 import jaxrnn
 from jaxrnn.experiments import NAMES
 
+RUNS = {**NAMES, "all": "jaxrnn.experiments.every"}
+"""What ``jaxrnn run`` has, by name: the experiments, and all of them."""
+
+COMMANDS = {
+    "forecast": "jaxrnn.forecasting.command",
+    "predict": "jaxrnn.forecasting.predicting",
+    "chars": "jaxrnn.writing.command",
+}
+"""The commands for data of one's own: modules with `Settings` and `main`, as experiments are."""
+
 
 def summary(module: ModuleType) -> str:
     """The first line of a module's text."""
@@ -22,7 +32,8 @@ def summary(module: ModuleType) -> str:
 def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
     """An option for each field of a settings dataclass: its type, default and help.
 
-    A field that is True or False is a flag, off by default.
+    A field that is True or False is a flag, off by default; one whose metadata has `positional`
+    is an argument without a name, which may be left out.
     """
     for item in dataclasses.fields(settings):
         default, name = item.default, f"--{item.name.replace('_', '-')}"
@@ -30,52 +41,65 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
             parser.add_argument(name, action="store_true", help=item.metadata["help"])
             continue
         text = item.metadata["help"] + ("" if default == "" else f" (default: {default})")
+        text = text.replace("%", "%%")
+        if item.metadata.get("positional"):
+            name = item.name.upper()
+            parser.add_argument(item.name, nargs="?", default=default, metavar=name, help=text)
+            continue
         parser.add_argument(
             name,
             type=type(default),
             default=default,
             choices=item.metadata.get("choices"),
             metavar=None if "choices" in item.metadata else item.name.upper(),
-            help=text.replace("%", "%%"),
+            help=text,
         )
 
 
-def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the experiments that are `wanted` are imported."""
-    parser = argparse.ArgumentParser(
-        prog="jaxrnn", description="PyTorch's recurrent layers for JAX: experiments to run."
-    )
-    parser.add_argument("--version", action="version", version=f"jaxrnn {jaxrnn.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("list", help="the experiments, a line each")
-    run = commands.add_parser(
-        "run",
-        help="run an experiment",
-        description="Run an experiment: it prints its results and saves its figure.",
-        epilog="'jaxrnn run NAME --help' shows the options of one.",
-    )
-    names = run.add_subparsers(dest="name", metavar="NAME", required=True)
-    for name, path in NAMES.items():
+def add_modules(commands: Any, modules: dict[str, str], wanted: Sequence[str]) -> None:
+    """A parser for each module; only those that are `wanted` are imported."""
+    for name, path in modules.items():
         if name not in wanted:
-            names.add_parser(name)
+            commands.add_parser(name)
             continue
         module = importlib.import_module(path)
-        one = names.add_parser(
+        one = commands.add_parser(
             name,
             help=summary(module),
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_options(one, module.Settings)
-        one.set_defaults(module=module)
+        one.set_defaults(module=module, prog=one.prog)
+
+
+def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the modules that are `wanted` are imported."""
+    parser = argparse.ArgumentParser(
+        prog="jaxrnn",
+        description="PyTorch's recurrent layers for JAX: experiments to run, data of one's own.",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxrnn {jaxrnn.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("list", help="the experiments, a line each")
+    run = commands.add_parser(
+        "run",
+        help="run an experiment, or all",
+        description="Run an experiment: it prints its results and saves its figure.",
+        epilog="'jaxrnn run NAME --help' shows the options of one.",
+    )
+    names = run.add_subparsers(dest="name", metavar="NAME", required=True)
+    add_modules(names, RUNS, wanted)
+    add_modules(commands, COMMANDS, wanted)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 with one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    named = [word for word in arguments[1:2] if word in NAMES]
-    parser = build_parser(named or list(NAMES))
+    known = {**RUNS, **COMMANDS}
+    named = [word for word in arguments[:2] if word in known]
+    parser = build_parser(named or list(known))
     options = parser.parse_args(arguments)
     if options.command == "list":
         for name, path in NAMES.items():
@@ -85,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values = {f.name: getattr(options, f.name) for f in dataclasses.fields(kind)}
         options.module.main(kind(**values))
-    except (ValueError, OSError) as error:
-        print(f"jaxrnn run {options.name}: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError) as error:
+        line = " ".join(line.strip() for line in str(error).splitlines())
+        print(f"{options.prog}: error: {line}", file=sys.stderr)
         return 2
     return 0

@@ -18,22 +18,30 @@ PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E44
 FORMATS = ("png", "svg", "pdf")
 
 
-def check_target(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> Path:
-    """Whether a figure can be written there, to be asked before the work is done.
+def check_target(
+    path: str | os.PathLike[str], formats: Sequence[str] = FORMATS, what: str = "figure"
+) -> Path:
+    """Whether a file can be written there, to be asked before the work is done.
+
+    Args:
+        path: where it shall be.
+        formats: the suffixes it may have.
+        what: what it is called in messages.
 
     Raises:
         ValueError: for a format that is not one of `formats`.
         OSError: for a folder that is not there or can't be written to.
     """
     path = Path(path)
+    named = f"{what} {str(path)!r}"
     if path.suffix.lower().lstrip(".") not in formats:
-        raise ValueError(f"figure {str(path)!r} should end in .{' or .'.join(formats)}")
+        raise ValueError(f"{named} should end in .{' or .'.join(formats)}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"figure {str(path)!r}: there is no folder {str(path.parent)!r}")
+        raise FileNotFoundError(f"{named}: there is no folder {str(path.parent)!r}")
     if path.is_dir():
-        raise IsADirectoryError(f"figure {str(path)!r}: that is a folder")
+        raise IsADirectoryError(f"{named}: that is a folder")
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"figure {str(path)!r}: the folder can't be written to")
+        raise PermissionError(f"{named}: the folder can't be written to")
     return path
 
 

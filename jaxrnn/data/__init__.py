@@ -7,11 +7,13 @@
     text       Vocabulary                characters as numbers, and back
     batches    epoch, buckets, streams   which examples each step sees
     sources    WindowSource              a series larger than memory, for Grain and other loaders
+    samples    sample                    real data that comes with the package
     tables     read_csv                  a CSV file, or one line that says what is wrong with it
     waves      wave, half_waves          sines
 """
 
 from jaxrnn.data.batches import Batches, Bucket, buckets, epoch, streams
+from jaxrnn.data.samples import sample
 from jaxrnn.data.scaling import Scaling, min_max, standard
 from jaxrnn.data.series import Windows, split, windows
 from jaxrnn.data.sources import WindowSource
@@ -33,6 +35,7 @@ __all__ = [
     "min_max",
     "next_characters",
     "read_csv",
+    "sample",
     "split",
     "standard",
     "streams",

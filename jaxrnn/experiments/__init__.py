@@ -1,7 +1,9 @@
 """The systems that the package was built to run, each one readable file.
 
 Each module has a frozen dataclass ``Settings``, whose fields are the options of the command, and
-a function ``main(settings)`` that runs it, prints, saves the figure and returns the history.
+a function ``main(settings)`` that runs it, prints, saves the figure and returns the history. What
+the source reports, or PyTorch where the source is silent, is a line, ``REPORTED``, and what came
+out is another, ``result(history)``: `jaxrnn.experiments.every` puts them side by side.
 """
 
 NAMES = {

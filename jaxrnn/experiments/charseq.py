@@ -20,6 +20,8 @@ from jaxrnn import checks, data, plotting
 from jaxrnn.models import LAYERS
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
+REPORTED = "'if you want you', 15 of 15 right"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -150,6 +152,12 @@ def draw(history: History) -> Any:
         history.characters,
         title=f"The next character: {history.model}",
     )
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    said, right = history.string(history.predictions[-1]), history.right[-1]
+    return f"{said!r}, {right} of {len(history.targets)} right"
 
 
 def main(settings: Settings) -> History:

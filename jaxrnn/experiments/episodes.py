@@ -35,6 +35,9 @@ RESETS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 """What can be made of the dones (T, N): what is right, two mistakes, and no memory at all."""
 
 
+REPORTED = "no source; an agent without memory is right 25 % of the time"
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of ``jaxrnn run episodes``."""
@@ -329,6 +332,11 @@ def draw(history: History, settings: Settings) -> Figure:
     states.set_title("its hidden state, from zeros at each line", loc="left")
     states.set(xlabel="step", ylabel="feature")
     return figure
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    return f"right {history.after.per_episode(history.after.right):.1%} of the time"
 
 
 def main(settings: Settings) -> History:

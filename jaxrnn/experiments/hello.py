@@ -21,6 +21,8 @@ from jaxrnn import checks, plotting
 from jaxrnn.experiments.packed import one_hot
 from jaxrnn.models import LAYERS
 
+REPORTED = "(3, 5, 4) -> (3, 5, 2)"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -100,6 +102,11 @@ def draw(history: History) -> Any:
         for word, y in zip(words, history.outputs)
     ]
     return plotting.heat_maps(inputs + outputs, title=f"Words, letter by letter: {history.model}")
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    return f"{history.inputs.shape} -> {history.outputs.shape}"
 
 
 def main(settings: Settings) -> History:

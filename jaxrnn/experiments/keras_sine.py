@@ -33,6 +33,9 @@ TRAINED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("bias_hh_l0")))
 """Keras has one bias where PyTorch has two, which would learn together at twice the rate."""
 
 
+REPORTED = "a picture: the networks predict worse than the regression"
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of ``jaxrnn run keras``."""
@@ -194,6 +197,12 @@ def draw(history: History, settings: Settings) -> Any:
         losses=history.losses,
         step_label="epoch",
     )
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    errors = ", ".join(f"{error:.2g}" for error in history.errors.values())
+    return f"errors of the two networks and the regression: {errors}"
 
 
 def main(settings: Settings) -> History:

@@ -36,6 +36,9 @@ SENTENCE = (
 STABLE_RATE, STABLE_NORM = 0.03, 1.0
 
 
+REPORTED = "PyTorch: .89 right, the median of 20 seeds, some near .39"
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of ``jaxrnn run longseq``."""
@@ -204,6 +207,11 @@ def draw(history: History) -> Any:
         history.most,
         title=f"The next character of a window: {history.model.rnn} + linear",
     )
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    return f"{history.accuracies[-1]:.3f} right, {history.most.mean():.3f} can be"
 
 
 def main(settings: Settings) -> History:

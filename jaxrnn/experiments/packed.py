@@ -19,6 +19,8 @@ from jaxrnn import checks, plotting
 from jaxrnn.models import LAYERS
 from jaxrnn.packing import PackedSequence, pack_padded_sequence, pad_packed_sequence, pad_sequence
 
+REPORTED = "the topic; packed is to be as each word alone"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -125,6 +127,11 @@ def draw(history: History) -> Any:
             plotting.HeatMap(f"'{word}'", values.T, columns, ylabel=name, signed=True, limit=limit)
         )
     return plotting.heat_maps(panels, title=f"Words of unequal length: {history.model}")
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    return f"differs from each word alone by {history.alone:.1e} at most"
 
 
 def main(settings: Settings) -> History:

@@ -29,6 +29,8 @@ from rich.table import Table
 
 from jaxrnn import RNN, checks, plotting
 
+REPORTED = "nothing, its cell can't run"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -179,6 +181,12 @@ def draw(history: History) -> Any:
         "difference": history.scratch - history.layer,
     }
     return plotting.hidden_states(states, title="The hidden state of the first sequence")
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    worst = max(row.relative for row in history.rows)
+    return f"the layer differs by {worst:.1e} of the largest value"
 
 
 def main(settings: Settings) -> History:

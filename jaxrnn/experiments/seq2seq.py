@@ -38,6 +38,9 @@ BOS, EOS = 0, 1
 ATTENTION = ("none", "dot", "additive")
 
 
+REPORTED = "the topic; here every pair is to be reproduced"
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of ``jaxrnn run seq2seq``."""
@@ -290,6 +293,11 @@ def draw(history: History, settings: Settings) -> Any:
         losses=history.losses,
         loss_label="cross-entropy of a word [nats]",
     )
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    return f"{history.right.sum()} of {len(history.right)} pairs reproduced"
 
 
 def main(settings: Settings) -> History:

@@ -17,6 +17,8 @@ from jaxrnn import RNN, plotting
 from jaxrnn.files import write_whole
 from jaxrnn.models import ManyToMany
 
+REPORTED = "(1, 20, 1) -> (20, 1), (2, 1, 10); (5, 3, 10) -> (5, 3, 20), (2, 3, 20); then an error"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -108,6 +110,12 @@ def as_table(title: str, rows: list[Row]) -> Table:
     for row in rows:
         table.add_row(row.layer, row.what, *(str(s) for s in row[2:]))
     return table
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    shapes = [f"{row.input} -> {row.output}, {row.h_n}" for row in history.layouts[:2]]
+    return f"{'; '.join(shapes)}; {history.error}"
 
 
 def main(settings: Settings) -> History:

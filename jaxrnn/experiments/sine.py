@@ -21,6 +21,8 @@ from jaxrnn.data import half_waves
 from jaxrnn.models import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
+REPORTED = "loss 0.354 0.0550 0.0118 0.00131 0.00089, every 15 steps"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -138,6 +140,11 @@ def draw(history: History, settings: Settings) -> Any:
     ]
     title = f"Next point of a sine: {history.model.rnn} + linear"
     return plotting.predictions(panels, history.losses, title=title)
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    return f"loss {' '.join(f'{loss:.3g}' for loss in history.losses[:61:15])}"
 
 
 def main(settings: Settings) -> History:

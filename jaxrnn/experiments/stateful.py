@@ -24,6 +24,8 @@ from jaxrnn import checks, data, plotting
 from jaxrnn.models import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
+REPORTED = "PyTorch, seed 42: loss 650 at first, 6.07 at epoch 9, 1.66 at epoch 33"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -180,6 +182,13 @@ def draw(panels: list[plotting.Panel], losses: Any, title: str, *runs: str) -> A
         loss_label="summed squared error",
         runs=runs or ("",),
     )
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    losses, last = history.losses, len(history.losses)
+    ninth = f", {losses[8]:.3g} at epoch 9" if last > 9 else ""
+    return f"loss {losses[0]:.3g} at first{ninth}, {losses[-1]:.3g} at epoch {last}"
 
 
 def main(settings: Settings) -> History | list[History]:

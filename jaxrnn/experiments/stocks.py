@@ -27,6 +27,8 @@ from jaxrnn import checks, data, plotting
 from jaxrnn.models import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
+REPORTED = "a picture; persistence is what is to be beaten"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -277,6 +279,12 @@ def draw(history: History, settings: Settings, series: Series) -> Any:
         loss_label="mean squared error, scaled",
         last=min(60, len(history.days)),
     )
+
+
+def result(history: History) -> str:
+    """What came out, in a line."""
+    ratio = history.error / history.baseline
+    return f"error {history.error:.4g}, persistence {history.baseline:.4g}, ratio {ratio:.2f}"
 
 
 def main(settings: Settings) -> History:

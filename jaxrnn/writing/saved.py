@@ -1,0 +1,128 @@
+"""A character model as one file: its weights, and what it takes to make it again."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jaxrnn.data import Vocabulary
+from jaxrnn.files import write_whole
+from jaxrnn.models import LAYERS, CharacterModel
+from jaxrnn.weights import load_state_dict, state_dict
+
+ENTRY = "jaxrnn.characters"
+"""Where in the header of the file the description is."""
+
+
+def save(model: CharacterModel, path: str | os.PathLike[str]) -> Path:
+    """Write a model to a safetensors file; what was there before stays until it is written whole.
+
+    The tensors are the parameters under PyTorch's names, as `jaxrnn.save_safetensors` writes them;
+    the header of the file holds, as JSON, the vocabulary, the layer and its arguments, and the size
+    of the embedding.
+
+    Args:
+        model: on an `RNN`, `LSTM` or `GRU`; its embedding an `nnx.Embed` or none. What it computes
+            in is not kept: it comes back in float32.
+        path: the file.
+
+    Raises:
+        ValueError: for another layer or embedding.
+        OSError: if it can't be written.
+
+    Example:
+        >>> import os, tempfile
+        >>> from jaxrnn.data import Vocabulary
+        >>> from jaxrnn.writing import load, make_model, save
+        >>> model = make_model(Vocabulary.of("hello"), hidden=8, layers=2, embedding=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = load(save(model, os.path.join(folder, "hello.safetensors")))
+        >>> again.rnn, again.vocabulary
+        (LSTM(4, 8, num_layers=2), Vocabulary(characters='helo'))
+        >>> again.generate("he", 8, temperature=0) == model.generate("he", 8, temperature=0)
+        True
+    """
+    from safetensors.numpy import save
+
+    metadata = {"format": "pt", ENTRY: json.dumps(_description(model))}
+    content = save(state_dict(model), metadata=metadata)
+    return write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def load(path: str | os.PathLike[str]) -> CharacterModel:
+    """Read a model that `save` has written, in evaluation mode.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no such file, or not all of it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # the operating system's own words for a file that can't be read
+        pass
+    where = os.fspath(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError) as error:  # the latter for numbers that NumPy has not
+        raise ValueError(f"{where} is not a safetensors file, or not all of one: {error}") from None
+    if ENTRY not in metadata:
+        raise ValueError(f"{where} is a safetensors file, but not of a character model")
+    try:
+        model = _make(json.loads(metadata[ENTRY]), arrays)
+        load_state_dict(model, arrays)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        raise ValueError(f"{where} is not a whole character model: {words}") from None
+    model.eval()
+    return model
+
+
+def _description(model: CharacterModel) -> dict[str, Any]:
+    """What it takes to make the model again, but its weights."""
+    kinds = {kind: name for name, kind in LAYERS.items()}
+    if type(model.rnn) not in kinds:
+        raise ValueError(f"only models on {', '.join(LAYERS)} can be saved, got one on {model.rnn}")
+    if not isinstance(model.embedding, nnx.Embed | None):
+        raise ValueError(
+            f"only an nnx.Embed can be saved as an embedding, got {type(model.embedding).__name__}"
+        )
+    return {
+        "vocabulary": model.vocabulary.characters,
+        "cell": kinds[type(model.rnn)],
+        "layer": {name: getattr(model.rnn, name) for name in _arguments(type(model.rnn))},
+        "embedding": None if model.embedding is None else model.embedding.features,
+    }
+
+
+def _arguments(kind: type[nnx.Module]) -> list[str]:
+    """The names of the arguments of a layer that say what it is."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+
+
+def _make(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> CharacterModel:
+    """The model of a description, once its sizes are those of the arrays."""
+    vocabulary, layer = Vocabulary(str(described["vocabulary"])), described["layer"]
+    size, features = len(vocabulary), described["embedding"]
+    wide = (layer.get("proj_size") or layer["hidden_size"]) * (2 if layer["bidirectional"] else 1)
+    expected = {
+        "fc.weight": (size, wide),
+        f"rnn.weight_hh_l{layer['num_layers'] - 1}": None,
+        **({} if features is None else {"embedding.weight": (size, features)}),
+    }
+    for name, shape in expected.items():
+        if name not in arrays or shape not in (None, arrays[name].shape):
+            found = arrays[name].shape if name in arrays else "nothing"
+            raise ValueError(f"{name} should be there, {shape or 'of any shape'}, found {found}")
+    rngs = nnx.Rngs(0)
+    embedding = None if features is None else nnx.Embed(size, features, rngs=rngs)
+    rnn = LAYERS[described["cell"]](**layer, rngs=rngs)
+    return CharacterModel(rnn, vocabulary, embedding, rngs=rngs)

@@ -1,0 +1,458 @@
+"""`jaxrnn chars`: a text learned, held against counting, kept, and written on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import jaxrnn
+from jaxrnn import writing
+from jaxrnn.cli import main
+from jaxrnn.data import Vocabulary, sample
+from jaxrnn.models import CharacterModel
+from jaxrnn.writing import command, learning, saved
+
+SMALL = [*("--hidden", "8", "--embedding", "4", "--steps", "12", "--every", "6"), "--window", "8"]
+TEXT = "it is what it is, said the sea; it was what it was, said the land.\n" * 20
+
+
+@pytest.fixture(autouse=True)
+def float32() -> Iterator[None]:
+    """The command as users run it, in float32."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chars")
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Path:
+    path = folder / "sea.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def learned(folder: Path, text: Path) -> Any:
+    """A run of the command on the small text, which left a model and a figure."""
+    with jax.enable_x64(False):
+        return command.main(
+            command.Settings(
+                file=str(text),
+                hidden=8,
+                embedding=4,
+                steps=12,
+                every=6,
+                window=8,
+                length=40,
+                seed=3,
+                save=str(folder / "sea.safetensors"),
+                out=str(folder / "sea.svg"),
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def kept(folder: Path, learned: Any) -> Path:
+    return folder / "sea.safetensors"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command prints."""
+    assert main(["chars", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error of a command that ends with status 2."""
+    assert main(["chars", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("jaxrnn chars: error: ")
+    return err
+
+
+def test_a_novel_is_learned_beyond_the_frequency_of_its_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = ["--hidden", "48", "--window", "32", "--rows", "32", "--steps", "100", "--every", "50"]
+    out = said(capsys, str(sample("alice.txt")), *sizes, "--length", "80")
+    rows = [line.replace("│", " ").split() for line in out.splitlines() if line.startswith("│")]
+    losses = {" ".join(row[:-2]): (float(row[-2]), float(row[-1])) for row in rows}
+    assert list(losses) == [*learning.GROUPS, "LSTM"]
+    nats = {name: loss for name, (loss, _) in losses.items()}
+    assert nats["no knowledge"] == pytest.approx(math.log(65), abs=1e-3)
+    assert nats["trigram"] < nats["bigram"] < nats["unigram"] < nats["no knowledge"]
+    assert nats["LSTM"] < nats["unigram"] - 0.3
+    assert all(
+        bits == pytest.approx(loss / math.log(2), abs=2e-3) for loss, bits in losses.values()
+    )
+
+
+def test_the_same_seed_gives_the_same_words(
+    capsys: pytest.CaptureFixture[str], text: Path, learned: Any, kept: Path
+) -> None:
+    again = said(capsys, str(text), *SMALL, "--length", "40", "--seed", "3")
+    loaded = said(capsys, "--load", str(kept), "--length", "40", "--seed", "3")
+    assert again.endswith(f"\n\n{loaded}")  # after the tables, and a line between
+    assert len(loaded) == 41
+    assert said(capsys, "--load", str(kept), "--length", "40", "--seed", "4") != loaded
+
+
+def test_a_model_comes_back_bit_for_bit(learned: Any, kept: Path) -> None:
+    model = writing.load(kept)
+    before, after = jaxrnn.state_dict(learned.model), jaxrnn.state_dict(model)
+    assert list(before) == list(after)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert model.vocabulary == learned.model.vocabulary
+    assert not model.rnn.training
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"cell": "gru", "layers": 2, "dropout": 0.5, "embedding": 0},
+        {"cell": "rnn", "embedding": 3},
+    ],
+    ids=lambda sizes: sizes["cell"],
+)
+def test_each_kind_of_model_comes_back(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    model = writing.make_model(Vocabulary("ab\néλ😀"), hidden=5, **sizes)
+    again = writing.load(writing.save(model, tmp_path / "model.safetensors"))
+    assert repr(again.rnn) == repr(model.rnn)
+    assert again.vocabulary == model.vocabulary
+    before, after = jaxrnn.state_dict(model), jaxrnn.state_dict(again)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert list(before) == list(after)
+
+
+def test_a_relu_and_a_projection_come_back(tmp_path: Path) -> None:
+    rngs = nnx.Rngs(0)
+    for rnn in (
+        jaxrnn.RNN(3, 5, nonlinearity="relu", bias=False, rngs=rngs),
+        jaxrnn.LSTM(3, 5, proj_size=2, batch_first=True, rngs=rngs),
+    ):
+        model = CharacterModel(rnn, "abc", rngs=rngs)
+        again = writing.load(writing.save(model, tmp_path / "model.safetensors"))
+        before, after = jaxrnn.state_dict(model), jaxrnn.state_dict(again)
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+        assert repr(again.rnn) == repr(rnn)
+        assert getattr(again.rnn, "nonlinearity", None) == getattr(rnn, "nonlinearity", None)
+
+
+def test_pytorchs_names_are_in_the_file(kept: Path, learned: Any) -> None:
+    jaxrnn.load_safetensors(nnx.clone(learned.model), kept)
+    with safe_open(kept, framework="np") as file:
+        assert {"rnn.weight_ih_l0", "fc.weight", "embedding.weight"} <= set(file.keys())
+
+
+def test_what_is_written_follows_the_options(
+    capsys: pytest.CaptureFixture[str], kept: Path
+) -> None:
+    def write(*options: str) -> str:
+        return said(capsys, "--load", str(kept), *options)
+
+    said_first = write("--prompt", "it was", "--length", "9", "--temperature", "0")
+    assert said_first.startswith("it was")
+    assert len(said_first) == len("it was") + 9 + 1
+    likeliest = write("--prompt", "it was", "--length", "9", "--top-k", "1", "--temperature", "2")
+    assert likeliest == said_first
+    assert len(write()) >= 500
+
+
+def test_the_figure_is_on_request(folder: Path, learned: Any) -> None:
+    assert (folder / "sea.svg").read_bytes().startswith(b"<?xml")
+    figure = command.draw(learned, "The sea")
+    (axis,) = figure.axes
+    watched = next(line for line in axis.lines if "watched" in str(line.get_label()))
+    assert np.asarray(watched.get_xdata()).tolist() == [6, 12]
+    assert np.allclose(np.asarray(watched.get_ydata()), learned.history.validation["loss"])
+    assert len(axis.lines) == 3 + len(learning.GROUPS)
+
+
+def test_a_failure_leaves_the_model_of_before(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    text: Path,
+    learned: Any,
+) -> None:
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:50])
+        raise OSError("no space left")
+
+    path = tmp_path / "sea.safetensors"
+    path.write_bytes(b"precious")
+    monkeypatch.setattr(command, "learn", lambda *_, **__: learned)
+    monkeypatch.setattr(command, "make_model", lambda *_, **__: learned.model)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["chars", str(text), "--save", str(path)]) == 2
+    assert capsys.readouterr().err == "jaxrnn chars: error: no space left\n"
+    assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["is empty"]),
+        (b"\xef\xbb\xbf", ["is empty"]),
+        (b"to be or not to be", ["18 characters", "100"]),
+        (b"a" * 500, ["'a' over and over"]),
+        (b"good\nb\xe4d" + b" text" * 100, ["line 2", "0xe4", "UTF-8"]),
+        (None, ["No such file"]),
+        ("folder", ["Is a directory"]),
+    ],
+    ids=["empty", "only a mark", "short", "one character", "latin-1", "missing", "folder"],
+)
+def test_a_text_that_can_not_be_learned(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: Any, words: list[str]
+) -> None:
+    path = tmp_path / "text.txt"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    line = refused(capsys, str(path))
+    assert all(word in line for word in [*words, str(path)])
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be trained."""
+    monkeypatch.setattr(command, "learn", lambda *_, **__: pytest.fail("the work was begun"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *[
+            ([f"--{name}", "0"], [name, "at least 1", "0"])
+            for name in ("layers", "hidden", "window", "rows", "steps", "every", "length")
+        ],
+        (["--embedding", "-1"], ["embedding", "-1"]),
+        (["--dropout", "1"], ["dropout", "1.0"]),
+        (["--dropout", "0.5"], ["dropout=0.5", "layers is 1"]),
+        (["--share", "0"], ["share", "0.25"]),
+        (["--share", "0.3"], ["share", "0.3"]),
+        (["--lr", "nan"], ["lr", "nan"]),
+        (["--seed", "-1"], ["seed", "-1"]),
+        (["--temperature", "-1"], ["temperature", "-1"]),
+        (["--temperature", "nan"], ["temperature", "nan"]),
+        (["--top-k", "-1"], ["top_k", "-1"]),
+        (["--top-k", "99"], ["top_k", "99"]),
+        (["--prompt", "it IS"], ["prompt", "'I'", "place 3"]),
+        (["--save", "model.pt"], ["model 'model.pt'", ".safetensors"]),
+        (["--save", "none/model.safetensors"], ["there is no folder 'none'"]),
+        (["--out", "figure.txt"], ["figure 'figure.txt'", ".png"]),
+        (["--load", "model.safetensors"], ["both"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("untrained")
+def test_settings_that_can_not_be(
+    capsys: pytest.CaptureFixture[str], text: Path, options: list[str], words: list[str]
+) -> None:
+    line = refused(capsys, str(text), *options)
+    assert all(word in line for word in words)
+
+
+def test_a_text_or_a_model_is_needed(capsys: pytest.CaptureFixture[str], kept: Path) -> None:
+    assert "neither" in refused(capsys)
+    assert "--save is for learning" in refused(capsys, "--load", str(kept), "--save", "a")
+    assert "--out is for learning" in refused(capsys, "--load", str(kept), "--out", "a")
+
+
+def test_a_prompt_or_a_top_k_beyond_a_loaded_model(
+    capsys: pytest.CaptureFixture[str], kept: Path
+) -> None:
+    assert "'Q' at place 0" in refused(capsys, "--load", str(kept), "--prompt", "Quiet")
+    assert "top_k should be at most" in refused(capsys, "--load", str(kept), "--top-k", "99")
+
+
+def test_a_rate_that_is_too_high_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    line = refused(capsys, str(text), *SMALL, "--lr", "1e38", "--save", str(path))
+    assert "the loss of step" in line
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.999])
+def test_a_truncated_model_is_refused(
+    capsys: pytest.CaptureFixture[str], kept: Path, tmp_path: Path, share: float
+) -> None:
+    content, path = kept.read_bytes(), tmp_path / "half.safetensors"
+    path.write_bytes(content[: int(share * len(content))])
+    assert f"{path} is not a safetensors file" in refused(capsys, "--load", str(path))
+
+
+def test_a_foreign_file_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    path = tmp_path / "gru.safetensors"
+    assert "No such file" in refused(capsys, "--load", str(path))
+    assert "not a safetensors file" in refused(capsys, "--load", str(text))
+    jaxrnn.save_safetensors(jaxrnn.GRU(3, 4, rngs=nnx.Rngs(0)), path)
+    assert "not of a character model" in refused(capsys, "--load", str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(vocabulary="xyz"), "fc.weight"),
+        (lambda d: d.update(vocabulary=""), "at least one character"),
+        (lambda d: d.update(cell="gru"), "proj_size"),
+        (lambda d: d["layer"].update(bias=False), "Unexpected key"),
+        (lambda d: d.update(cell="transformer"), "transformer"),
+        (lambda d: d.update(embedding=None), "one-hot"),
+        (lambda d: d.update(embedding=5), "embedding.weight"),
+        (lambda d: d.pop("layer"), "layer"),
+        (lambda d: d.update(layer=[8]), "list"),
+        (lambda d: d["layer"].update(hidden_size=10**9), "fc.weight"),
+        (lambda d: d["layer"].update(num_layers=10**9), "weight_hh_l999999999"),
+        (lambda d: d["layer"].update(input_size=7), "size mismatch"),
+        (lambda d: d["layer"].update(colour="blue"), "colour"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_description_is_refused(
+    capsys: pytest.CaptureFixture[str], kept: Path, tmp_path: Path, change: Any, words: str
+) -> None:
+    with safe_open(kept, framework="np") as file:
+        described = json.loads(file.metadata()[saved.ENTRY])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(described)
+    path = tmp_path / "other.safetensors"
+    save_file(arrays, path, {saved.ENTRY: json.dumps(described)})
+    line = refused(capsys, "--load", str(path))
+    assert "is not a whole character model" in line
+    assert words in line
+
+
+def test_only_what_can_be_read_again_is_written(tmp_path: Path) -> None:
+    rngs, path = nnx.Rngs(0), tmp_path / "model.safetensors"
+    model = CharacterModel(
+        jaxrnn.GRU(2, 4, rngs=rngs), "abc", lambda n: n[..., None] * np.ones(2), rngs=rngs
+    )
+    with pytest.raises(ValueError, match=r"only an nnx\.Embed"):
+        writing.save(model, path)
+    assert not path.exists()
+
+
+def test_windows_follow_each_other_and_nothing_is_seen_twice() -> None:
+    text = writing.prepare(TEXT, window=8, rows=4, share=0.1)
+    assert text.vocabulary.decode(text.numbers) == TEXT
+    for places in (text.learned, text.watched, text.held_out):
+        x, y = text.pairs(places)
+        stream, follows = (a.reshape(-1, a.shape[-1]).T for a in (x, y))  # each row in one piece
+        assert np.array_equal(stream[:, 1:], follows[:, :-1])
+        assert np.array_equal(text.numbers[places], y)
+    parts = [set(p.ravel().tolist()) for p in (text.learned, text.watched, text.held_out)]
+    assert [len(part) for part in parts] == [
+        text.learned.size,
+        text.watched.size,
+        text.held_out.size,
+    ]
+    assert max(parts[0]) < text.cut <= min(parts[1])
+    assert max(parts[1]) < min(parts[2]) == len(TEXT) - round(0.1 * len(TEXT))
+
+
+def test_ends_of_lines_and_byte_order_marks(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthr\xc3\xa9e\n")
+    assert writing.read_text(path) == "one\ntwo\nthrée\n"
+
+
+def naive(numbers: list[int], cut: int, place: int, order: int, size: int, b: int) -> float:
+    """The odds of b at a place, by the recursion of `counted_loss` as it is written there."""
+    if order == 0:
+        return 1 / size
+    group = numbers[place - order + 1 : place]
+    follows = Counter(
+        numbers[i] for i in range(order - 1, cut) if numbers[i - order + 1 : i] == group
+    )
+    lower = naive(numbers, cut, place, order - 1, size, b)
+    kinds, count = len(follows), sum(follows.values())
+    return (follows[b] + kinds * lower) / (count + kinds) if count else lower
+
+
+@pytest.mark.parametrize("order", range(5))
+def test_counting_is_what_it_says(order: int) -> None:
+    numbers = np.random.default_rng(order).choice(4, 60, p=[0.6, 0.2, 0.15, 0.05])
+    numbers[55] = 4  # one that was never seen before
+    places, listed = np.arange(40, 60), numbers.tolist()
+    odds = [naive(listed, 40, place, order, 5, listed[place]) for place in range(40, 60)]
+    loss = writing.counted_loss(numbers, 40, places.reshape(4, 5), order, 5)
+    assert loss == pytest.approx(-np.log(odds).mean(), rel=1e-12)
+    total = sum(naive(listed, 40, 50, order, 5, b) for b in range(5))
+    assert total == pytest.approx(1, rel=1e-12)
+
+
+def test_a_state_goes_on_from_window_to_window_and_rows_begin_from_zeros() -> None:
+    text = writing.prepare(TEXT, window=8, rows=4)
+    model = writing.make_model(text.vocabulary, cell="gru", hidden=8, embedding=4)
+    x, y = text.pairs(text.learned)
+    rows = [a.reshape(-1, a.shape[-1]) for a in (x, y)]
+    whole = float(model.loss(*rows))
+    assert float(writing.mean_loss(model, x, y)) == pytest.approx(whole, rel=1e-5)
+
+    epoch = len(x)  # a rate so low that nothing changes
+    learned = writing.learn(text, model, steps=2 * epoch, every=epoch, lr=1e-30)
+    first, second = learned.history.losses.reshape(2, epoch)
+    assert first.mean() == pytest.approx(whole, rel=1e-5)
+    assert np.array_equal(first, second)
+    assert learned.epochs == 2
+    alone = [float(model.loss(x[k], y[k])) for k in range(2)]
+    assert first[0] == pytest.approx(alone[0], rel=1e-5)
+    assert abs(first[1] - alone[1]) > 1e-4  # from zeros it would be another loss
+
+
+def test_the_best_parameters_are_kept() -> None:
+    text = writing.prepare("abcdefgh" * 60 + "hgfedcba" * 60, window=8, rows=4)
+    model = writing.make_model(text.vocabulary, hidden=8)  # what is learned is wrong in the end
+    learned = writing.learn(text, model, steps=60, every=5, patience=2, lr=0.05)
+    watched = learned.history.validation["loss"]
+    assert len(learned.history.losses) < 60
+    best = float(writing.mean_loss(model, *text.pairs(text.watched)))
+    assert best == pytest.approx(watched.min(), rel=1e-5)
+    assert learned.best == 5 * (1 + watched.argmin())
+
+
+@pytest.mark.parametrize(
+    ("rnn", "characters", "words"),
+    [
+        (lambda: jaxrnn.GRU(8, 4, rngs=nnx.Rngs(0)), "abcdefgh", "vocabulary"),
+        (lambda: jaxrnn.GRU(2, 4, batch_first=True, rngs=nnx.Rngs(0)), "ab", "time first"),
+        (lambda: jaxrnn.GRU(2, 4, bidirectional=True, rngs=nnx.Rngs(0)), "ab", "one direction"),
+    ],
+)
+def test_a_model_that_can_not_learn_the_text(rnn: Any, characters: str, words: str) -> None:
+    model = CharacterModel(rnn(), characters, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=words):
+        writing.learn(writing.prepare("ab" * 100), model)
+
+
+def test_each_sample_has_a_note_of_its_source() -> None:
+    with pytest.raises(ValueError, match=r"no sample 'bob.txt', there are .*alice\.txt"):
+        sample("bob.txt")
+    path = sample("alice.txt")
+    assert "public domain" in path.with_suffix(".md").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert (len(text), len(set(text))) == (57560, 65)

@@ -1,0 +1,366 @@
+"""Forecasters as functions: scales, windows, baselines, no look at the end, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import jaxrnn
+from jaxrnn import data
+from jaxrnn.forecasting import (
+    Errors,
+    Fitted,
+    Forecaster,
+    LinearRegression,
+    Options,
+    Units,
+    baselines,
+    fit_forecaster,
+    prepare,
+)
+from jaxrnn.forecasting.figure import draw
+from jaxrnn.forecasting.forecaster import make_model
+from jaxrnn.forecasting.saved import ENTRY
+
+SMALL = Options(window=6, horizon=3, hidden_size=4, epochs=3, batch_size=16, seed=2)
+
+
+@pytest.fixture(autouse=True)
+def float32() -> Iterator[None]:
+    """Forecasters as users make them, in float32."""
+    with jax.enable_x64(False):
+        yield
+
+
+def two_columns(rows: int = 160) -> np.ndarray:
+    """A trend with a season, and a column that goes before it; far from 0, unlike in scale."""
+    t = np.arange(rows)
+    season = np.sin(2 * np.pi * t / 12)
+    noise = np.random.default_rng(0).normal(size=(2, rows))
+    return np.stack([5e4 + 30 * t + 200 * season + 5 * noise[0], 1e-3 * noise[1]], axis=1)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fitted:
+    with jax.enable_x64(False):
+        return fit_forecaster(two_columns(), ["sales", "weather"], SMALL, progress=False)
+
+
+def test_parts_follow_each_other_and_share_no_target() -> None:
+    options = Options(window=5, horizon=4, validation=0.2, held_out=0.3)
+    series = prepare(two_columns(100)[:, 0], options=options)
+    assert series.train == range(50)
+    targets = [
+        {number + 5 + step for number in part for step in range(4)}
+        for part in (series.learn, series.stop, series.judge)
+    ]
+    assert targets == [set(range(5, 50)), set(range(50, 70)), set(range(70, 100))]
+
+
+def test_scales_are_those_of_the_rows_to_learn_from() -> None:
+    values = two_columns()
+    units = Units.of(values, range(100), 3)
+    known = values[:100]
+    np.testing.assert_allclose(units.scaling.shift, known.mean(0), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(units.scaling.scale, known.std(0), rtol=1e-12)
+    z = (known - known.mean(0)) / known.std(0)
+    np.testing.assert_allclose(units.step, np.sqrt((np.diff(z, axis=0) ** 2).mean(0)), rtol=1e-9)
+    changes = [((z[h:, 0] - z[:-h, 0]) ** 2).mean() for h in (1, 2, 3)]
+    np.testing.assert_allclose(units.change, np.sqrt(np.mean(changes)), rtol=1e-9)
+    values[100:] = 0
+    other = Units.of(values, range(100), 3)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(units), jax.tree.leaves(other)))
+
+
+def test_what_the_model_sees_and_says_is_the_formula() -> None:
+    values = two_columns()
+    units = Units.of(values, range(100), 3)
+    z = (values[:9] - units.scaling.shift) / units.scaling.scale
+    seen = np.asarray(units.inputs(jnp.asarray(units.scaled(values[:6]))))
+    assert seen.shape == (6, 4)
+    assert seen.dtype == np.float32
+    np.testing.assert_allclose(seen[:, :2], z[:6], rtol=1e-5)
+    np.testing.assert_allclose(seen[1:, 2:], np.diff(z[:6], axis=0) / units.step, atol=2e-5)
+    assert (seen[0, 2:] == 0).all()
+    window, later = jnp.asarray(units.scaled(values[:6])), jnp.asarray(units.scaled(values[6:9]))
+    said = units.targets(window, later)
+    np.testing.assert_allclose(said, (z[6:, 0] - z[5, 0]) / units.change, atol=1e-4)
+    np.testing.assert_allclose(units.answers(values[5, 0], said), values[6:9, 0], atol=0.02)
+    assert units.answers(values[5, 0], np.zeros(3)).tolist() == [values[5, 0]] * 3
+
+
+@pytest.mark.parametrize("chunk", [7, 4096])
+def test_linear_regression_is_numpys_least_squares(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(baselines, "CHUNK", chunk)
+    values, cut = two_columns(), data.Windows(4, 2)
+    linear = LinearRegression(values, cut, range(90), range(95))
+    scaled = (values - values[:95].mean(0)) / values[:95].std(0)
+    x = np.stack([np.append(scaled[n : n + 4].T.ravel(), 1) for n in range(120)])
+    y = np.stack([scaled[n + 4 : n + 6, 0] for n in range(90)])
+    weights = np.linalg.lstsq(x[:90], y, rcond=None)[0]
+    expected = (x @ weights) * values[:95, 0].std() + values[:95, 0].mean()
+    np.testing.assert_allclose(linear(values, range(120)), expected, rtol=1e-10)
+
+
+def test_linear_regression_keeps_its_digits_where_columns_are_alike() -> None:
+    t = np.arange(60.0)
+    values = (1e6 + np.sin(0.01 * t))[:, None]  # neighbours alike to four digits
+    cut = data.Windows(3, 1)
+    linear = LinearRegression(values, cut, range(40), range(43))
+    error = linear(values, range(40, 57)) - values[43:]
+    assert np.abs(error).max() < 1e-6  # by the normal equations it would be some 1e-3
+
+
+def test_baselines_and_errors_are_numpys(fitted: Fitted) -> None:
+    sales = two_columns()[:, 0]
+    starts = np.array(fitted.series.judge)
+    came = np.stack([sales[n + 6 : n + 9] for n in starts])
+    np.testing.assert_array_equal(fitted.truth, came)
+    same = np.stack([sales[n + 5].repeat(3) for n in starts])
+    np.testing.assert_array_equal(fitted.forecasts["persistence"], same)
+    assert list(fitted.errors) == ["persistence", "linear", "LSTM"]
+    for name, said in fitted.forecasts.items():
+        error = said - came
+        rmse, mae = fitted.errors[name]
+        np.testing.assert_allclose(rmse[:3], np.sqrt((error**2).mean(0)), rtol=1e-12)
+        np.testing.assert_allclose(mae[:3], np.abs(error).mean(0), rtol=1e-12)
+        assert rmse[3] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-12)
+        assert mae[3] == pytest.approx(np.abs(error).mean(), rel=1e-12)
+    assert fitted.errors["linear"].rmse[3] < 0.2 * fitted.errors["persistence"].rmse[3]
+
+
+def test_nothing_goes_by_the_end_that_is_held_out(fitted: Fitted) -> None:
+    values = two_columns()
+    begin = fitted.series.judge.start + 6
+    values[begin:] = values[begin:] * -7 + 3
+    other = fit_forecaster(values, ["sales", "weather"], SMALL, progress=False)
+    before, after = (jaxrnn.state_dict(f.forecaster.model) for f in (fitted, other))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    np.testing.assert_array_equal(fitted.history.losses, other.history.losses)
+    np.testing.assert_array_equal(
+        fitted.history.validation["loss"], other.history.validation["loss"]
+    )
+    assert fitted.forecaster.units.change == other.forecaster.units.change
+    for name in fitted.forecasts:  # the first goes by rows of before alone
+        np.testing.assert_array_equal(fitted.forecasts[name][0], other.forecasts[name][0])
+        assert (fitted.forecasts[name][1] != other.forecasts[name][1]).any()
+
+
+def test_a_second_training_of_the_same_sizes_compiles_nothing(
+    fitted: Fitted, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = dataclasses.replace(SMALL, seed=3)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        other = fit_forecaster(two_columns() * 2, ["a", "b"], options, progress=False)
+    done = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    assert not [line for line in done if "run_steps" in line or "run_evaluation" in line]
+    assert (other.history.losses != fitted.history.losses).all()
+
+
+def test_the_best_of_the_evaluations_is_kept(fitted: Fitted) -> None:
+    forecaster, series = fitted.forecaster, fitted.series
+    said = forecaster.backtest(series.values, series.stop)
+    came = np.stack([series.values[n + 6 : n + 9, 0] for n in series.stop])
+    unit = forecaster.units.change * forecaster.units.scaling.scale[0]
+    loss = (((said - came) / unit) ** 2).mean()
+    assert loss == pytest.approx(fitted.history.validation["loss"].min(), rel=1e-3)
+    place = fitted.history.validation["loss"].argmin()
+    assert fitted.best == fitted.history.evaluated[place]
+    # As many steps as epochs ask for: 3 times 96 windows, 16 at a time.
+    assert len(fitted.history.losses) == 3 * len(series.learn) // 16
+
+
+def test_a_forecast_goes_by_the_last_window_alone(fitted: Fitted) -> None:
+    forecaster, values = fitted.forecaster, two_columns()
+    ahead = forecaster.predict(values)
+    assert ahead.shape == (3,)
+    assert ahead.dtype == np.float64
+    np.testing.assert_array_equal(ahead, fitted.ahead["LSTM"])
+    np.testing.assert_array_equal(ahead, forecaster.predict(values[-6:]))
+    np.testing.assert_array_equal(ahead[:2], forecaster.predict(values, 2))
+    # Of many windows at once they are the same but for rounding.
+    rows = range(100, 110)
+    many = forecaster.backtest(values, rows)
+    one = np.stack([forecaster.predict(values[: n + 6]) for n in rows])
+    np.testing.assert_allclose(many, one, rtol=1e-6)
+
+
+def test_beyond_the_horizon_it_goes_on_from_its_own_forecasts(fitted: Fitted) -> None:
+    values = two_columns()[:, 0]
+    alone = fit_forecaster(values, options=SMALL, ahead=7, progress=False)
+    forecaster = alone.forecaster
+    first = forecaster.predict(values, 3)
+    second = forecaster.predict(np.append(values, first), 3)
+    third = forecaster.predict(np.concatenate([values, first, second]), 1)
+    expected = np.concatenate([first, second, third])
+    np.testing.assert_array_equal(forecaster.predict(values), expected)
+    assert {name: len(ahead) for name, ahead in alone.ahead.items()} == dict.fromkeys(
+        ("persistence", "linear", "LSTM"), 7
+    )
+    assert len(np.unique(alone.ahead["linear"])) == 7
+    with pytest.raises(ValueError, match=r"ahead should be at most 3, the horizon, got 4: .*'weat"):
+        fitted.forecaster.predict(two_columns(), 4)
+
+
+def test_a_forecaster_comes_back_bit_for_bit(fitted: Fitted, tmp_path: Path) -> None:
+    path = fitted.forecaster.save(tmp_path / "sales.safetensors")
+    again = Forecaster.load(path)
+    values = two_columns()
+    np.testing.assert_array_equal(again.predict(values), fitted.ahead["LSTM"])
+    assert again.columns == ("sales", "weather")
+    assert again.cut == fitted.forecaster.cut
+    assert again.ahead == 3
+    assert repr(again.model.rnn) == repr(fitted.forecaster.model.rnn)
+    with safe_open(path, framework="np") as file:
+        assert {"rnn.weight_ih_l0", "fc.weight"} <= set(file.keys())
+        described = json.loads(file.metadata()[ENTRY])
+    assert described["version"] == jaxrnn.__version__
+    assert described["mean"] == fitted.forecaster.units.scaling.shift.tolist()
+    assert [p.name for p in tmp_path.iterdir()] == ["sales.safetensors"]
+
+
+@pytest.mark.parametrize("change", [{"cell": "gru", "layers": 2}, {"cell": "rnn", "horizon": 1}])
+def test_each_kind_comes_back(tmp_path: Path, change: dict[str, Any]) -> None:
+    options = dataclasses.replace(SMALL, **change)
+    values = two_columns()[:50, :1]
+    model, cut = make_model(options, 1), data.Windows(options.window, options.horizon)
+    model.eval()
+    forecaster = Forecaster(model, ("a",), cut, Units.of(values, range(50), cut.horizon), 5)
+    again = Forecaster.load(forecaster.save(tmp_path / "model.safetensors"))
+    np.testing.assert_array_equal(again.predict(values), forecaster.predict(values))
+    assert repr(again.model.rnn) == repr(model.rnn)
+
+
+def rewritten(fitted: Fitted, path: Path, **change: Any) -> Path:
+    """The file of a forecaster with another description; None takes an entry away."""
+    fitted.forecaster.save(path)
+    with safe_open(path, framework="np") as file:
+        described = json.loads(file.metadata()[ENTRY])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    described = {n: v for n, v in {**described, **change}.items() if v is not None}
+    save_file(arrays, path, metadata={ENTRY: json.dumps(described)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"columns": None}, "no 'columns'"),
+        ({"columns": ["sales"]}, "mean, deviation and step should be 1 finite numbers each"),
+        ({"horizon": 4}, "fc.weight should be there, (4, 4), found (3, 4)"),
+        ({"hidden_size": 10**7}, "fc.weight should be there"),
+        ({"layers": 10**6}, "rnn.weight_hh_l999999 should be there"),
+        ({"cell": "gru"}, "size mismatch"),
+        ({"cell": "lsd"}, "cell should be one of"),
+        ({"window": 1}, "window should be a whole number of at least 2, got 1"),
+        ({"deviation": [1.0, 0.0]}, "should be above 0"),
+        ({"change": math.nan}, "should be above 0"),
+        ({"ahead": 4}, "ahead should be at most 3"),
+        ({"ahead": "many"}, "ahead should be a whole number"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_description_that_does_not_fit_is_one_line(
+    fitted: Fitted, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    path = rewritten(fitted, tmp_path / "model.safetensors", **change)
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        Forecaster.load(path)
+    assert str(caught.value).startswith(f"{path} is not a whole forecaster: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((3, 40)), "values should be (T, 1), a column for each of 'value', got shape"),
+        (np.array(["1", "2"]), "values should be numbers, got <U1"),
+        (np.arange(10.0), "10 rows are too few for a window of 6 and a horizon of 3: at least "),
+        (np.where(np.arange(40) == 7, np.nan, 1), "row 8, column 'value': it is not a number"),
+        (np.maximum(np.arange(60.0), 50), "column 'value': it is 50 in all 39 rows to learn from"),
+        (np.geomspace(1e-300, 1e300, 60), "the numbers are too large, or too far apart"),
+        (1e308 * (-1.0) ** np.arange(60), "the numbers are too large, or too far apart"),
+    ],
+)
+def test_a_series_that_can_not_be_learned_from_is_one_line(values: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        fit_forecaster(values, options=SMALL, progress=False)
+
+
+def test_the_least_number_of_rows_is_enough_and_one_less_is_not() -> None:
+    for window, horizon, validation, held_out in [
+        (6, 3, 0.15, 0.2),
+        (2, 1, 0.4, 0.5),
+        (5, 9, 0.1, 0.1),
+    ]:
+        options = Options(window=window, horizon=horizon, validation=validation, held_out=held_out)
+        values = np.random.default_rng(0).normal(size=2000)
+        with pytest.raises(ValueError, match="at least") as caught:
+            prepare(values[:2], options=options)
+        least = int(str(caught.value).split("at least ")[1].split()[0])
+        series = prepare(values[:least], options=options)
+        assert min(map(len, (series.learn, series.stop, series.judge))) >= 1
+        with pytest.raises(ValueError, match="too few"):
+            prepare(values[: least - 1], options=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"window": 1}, "window should be a whole number of at least 2, got 1"),
+        ({"horizon": 0}, "horizon should be a whole number of at least 1, got 0"),
+        ({"cell": "transformer"}, "cell should be one of 'rnn', 'lstm', 'gru'"),
+        ({"learning_rate": 0.0}, "learning_rate should be a number greater than zero"),
+        ({"held_out": 1.0}, "held_out should be between 0 and 1, got 1.0"),
+        ({"held_out": 0.8, "validation": 0.15}, "should leave at least a tenth"),
+        ({"seed": -1}, "seed should be"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_can_not_be_are_one_line(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Options(**options)
+
+
+def test_the_figure_shows_what_was_forecast(fitted: Fitted) -> None:
+    figure = draw(fitted, "Sales in $ and in $")
+    series, last, errors, training = figure.axes
+    lines = {str(line.get_label()): line for line in errors.lines}
+    assert [name.split(",")[0] for name in lines] == ["persistence", "linear", "LSTM"]
+    for line, (rmse, _) in zip(errors.lines, fitted.errors.values()):
+        np.testing.assert_array_equal(line.get_ydata(), rmse[:3])
+    ahead = next(line for line in series.lines if "ahead" in str(line.get_label()))
+    np.testing.assert_array_equal(np.asarray(ahead.get_xdata()), [160, 161, 162, 163])
+    np.testing.assert_array_equal(np.asarray(ahead.get_ydata())[1:], fitted.ahead["LSTM"])
+    shown = series.lines[1]  # the last forecast to be judged
+    np.testing.assert_array_equal(np.asarray(shown.get_xdata()), [158, 159, 160])
+    np.testing.assert_array_equal(shown.get_ydata(), fitted.forecasts["LSTM"][-1])
+    assert len(last.lines) >= 3
+    np.testing.assert_array_equal(training.lines[0].get_ydata(), fitted.history.losses)
+
+
+def test_the_figure_of_a_horizon_of_one_row_is_a_line_and_bars(fitted: Fitted) -> None:
+    first = {name: said[:, :1] for name, said in fitted.forecasts.items()}
+    series = fitted.series._replace(cut=data.Windows(6, 1))
+    came = fitted.truth[:, :1]
+    errors = {name: Errors.of(said, came) for name, said in first.items()}
+    one = fitted._replace(series=series, truth=came, forecasts=first, errors=errors)
+    all_rows, _, bars, _ = draw(one, "One row ahead").axes
+    np.testing.assert_array_equal(all_rows.lines[1].get_ydata(), first["LSTM"][:, 0])
+    heights = [patch.get_height() for patch in bars.patches]  # pyright: ignore
+    np.testing.assert_allclose(heights, [e.rmse[0] for e in errors.values()])
+    assert [label.get_text() for label in bars.get_xticklabels()] == list(errors)

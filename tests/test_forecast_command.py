@@ -1,0 +1,435 @@
+"""`jaxrnn forecast` and `jaxrnn predict`: a real series, a user's file, one line for an error."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxrnn
+from jaxrnn import data, files
+from jaxrnn.cli import main
+from jaxrnn.forecasting import Forecaster, command, learning, predicting
+from jaxrnn.forecasting.command import Settings
+
+CO2 = str(data.sample("co2.csv"))
+NAMES = ["forecasts.csv", "forecast.png", "model.safetensors"]
+SMALL = [
+    *("--window", "6", "--horizon", "2", "--hidden-size", "4", "--epochs", "2"),
+    *("--batch-size", "8", "--ahead", "2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def float32() -> Iterator[None]:
+    """The commands as users run them, in float32."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("forecast")
+
+
+@pytest.fixture(scope="module")
+def air(folder: Path) -> Any:
+    """A run of the command on the real series, which left its files in a folder."""
+    with jax.enable_x64(False):
+        return command.main(
+            Settings(
+                **{"file": CO2, "column": "co2", "horizon": 12, "hidden_size": 32, "epochs": 40},
+                **{"learning_rate": 0.01, "ahead": 15, "out": str(folder / "air")},
+            )
+        )
+
+
+def written(path: Path, rows: int = 60, **columns: list[str] | str) -> Path:
+    """A file of some rows with a date, two columns of numbers, and others as they are given."""
+    random = np.random.default_rng(0).normal(size=(2, rows)).round(3)
+    cells = {
+        "date": [f"2024-{1 + row // 28:02d}-{1 + row % 28:02d}" for row in range(rows)],
+        "load": [str(round(50 + row + value, 3)) for row, value in enumerate(random[0])],
+        "wind": [str(value) for value in random[1]],
+        **{name: [c] * rows if isinstance(c, str) else c for name, c in columns.items()},
+    }
+    lines = [",".join(cells), *map(",".join, zip(*cells.values(), strict=True))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error of a command that ends with status 2."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"jaxrnn {arguments[0]}: error: ")
+    return err
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_real_series_is_what_its_note_says() -> None:
+    months = [row["month"] for row in rows_of(Path(CO2))]
+    expected = [f"{year}-{month:02d}" for year in range(1974, 2025) for month in range(1, 13)]
+    assert months == expected[4:]
+    values = data.read_csv(CO2, ["co2"]).values[:, 0]
+    assert 325 < values.min() < 330  # ppm, in 1974
+    assert 425 < values.max() < 430  # in 2024
+    highest = values[8:].reshape(-1, 12).argmax(1)  # in May, before the leaves are out
+    assert (highest == 4).mean() > 0.8
+    assert set(highest) <= {3, 4, 5}
+    assert "NOAA" in Path(CO2).with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_real_series_is_forecast_far_better_than_by_persistence(air: Any) -> None:
+    errors = {name: e.rmse for name, e in air.errors.items()}
+    assert (errors["LSTM"] < errors["persistence"]).all()  # at each step, and over all
+    assert errors["LSTM"][-1] < 0.3 * errors["persistence"][-1]
+    assert errors["linear"][-1] < 0.2 * errors["persistence"][-1]
+    ahead = air.ahead["LSTM"]
+    assert ahead.shape == (15,)
+    assert ahead[:12].argmax() in (3, 4, 5)  # the last row is a December, so about May
+    assert 420 < ahead.min() < ahead.max() < 440
+
+
+def test_forecasts_are_a_file_with_all_digits(air: Any, folder: Path) -> None:
+    rows = rows_of(folder / "air" / "forecasts.csv")
+    assert list(rows[0]) == ["part", "row", "rows_ahead", "truth", "LSTM", "persistence", "linear"]
+    held_out = [row for row in rows if row["part"] == "held out"]
+    assert len(held_out) == air.truth.size
+    for name, expected in {**air.forecasts, "truth": air.truth}.items():
+        read = np.array([float(row[name]) for row in held_out]).reshape(air.truth.shape)
+        np.testing.assert_array_equal(read, expected)
+    values = data.read_csv(CO2, ["co2"]).values[:, 0]
+    assert all(float(row["truth"]) == values[int(row["row"]) - 1] for row in held_out)
+    ahead = rows[len(held_out) :]
+    assert {row["part"] for row in ahead} == {"ahead"}
+    assert [int(row["row"]) for row in ahead] == list(range(609, 624))
+    assert [row["truth"] for row in ahead] == [""] * 15
+    for name, expected in air.ahead.items():
+        np.testing.assert_array_equal([float(row[name]) for row in ahead], expected)
+    assert sorted(path.name for path in (folder / "air").iterdir()) == sorted(NAMES)
+    assert (folder / "air" / "forecast.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_predict_gives_the_forecasts_again_bit_for_bit(
+    capsys: pytest.CaptureFixture[str], air: Any, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "ahead.csv"
+    for model in (folder / "air", folder / "air" / "model.safetensors"):
+        assert main(["predict", str(model), CO2, "--out", str(path)]) == 0
+        rows = rows_of(path)
+        np.testing.assert_array_equal([float(row["forecast"]) for row in rows], air.ahead["LSTM"])
+        assert [int(row["row"]) for row in rows] == list(range(609, 624))
+    out = capsys.readouterr().out
+    assert all(f"{value:.6g}" in out for value in air.ahead["LSTM"])
+    assert f"forecasts: {path}" in out
+
+
+def test_predict_takes_another_file_with_the_column(
+    capsys: pytest.CaptureFixture[str], air: Any, tmp_path: Path
+) -> None:
+    air.forecaster.save(tmp_path / "model.safetensors")
+    lines = Path(CO2).read_text(encoding="utf-8").splitlines()
+    later = ["station;co2", *(f"mlo;{line.split(',')[1]}" for line in lines[401:431])]
+    path = tmp_path / "later.csv"
+    path.write_text("\n".join(later), encoding="utf-8")
+    settings = predicting.Settings(
+        model=str(tmp_path), file=str(path), delimiter=";", ahead=3, out=str(tmp_path / "out.csv")
+    )
+    predicted = predicting.main(settings)
+    values = data.read_csv(CO2, ["co2"]).values
+    np.testing.assert_array_equal(predicted.ahead, air.forecaster.predict(values[:430], 3))
+    assert np.abs(predicted.ahead - values[430:433, 0]).max() < 3
+    assert predicted.rows == 30
+    rows = rows_of(tmp_path / "out.csv")
+    assert [(row["row"], row["rows_ahead"]) for row in rows] == [
+        ("31", "1"),
+        ("32", "2"),
+        ("33", "3"),
+    ]
+    assert "co2 after row 30, the last" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def load(folder: Path) -> Path:
+    """A small forecaster of a user's file that reads another column too, in the folder `load`."""
+    path = written(folder / "load.csv")
+    options = ["--column", "load", "--features", "wind", "--figure", "svg", "--cell", "rnn"]
+    with jax.enable_x64(False):
+        assert main(["forecast", str(path), *options, *SMALL, "--out", str(folder / "load")]) == 0
+    return path
+
+
+def test_what_is_printed_is_what_came_out(
+    capsys: pytest.CaptureFixture[str], load: Path, folder: Path, tmp_path: Path
+) -> None:
+    options = ["--column", "load", "--features", "wind", "--cell", "rnn", *SMALL]
+    out = folder / "again"
+    out.mkdir()
+    (out / "forecasts.csv").write_text("of before")
+    assert main(["forecast", str(load), *options, "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "60 rows of load, wind: 39 to learn from, 9 to stop by, 12 held out"
+    assert lines[1].startswith("RNN(4, 4, batch_first=True) + linear: 8 steps in ")
+    assert lines[2] == "errors of 11 forecasts of the held-out rows, in units of load"
+    table = [line.replace("│", " ").split() for line in lines if line.startswith("│")]
+    rows = rows_of(out / "forecasts.csv")
+    held_out = [row for row in rows if row["part"] == "held out"]
+    for place, name in enumerate(["persistence", "linear", "RNN"]):
+        error = np.array([float(row[name]) - float(row["truth"]) for row in held_out])
+        cells = [f"{np.sqrt(np.mean(error**2)):.4g}", f"{np.abs(error).mean():.4g}"]
+        assert table[2][0] == "all"
+        assert table[2][1 + 2 * place : 3 + 2 * place] == cells
+    ahead = [
+        [row["row"], *(float(row[n]) for n in ("persistence", "linear", "RNN"))]
+        for row in rows[-2:]
+    ]
+    assert table[3:] == [[row, *(f"{value:.6g}" for value in rest)] for row, *rest in ahead]
+    assert [line.split(": ")[0] for line in lines[-3:]] == ["forecasts", "figure", "model"]
+    # The same seed, the same numbers, to the last bit; only the figure's format was another.
+    one, two = (path / "forecasts.csv" for path in (out, folder / "load"))
+    assert one.read_bytes() == two.read_bytes()
+    one, two = (jaxrnn.state_dict(Forecaster.load(path).model) for path in (out, folder / "load"))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert (folder / "load" / "forecast.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_other_columns_are_read_by_their_names(
+    capsys: pytest.CaptureFixture[str], load: Path, folder: Path, tmp_path: Path
+) -> None:
+    lines = load.read_text(encoding="utf-8").splitlines()
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(",".join(line.split(",")[::-1]) for line in lines))
+    model = str(folder / "load")
+    settings = [predicting.Settings(model=model, file=str(path)) for path in (load, other)]
+    first, second = (predicting.main(one).ahead for one in settings)
+    np.testing.assert_array_equal(first, second)
+    capsys.readouterr()
+    line = refused(capsys, "predict", model, str(load), "--ahead", "3")
+    assert "ahead should be at most 2, the horizon, got 3" in line
+    assert "'wind', which it doesn't forecast" in line
+    line = refused(capsys, "predict", model, CO2)
+    assert f"{CO2}, line 1: there is no column 'load', there are 'month', 'co2'" in line
+    short = written(tmp_path / "short.csv", 5)
+    line = refused(capsys, "predict", model, str(short))
+    assert f"{short}: 5 rows are too few, the model goes by 6" in line
+    line = refused(capsys, "predict", model, str(load), "--out", str(tmp_path / "no" / "a.csv"))
+    assert "there is no folder" in line
+    line = refused(capsys, "predict", model, str(load), "--out", str(tmp_path / "a.txt"))
+    assert "should end in .csv" in line
+    gap = written(tmp_path / "gap.csv", 8, load=[*"1234567", ""])
+    line = refused(capsys, "predict", model, str(gap))
+    assert f"{gap}, line 9, column 'load': the cell is empty" in line
+    same = written(tmp_path / "same.csv", 8, load="3")  # nothing to learn from, but to forecast
+    assert main(["predict", model, str(same)]) == 0
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "half", "other", "folder", "nothing"])
+def test_a_file_that_is_no_model_is_one_line(
+    capsys: pytest.CaptureFixture[str], load: Path, folder: Path, tmp_path: Path, content: str
+) -> None:
+    path, whole = tmp_path / "model.safetensors", (folder / "load" / "model.safetensors")
+    if content in ("empty", "text", "half"):
+        half = whole.read_bytes()[: whole.stat().st_size // 2]
+        path.write_bytes({"empty": b"", "text": b"a,b\n1,2\n", "half": half}[content])
+        words = f"{path} is not a safetensors file, or not all of one: "
+    elif content == "other":
+        save_file({"fc.weight": np.zeros((2, 2), np.float32)}, path)
+        words = f"{path} is a safetensors file, but not of a forecaster"
+    else:
+        path = tmp_path if content == "folder" else path
+        words = f"No such file or directory: '{tmp_path / 'model.safetensors'}'"
+    assert words in refused(capsys, "predict", str(path), str(load))
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be trained."""
+    monkeypatch.setattr(learning, "fit", lambda *_, **__: pytest.fail("the work was begun"))
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("columns", "rows", "options", "words"),
+    [
+        (
+            {"a": [*"1" * 30, "", *"1" * 29]},
+            60,
+            ["--column", "a"],
+            ", line 32, column 'a': the cell",
+        ),
+        (
+            {"a": [*"12" * 29, "1", "NaN"]},
+            60,
+            ["--column", "a"],
+            "column 'a': 'NaN' is not a finite",
+        ),
+        (
+            {"a": [*"12" * 29, "1", "n/a"]},
+            60,
+            ["--column", "a"],
+            "line 61, column 'a': 'n/a' is not",
+        ),
+        (
+            {},
+            60,
+            ["--column", "date"],
+            "line 2, column 'date': '2024-01-01' is not a finite number",
+        ),
+        ({"a": "7"}, 60, ["--column", "a"], "column 'a': it is 7 in every line"),
+        (
+            {"a": "7"},
+            60,
+            ["--column", "load", "--features", "a"],
+            "column 'a': it is 7 in every line",
+        ),
+        (
+            {"a": [*"5" * 50, *"1234567890"]},
+            60,
+            ["--column", "a"],
+            "it is 5 in all 39 rows to learn",
+        ),
+        (
+            {},
+            12,
+            ["--column", "load"],
+            "12 rows are too few for a window of 6 and a horizon of 2: ",
+        ),
+        ({}, 0, ["--column", "load"], "0 lines of numbers, at least 1 are needed"),
+        (
+            {},
+            60,
+            ["--column", "lord"],
+            "line 1: there is no column 'lord', there are 'date', 'load'",
+        ),
+        ({}, 60, ["--column", "load", "--delimiter", ";"], "the delimiter seems to be ',' and not"),
+        ({}, 60, [], "the --column to forecast is needed"),
+        ({}, 60, ["--column", "load", "--features", "load"], "should be different names"),
+        ({}, 60, ["--column", "load", "--features", "wind,"], "should be different names"),
+        (
+            {},
+            60,
+            ["--column", "load", "--features", "wind", "--ahead", "3"],
+            "at most 2, the horizon",
+        ),
+        ({}, 60, ["--column", "load", "--held-out", "1.5"], "held_out should be between 0 and 1"),
+        (
+            {},
+            60,
+            ["--column", "load", "--window", "0"],
+            "window should be a whole number of at least",
+        ),
+        ({"a": "1,2"}, 60, ["--column", "load"], "line 2: 5 cells, the header has 4"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    columns: dict[str, Any],
+    rows: int,
+    options: list[str],
+    words: str,
+) -> None:
+    path = written(tmp_path / "data.csv", rows, **columns)
+    arguments = ["forecast", str(path), *SMALL, *options, "--out", str(tmp_path / "out")]
+    assert words in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_place_that_can_not_be_written_to_is_known_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["forecast", CO2, "--column", "co2", "--out"]
+    (tmp_path / "file").write_text("")
+    assert "there is a file of that name" in refused(capsys, *run, str(tmp_path / "file"))
+    line = refused(capsys, *run, str(tmp_path / "no" / "out"))
+    assert f"there is no folder '{tmp_path / 'no'}'" in line
+    assert "out should be a folder" in refused(capsys, *run, "")
+    with monkeypatch.context() as locked:
+        locked.setattr(command.os, "access", lambda *_: False)
+        assert "it can't be written to" in refused(capsys, *run, str(tmp_path / "out"))
+    assert "No such file" in refused(capsys, "forecast", str(tmp_path / "a.csv"), "--column", "a")
+    assert "a CSV FILE is needed" in refused(capsys, "forecast")
+    assert "a MODEL that 'jaxrnn forecast' has left" in refused(capsys, "predict", CO2)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["old", "new"])
+@pytest.mark.parametrize("failing", NAMES)
+def test_a_full_disk_leaves_what_was_there(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    air: Any,
+    there: bool,
+    failing: str,
+) -> None:
+    monkeypatch.setattr(command, "fit_forecaster", lambda *_, **__: air)
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+        for name in NAMES:
+            (folder / name).write_text("of before")
+    move = files.os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    assert main(["forecast", CO2, "--column", "co2", "--out", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert err == "jaxrnn forecast: error: [Errno 28] No space left on device\n"
+    assert [*tmp_path.iterdir()] == [folder] * there
+    if there:
+        assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
+        assert {path.read_text() for path in folder.iterdir()} == {"of before"}
+
+
+@pytest.mark.parametrize("module", [command, predicting], ids=["forecast", "predict"])
+def test_help_has_each_option(capsys: pytest.CaptureFixture[str], module: Any) -> None:
+    name = "forecast" if module is command else "predict"
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in dataclasses.fields(module.Settings):
+        shown = option.name.upper() if option.metadata.get("positional") else f"--{option.name}"
+        assert re.search(rf"{shown.replace('_', '-')}\b", text)
+        assert option.metadata["help"] in text
+
+
+def test_a_loss_that_is_not_a_number_is_one_line(
+    capsys: pytest.CaptureFixture[str], load: Path, tmp_path: Path
+) -> None:
+    run = ["forecast", str(load), "--column", "load", *SMALL, "--learning-rate", "1e30"]
+    assert main([*run, "--cell", "gru", "--epochs", "5", "--out", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "loss" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_forecaster_of_a_run_is_the_one_on_disk(air: Any, folder: Path) -> None:
+    again = Forecaster.load(folder / "air")
+    assert again.ahead == 15
+    assert again.columns == ("co2",)
+    values = data.read_csv(CO2, ["co2"]).values
+    np.testing.assert_array_equal(again.predict(values[:300]), air.forecaster.predict(values[:300]))
