@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.core import BASELINE, UNITS, Case, Contender, Settings, Suite, Unsupported
+from bench.peers import OURS
 from bench.timing import busy_cores, describe, interleave, summarise
 
 Record = dict[str, Any]
@@ -55,7 +56,8 @@ def run_case(case: Case, peers: Sequence[str], settings: Settings, peak: float |
         if case.flops and peak:
             entries[name]["gemm_fraction"] = case.flops / numbers["min"] / peak
     times = {name: e["min"] for name, e in entries.items() if e["status"] == "ok"}
-    ratios = [e["ratio"] for n, e in entries.items() if n != BASELINE and "ratio" in e]
+    others = {name: e for name, e in entries.items() if name not in (BASELINE, *OURS)}
+    ratios = [e["ratio"] for e in others.values() if "ratio" in e]
     return {
         "case": case.name,
         "table": case.table,

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -29,7 +30,7 @@ from jaxrnn import loops, native
 from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.loops import Keep, Kept, Plan, turned
-from jaxrnn.products import rows_product
+from jaxrnn.products import paired_product, rows_product
 from jaxrnn.step import Masks, Weights, enter, entered_rows
 
 # A block of the derivative: so many rows that a call of a kernel costs little beside them, few
@@ -94,9 +95,11 @@ def linear_block(
         _, *more = forward_p.bind(x, *operands, *start, *flags, **how, keep=True)
         kept = Kept(tuple(more[: len(start) - 1]), None, tuple(more[len(start) - 1 :]))
     before = first_and_shifted(start[0], hs, reverse=plan.reverse)
-    from_x = [_rows(x, dweights.weight_ih), _rows(dx, weights.weight_ih), dweights.bias_ih]
+    from_x = [_by_weights(x, dweights.weight_ih), dweights.bias_ih]
+    if dx is not None:
+        from_x.append(rows_product(dx, weights.weight_ih))
     old_h = entered_rows(before, masks.resets)
-    from_h = [_rows(old_h, dweights.weight_hh), dweights.bias_hh]
+    from_h = [_by_weights(old_h, dweights.weight_hh), dweights.bias_hh]
     shape = (*x.shape[:2], weights.weight_hh.shape[0])
     parts = (from_x, from_h) if cell.split else (from_x + from_h,)
     dz = [_total(terms, shape, hs.dtype) for terms in parts]
@@ -105,8 +108,18 @@ def linear_block(
     return tuple(last), (dh,)
 
 
-def _rows(x: jax.Array | None, w: jax.Array | None) -> jax.Array | None:
-    return None if x is None or w is None else rows_product(x, w)
+def _by_weights(x: jax.Array, dw: jax.Array | None) -> jax.Array | None:
+    """``x @ dw.T`` (K, N, S) for x (K, N, D) and dw (S, D), whose transpose is ``(x.T @ ct).T``.
+
+    The barriers keep XLA from exchanging operands of that product for the sake of a layout; a CPU
+    then takes from 1.1 to twice as long.
+    """
+    if dw is None:
+        return None
+    rows = x.reshape(-1, x.shape[2])
+    columns = lax.optimization_barrier(rows.T)
+    z = paired_product(rows, columns, lax.optimization_barrier(dw.T))
+    return z.reshape(*x.shape[:2], -1)
 
 
 def _total(terms: list[Any], shape: tuple[int, ...], dtype: Any) -> jax.Array:

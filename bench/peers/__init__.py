@@ -24,6 +24,8 @@ class Entry:
     """Other packages that its adapter imports."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """What the adapter's `Peer` is made with."""
+    ours: bool = False
+    """It is another way of ours: a figure for the table, not somebody to be ahead of."""
     slow_to_build: bool = False
     """It compiles for seconds a case: ``--quick`` leaves it out unless it is asked for."""
 
@@ -46,6 +48,7 @@ PEERS = {
     entry.name: entry
     for entry in (
         Entry("jaxrnn", "jaxrnn", "ours"),
+        Entry("jaxrnn.scan", "jaxrnn", "ours", arguments={"backend": "scan"}, ours=True),
         Entry("torch", "torch", "pytorch", uses_jax=False),
         Entry(
             "torch.compile",
@@ -64,4 +67,5 @@ PEERS = {
     )
 }
 
-JAX_PEERS = tuple(name for name, entry in PEERS.items() if entry.uses_jax)
+OURS = tuple(name for name, entry in PEERS.items() if entry.ours)
+JAX_PEERS = tuple(name for name, entry in PEERS.items() if entry.uses_jax and not entry.ours)
