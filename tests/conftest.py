@@ -1,10 +1,29 @@
 """A strict environment: double precision on, no silent rank promotion, no display."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
+import pytest
+
+from tests import compiling
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+compiling.optimise(False)
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """For what computes more than it compiles."""
+    compiling.optimise(True)
+    yield
+    compiling.optimise(False)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: tracing sets off the collector often, which need not look there."""
+    gc.freeze()

@@ -71,6 +71,7 @@ def accuracies(stable: bool, seeds: int) -> np.ndarray:
         return longseq.accuracies_by(Settings(stable=stable), seed=jnp.arange(seeds))
 
 
+@pytest.mark.usefixtures("optimised")
 def test_with_the_sources_settings_the_median_seed_is_as_right_as_in_pytorch() -> None:
     theirs = longseq_oracle.accuracies()
     assert theirs.shape == (20,)
@@ -79,11 +80,12 @@ def test_with_the_sources_settings_the_median_seed_is_as_right_as_in_pytorch() -
     assert round(float(np.median(accuracies(False, 40))), 2) >= 0.89
 
 
+@pytest.mark.usefixtures("optimised")
 def test_with_stable_settings_every_seed_is() -> None:
     assert accuracies(True, 20).min() >= 0.89
 
 
-@pytest.mark.usefixtures("float32")
+@pytest.mark.usefixtures("float32", "optimised")
 def test_no_more_can_be_right_than_can_be_known() -> None:
     x, y = map(np.asarray, longseq.windows(Settings()))
     assert x.shape == y.shape == (170, 10)
@@ -100,7 +102,7 @@ def test_no_more_can_be_right_than_can_be_known() -> None:
     np.testing.assert_allclose(small, [2 / 3, 2 / 3])
 
 
-@pytest.mark.usefixtures("float32")
+@pytest.mark.usefixtures("float32", "optimised")
 def test_it_prints_the_sentence_and_says_it_from_its_beginning(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
