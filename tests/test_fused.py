@@ -210,6 +210,9 @@ def test_who_runs_what() -> None:
     assert choose("scan", cells.LSTM()) == "scan"
     assert choose("auto", cells.LSTM(), all_states=True) == "scan"
     assert choose("auto", Mixing()) == "scan"
+    large, one, *_ = draw(cells.LSTM(), (1, 1, 40, 80), jnp.float32)
+    assert backends.choose("auto", cells.LSTM(), large, one) == "scan"
+    assert backends.choose("kernel", cells.LSTM(), large, one) == "kernel"
     assert choose("auto", cells.LSTM(), x=x.astype(jnp.bfloat16)) == "scan"
     with pytest.raises(ValueError, match="can't serve here: Mixing can't run unit by unit"):
         choose("kernel", Mixing())
