@@ -5,9 +5,9 @@
 | scan | all | all | all floating | all |
 | kernel | elementwise, without projection | CPU, with llvmlite | float32, float64 | all |
 
-"auto", the default, takes the kernel where it can serve and pays, and else the scan. Both compute the same
-to rounding. The kernel's own derivatives are those of reverse mode once; what goes beyond, and
-whatever is under `jax.vmap`, is done by the scans that define it.
+"auto", the default, takes the kernel where it can serve and pays, and else the scan. Both compute
+the same to rounding. The kernel's own derivatives are those of reverse mode once; what goes beyond,
+and what is under `jax.vmap` with weights of its own, is done by the scans that define it.
 
 A kernel is code of this machine: in a program for `jax.export`, or one that XLA is to split among
 devices, the scan stands in its place.
