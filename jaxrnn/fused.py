@@ -157,7 +157,7 @@ def _masks(flags: tuple[jax.Array, ...]) -> Masks:
 # What the operations compute
 
 
-def _split_operands(cell: Cell, operands: Any, *counts: int) -> list[Any]:
+def _split_operands(operands: Any, *counts: int) -> list[Any]:
     """The operands in pieces of so many; the rest is the last piece."""
     pieces = []
     for count in counts:
@@ -169,7 +169,7 @@ def _split_operands(cell: Cell, operands: Any, *counts: int) -> list[Any]:
 def _forward_reference(
     *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool
 ) -> list[jax.Array]:
-    (x,), weights, state, flags = _split_operands(cell, operands, 1, 4, len(cell.states))
+    (x,), weights, state, flags = _split_operands(operands, 1, 4, len(cell.states))
     plan = Plan(cell, reverse)
     how = Keep.ALL if keep else Keep.NOTHING
     (h,), last, kept, _ = loops.forward(
@@ -186,7 +186,7 @@ def _linear_reference(
 ) -> list[jax.Array]:
     states, gates = len(cell.states), 1 + cell.split
     count = len(_saved(cell))
-    pieces = _split_operands(cell, operands, gates, states, 1, states, states, count)
+    pieces = _split_operands(operands, gates, states, 1, states, states, count)
     dz, dstate, (w_hh,), start, after, saved, flags = pieces
     masks, plan = _masks(flags), Plan(cell, reverse)
     shift = functools.partial(first_and_shifted, reverse=reverse)
@@ -209,7 +209,7 @@ def _backward_reference(
     *operands: jax.Array, cell: Cell, reverse: bool, masked: bool
 ) -> list[jax.Array]:
     states = len(cell.states)
-    (dh,), dlast, residuals = _split_operands(cell, operands, 1, states)
+    (dh,), dlast, residuals = _split_operands(operands, 1, states)
     shape = (*dh.shape[:2], len(residuals[0]))
     zeros = [jnp.zeros(shape, dh.dtype)] * (1 + cell.split) + [jnp.zeros_like(d) for d in dlast]
     linear = functools.partial(_linear_reference, cell=cell, reverse=reverse, masked=masked)

@@ -258,7 +258,7 @@ def _replay(
     hs: jax.Array,
     known: State | None,
 ) -> Kept:
-    """What `_forward` would have kept of a block, from its output and the state before it.
+    """What `forward` would have kept of a block, from its output and the state before it.
 
     The hidden states are known, so that all gate inputs come out of one product. Where the other
     states are not `known`, they run through a loop again, and that loop is elementwise.

@@ -105,7 +105,7 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
     tiles.write_product(m, "product", tile)
     f = Function(m, "work", [("context", "ptr"), ("number", INT)])
     c = threads.slots(f, (*NUMBERS, *variant.inputs, *variant.outputs))
-    area = lambda name, base="scratch": f.at(c[base], c[name], 1)  # noqa: E731
+    area = lambda name: f.at(c["scratch"], c[name], 1)  # noqa: E731
     sums = tile.vectors * m.lanes
     w_ih, w_hh, b_x, b_h = (area(name) for name in ("W_IH", "W_HH", "B_X", "B_H"))
     nothing = area("NOTHING")

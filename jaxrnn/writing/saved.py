@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from jaxrnn import described
 from jaxrnn.data import Vocabulary
-from jaxrnn.files import write_whole
 from jaxrnn.models import LAYERS, CharacterModel
-from jaxrnn.weights import load_state_dict, state_dict
+from jaxrnn.weights import load_state_dict
 
 ENTRY = "jaxrnn.characters"
 """Where in the header of the file the description is."""
@@ -48,11 +47,7 @@ def save(model: CharacterModel, path: str | os.PathLike[str]) -> Path:
         >>> again.generate("he", 8, temperature=0) == model.generate("he", 8, temperature=0)
         True
     """
-    from safetensors.numpy import save
-
-    metadata = {"format": "pt", ENTRY: json.dumps(_description(model))}
-    content = save(state_dict(model), metadata=metadata)
-    return write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+    return described.write(path, model, ENTRY, _description(model))
 
 
 def load(path: str | os.PathLike[str]) -> CharacterModel:
@@ -62,27 +57,7 @@ def load(path: str | os.PathLike[str]) -> CharacterModel:
         OSError: if the file can't be read.
         ValueError: if it is no such file, or not all of it.
     """
-    from safetensors import SafetensorError, safe_open
-
-    with open(path, "rb"):  # the operating system's own words for a file that can't be read
-        pass
-    where = os.fspath(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:  # the latter for numbers that NumPy has not
-        raise ValueError(f"{where} is not a safetensors file, or not all of one: {error}") from None
-    if ENTRY not in metadata:
-        raise ValueError(f"{where} is a safetensors file, but not of a character model")
-    try:
-        model = _make(json.loads(metadata[ENTRY]), arrays)
-        load_state_dict(model, arrays)
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        words = " ".join(str(error).split())
-        raise ValueError(f"{where} is not a whole character model: {words}") from None
-    model.eval()
-    return model
+    return described.read(path, ENTRY, "character model", _make)
 
 
 def _description(model: CharacterModel) -> dict[str, Any]:
@@ -108,21 +83,21 @@ def _arguments(kind: type[nnx.Module]) -> list[str]:
     return [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD and p.name != "self"]
 
 
-def _make(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> CharacterModel:
+def _make(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> CharacterModel:
     """The model of a description, once its sizes are those of the arrays."""
-    vocabulary, layer = Vocabulary(str(described["vocabulary"])), described["layer"]
-    size, features = len(vocabulary), described["embedding"]
+    vocabulary, layer = Vocabulary(str(description["vocabulary"])), description["layer"]
+    size, features = len(vocabulary), description["embedding"]
     wide = (layer.get("proj_size") or layer["hidden_size"]) * (2 if layer["bidirectional"] else 1)
     expected = {
         "fc.weight": (size, wide),
         f"rnn.weight_hh_l{layer['num_layers'] - 1}": None,
         **({} if features is None else {"embedding.weight": (size, features)}),
     }
-    for name, shape in expected.items():
-        if name not in arrays or shape not in (None, arrays[name].shape):
-            found = arrays[name].shape if name in arrays else "nothing"
-            raise ValueError(f"{name} should be there, {shape or 'of any shape'}, found {found}")
+    described.check_shapes(arrays, expected)
     rngs = nnx.Rngs(0)
     embedding = None if features is None else nnx.Embed(size, features, rngs=rngs)
-    rnn = LAYERS[described["cell"]](**layer, rngs=rngs)
-    return CharacterModel(rnn, vocabulary, embedding, rngs=rngs)
+    rnn = LAYERS[description["cell"]](**layer, rngs=rngs)
+    model = CharacterModel(rnn, vocabulary, embedding, rngs=rngs)
+    load_state_dict(model, arrays)
+    model.eval()
+    return model
