@@ -5,7 +5,7 @@ Three primitives of JAX, with rows first in all of their arrays:
 .. code-block:: text
 
     forward     x, weights, first states -> h at each step, other states, what the cell saves
-    linear      dz, dstate -> dh at each step, dstate at the end     linear in both
+    linear      dx, dweights, dstate -> dh at each step, dstate at the end     linear in all three
     backward    the transpose of `linear`
 
 What each computes is defined by the scans of `jaxrnn.loops`: that is what runs where there is no
@@ -33,8 +33,8 @@ from jaxrnn.loops import Keep, Kept, Plan, turned
 from jaxrnn.products import paired_product, rows_product
 from jaxrnn.step import Masks, Weights, enter, entered_rows
 
-# A block of the derivative: so many rows that a call of a kernel costs little beside them, few
-# enough that what the blocks share of memory stays in the cache.
+# A block of the derivative, where it is computed again: so many rows that a call of a kernel costs
+# little beside them, few enough that what the blocks share of memory stays in the cache.
 ROWS = 2048
 
 
@@ -45,7 +45,7 @@ def forward(
     operands = _biased(weights)
     how = dict(cell=plan.cell, reverse=plan.reverse, masked=bool(_flags(masks)))
     last = 0 if plan.reverse else -1
-    length = length_of_blocks(plan, x)
+    length = length_of_blocks(plan, x, keep)
     if keep is Keep.ALL:
         h, *more = forward_p.bind(x, *operands, *state, *_flags(masks), **how, keep=True)
         rest, saved = more[: len(state) - 1], more[len(state) - 1 :]
@@ -67,8 +67,10 @@ def forward(
     return given, final, None, starts
 
 
-def length_of_blocks(plan: Plan, x: jax.Array) -> int:
+def length_of_blocks(plan: Plan, x: jax.Array, keep: Keep) -> int:
     """The steps in a block of the derivative, for x (T, N, D)."""
+    if keep is Keep.ALL and plan.block is None:
+        return len(x)  # nothing is to be computed again
     return block_length(x.shape[0], x.shape[1], plan.block, rows=ROWS, longest=ROWS)
 
 
@@ -94,41 +96,31 @@ def linear_block(
         operands = _biased(weights)
         _, *more = forward_p.bind(x, *operands, *start, *flags, **how, keep=True)
         kept = Kept(tuple(more[: len(start) - 1]), None, tuple(more[len(start) - 1 :]))
-    before = first_and_shifted(start[0], hs, reverse=plan.reverse)
-    from_x = [_by_weights(x, dweights.weight_ih), dweights.bias_ih]
-    if dx is not None:
-        from_x.append(rows_product(dx, weights.weight_ih))
-    old_h = entered_rows(before, masks.resets)
-    from_h = [_by_weights(old_h, dweights.weight_hh), dweights.bias_hh]
-    shape = (*x.shape[:2], weights.weight_hh.shape[0])
-    parts = (from_x, from_h) if cell.split else (from_x + from_h,)
-    dz = [_total(terms, shape, hs.dtype) for terms in parts]
-    residuals = (weights.weight_hh, *start, hs, *kept.rest, *kept.saved, *flags)
-    dh, *last = linear_p.bind(*dz, *dstate, *residuals, **how)
+    *products, by_x, by_h = dweights.weight_ih, dweights.weight_hh, *_biases(cell, dweights)
+    bias = [b for b in (by_x, by_h) if b is not None]
+    linear = [d for d in (dx, *products) if d is not None]
+    wanted = (*(d is not None for d in (dx, *products)), bool(bias))
+    residuals = (
+        *(x, weights.weight_ih, weights.weight_hh),
+        *(*start, hs, *kept.rest, *kept.saved, *flags),
+    )
+    dh, *last = linear_p.bind(*linear, *bias, *dstate, *residuals, **how, wanted=wanted)
     return tuple(last), (dh,)
 
 
-def _by_weights(x: jax.Array, dw: jax.Array | None) -> jax.Array | None:
-    """``x @ dw.T`` (K, N, S) for x (K, N, D) and dw (S, D), whose transpose is ``(x.T @ ct).T``.
-
-    The barriers keep XLA from exchanging operands of that product for the sake of a layout; a CPU
-    then takes from 1.1 to twice as long.
-    """
-    if dw is None:
-        return None
-    rows = x.reshape(-1, x.shape[2])
-    columns = lax.optimization_barrier(rows.T)
-    z = paired_product(rows, columns, lax.optimization_barrier(dw.T))
-    return z.reshape(*x.shape[:2], -1)
-
-
-def _total(terms: list[Any], shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The sum of the terms that are there."""
-    there = [term for term in terms if term is not None]
-    total = there[0] if there else jnp.zeros((), dtype)
-    for term in there[1:]:
-        total = total + (term if term.ndim == total.ndim else jnp.broadcast_to(term, shape))
-    return jnp.broadcast_to(total, shape)
+def _biases(cell: Cell, weights: Weights) -> tuple[jax.Array | None, jax.Array | None]:
+    """What is added to the gate inputs from x, and to those from h where they are apart."""
+    of_x, of_h = weights.bias_ih, weights.bias_hh
+    if cell.split and (of_x is None) != (of_h is None):
+        there = of_h if of_x is None else of_x
+        assert there is not None
+        zeros = jnp.zeros_like(there)
+        return (zeros, of_h) if of_x is None else (of_x, zeros)
+    if cell.split:
+        return of_x, of_h
+    if of_x is None or of_h is None:
+        return (of_h if of_x is None else of_x), None
+    return of_x + of_h, None
 
 
 def _biased(weights: Weights) -> tuple[jax.Array, ...]:
@@ -182,12 +174,10 @@ def _forward_reference(
 
 
 def _linear_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted
 ) -> list[jax.Array]:
-    states, gates = len(cell.states), 1 + cell.split
-    count = len(_saved(cell))
-    pieces = _split_operands(operands, gates, states, 1, states, states, count)
-    dz, dstate, (w_hh,), start, after, saved, flags = pieces
+    pieces = _split_operands(operands, *_linear_counts(cell, wanted), *_residual_counts(cell))
+    dx, dw_ih, dw_hh, bias, dstate, (x, w_ih, w_hh), start, after, saved, flags = pieces
     masks, plan = _masks(flags), Plan(cell, reverse)
     shift = functools.partial(first_and_shifted, reverse=reverse)
     old = enter(turned(tuple(map(shift, start, after))), masks.resets)
@@ -195,26 +185,66 @@ def _linear_reference(
     coefficients = jax.vmap(cell.linearize)(
         jax.tree.unflatten(tree, turned(saved)), old, turned(after)
     )
-    dz = turned(dz)
+    # All that does not come through the state of the step before, for all steps at once.
+    old_h = entered_rows(shift(start[0], after[0]), masks.resets)
+    from_x = [*(_by_weights(x, d) for d in dw_ih), *(rows_product(d, w_ih) for d in dx)]
+    from_h = [_by_weights(old_h, d) for d in dw_hh]
+    parts = (from_x, from_h) if cell.split else (from_x + from_h,)
+    shape = (*x.shape[:2], len(w_hh))
+    dz = turned(tuple(_total(p, bias[i : i + 1], shape, x.dtype) for i, p in enumerate(parts)))
     zeros = jax.tree.map(jnp.zeros_like, old)
     direct = jax.vmap(cell.tangent)(coefficients, dz if cell.split else dz[0], zeros)
-    weights = Weights(w_hh, w_hh)
+    weights = Weights(w_ih, w_hh)
     last, (dh,) = loops.linear_loop(
         plan, weights, (None, w_hh.T, None), coefficients, direct, None, masks, turned(dstate)
     )
     return [dh, *turned(last)]
 
 
+def _by_weights(x: jax.Array, dw: jax.Array) -> jax.Array:
+    """``x @ dw.T`` (K, N, S) for x (K, N, D) and dw (S, D), whose transpose is ``(x.T @ ct).T``.
+
+    The barriers keep XLA from exchanging operands of that product for the sake of a layout; a CPU
+    then takes from 1.1 to twice as long.
+    """
+    rows = x.reshape(-1, x.shape[2])
+    columns = lax.optimization_barrier(rows.T)
+    z = paired_product(rows, columns, lax.optimization_barrier(dw.T))
+    return z.reshape(*x.shape[:2], -1)
+
+
+def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The sum of products (K, N, S) and a bias (S,), of those that are there."""
+    terms = [*products, *(jnp.broadcast_to(b, shape) for b in bias)]
+    return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, dtype)
+
+
 def _backward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted
 ) -> list[jax.Array]:
-    states = len(cell.states)
-    (dh,), dlast, residuals = _split_operands(operands, 1, states)
-    shape = (*dh.shape[:2], len(residuals[0]))
-    zeros = [jnp.zeros(shape, dh.dtype)] * (1 + cell.split) + [jnp.zeros_like(d) for d in dlast]
-    linear = functools.partial(_linear_reference, cell=cell, reverse=reverse, masked=masked)
+    cts, residuals = _split_operands(operands, 1 + len(cell.states))
+    linear = functools.partial(
+        _linear_reference, cell=cell, reverse=reverse, masked=masked, wanted=wanted
+    )
+    shapes = _backward_shapes(operands, cell=cell, wanted=wanted)
+    zeros = [jnp.zeros(shape, cts[0].dtype) for shape in shapes]
     transpose = jax.linear_transpose(lambda *a: linear(*a, *residuals), *zeros)
-    return list(transpose([dh, *dlast]))
+    return list(transpose(list(cts)))
+
+
+Wanted = tuple[bool, bool, bool, bool]
+"""By what the derivatives are: x, W_ih, W_hh, the biases; those by the states always are."""
+
+
+def _linear_counts(cell: Cell, wanted: Wanted) -> list[int]:
+    """How many arrays the linear operation is linear in: dx, dW_ih, dW_hh, biases, states."""
+    *some, bias = wanted
+    return [*map(int, some), bias * (1 + cell.split), len(cell.states)]
+
+
+def _residual_counts(cell: Cell) -> list[int]:
+    """And how many it has beside them: x, W_ih and W_hh, states before and after, what is saved."""
+    return [3, len(cell.states), len(cell.states), len(_saved(cell))]
 
 
 @functools.lru_cache(maxsize=256)
@@ -241,22 +271,24 @@ def _forward_shapes(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> list[
     return [steps, *rest, *saved]
 
 
-def _linear_shapes(operands: Any, *, cell: Cell, **_: Any) -> list[tuple[int, ...]]:
-    states = [d.shape for d in operands[1 + cell.split :][: len(cell.states)]]
-    return [(*operands[0].shape[:2], states[0][1]), *states]
+def _linear_shapes(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> list[Any]:
+    pieces = _split_operands(operands, *_linear_counts(cell, wanted), 3)
+    dstate, arrays = pieces[-3:-1]
+    return [(*arrays[0].shape[:2], dstate[0].shape[1]), *(d.shape for d in dstate)]
 
 
-def _backward_shapes(operands: Any, *, cell: Cell, **_: Any) -> list[tuple[int, ...]]:
-    states = len(cell.states)
-    gates = (*operands[0].shape[:2], operands[1 + states].shape[0])
-    return [gates] * (1 + cell.split) + [d.shape for d in operands[1 : 1 + states]]
+def _backward_shapes(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> list[Any]:
+    cts, arrays, _ = _split_operands(operands, 1 + len(cell.states), 3)
+    some = [a.shape for a, yes in zip(arrays, wanted, strict=False) if yes]
+    bias = [arrays[2].shape[:1]] * _linear_counts(cell, wanted)[3]
+    return [*some, *bias, *(d.shape for d in cts[1:])]
 
 
 def _operation(
     name: str,
     reference: Callable[..., list[jax.Array]],
     shapes: Callable[..., list[tuple[int, ...]]],
-    weights: Callable[[Cell], range],
+    shared: Callable[..., set[int] | None],
     kernel: Callable[..., Any] | None,
 ) -> Primitive:
     """A primitive that computes what a function does, with a kernel on the CPU.
@@ -265,8 +297,8 @@ def _operation(
         name: of the primitive.
         reference: what it computes.
         shapes: of the results.
-        weights: which operands have no rows; where these are one for all, `jax.vmap` makes a
-            larger batch of the others.
+        shared: which operands have no rows; where these are one for all, `jax.vmap` makes a larger
+            batch of the others. None if results have no rows either, but are sums over them.
         kernel: what to call in its place.
     """
     p = Primitive(name)
@@ -291,14 +323,14 @@ def _operation(
         return jax.jvp(of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])
 
     def batch(operands: Any, axes: Any, **parameters: Any) -> Any:
-        shared = weights(parameters["cell"])
-        if any(axes[i] is not None for i in shared):
+        alike = shared(**parameters)
+        if alike is None or any(axes[i] is not None for i in alike):
             each = functools.partial(reference, **parameters)
             out = jax.vmap(each, in_axes=tuple(axes))(*operands)
             return out, [0] * len(out)
         size = next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
         rows = [
-            o if i in shared else _more_rows(o, a, size)
+            o if i in alike else _more_rows(o, a, size)
             for i, (o, a) in enumerate(zip(operands, axes, strict=True))
         ]
         out = p.bind(*rows, **parameters)
@@ -354,39 +386,35 @@ def _forward_kernel(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
 
 
 def _backward_kernel(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
-    dh, *rest = operands
-    states = len(parameters["cell"].states)
-    dlast, (w_hh, *more) = rest[:states], rest[states:]
-    return native.run_backward((dh, w_hh, *dlast, *more), **parameters)
+    (dh, *dlast), weights_and_x, more = _split_operands(
+        operands, 1 + len(parameters["cell"].states), 3
+    )
+    return native.run_backward((dh, *weights_and_x, *dlast, *more), **parameters)
 
 
-def _one(index: int) -> range:
-    return range(index, index + 1)
+def _linear_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
+    dx, *weights, states = _linear_counts(cell, wanted)
+    x = dx + sum(weights) + states
+    return {*range(dx, dx + sum(weights)), x + 1, x + 2}
+
+
+def _backward_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int] | None:
+    x = 1 + len(cell.states)
+    return None if any(wanted[1:]) else {x + 1, x + 2}
 
 
 forward_p = _operation(
-    "rnn_forward", _forward_reference, _forward_shapes, lambda cell: range(1, 5), _forward_kernel
+    "rnn_forward", _forward_reference, _forward_shapes, lambda **_: {1, 2, 3, 4}, _forward_kernel
 )
-linear_p = _operation(
-    "rnn_linear",
-    _linear_reference,
-    _linear_shapes,
-    lambda cell: _one(1 + cell.split + len(cell.states)),
-    None,
-)
+linear_p = _operation("rnn_linear", _linear_reference, _linear_shapes, _linear_shared, None)
 backward_p = _operation(
-    "rnn_backward",
-    _backward_reference,
-    _backward_shapes,
-    lambda cell: _one(1 + len(cell.states)),
-    _backward_kernel,
+    "rnn_backward", _backward_reference, _backward_shapes, _backward_shared, _backward_kernel
 )
 
 
 def _transpose(cts: Any, *operands: Any, **parameters: Any) -> list[Any]:
-    cell = parameters["cell"]
-    linear = 1 + cell.split + len(cell.states)
-    residuals = operands[linear:]
+    count = sum(_linear_counts(parameters["cell"], parameters["wanted"]))
+    residuals = operands[count:]
     made = [ad.instantiate_zeros(ct) for ct in cts]
     out = backward_p.bind(*made, *residuals, **parameters)
     return [*out, *[None] * len(residuals)]

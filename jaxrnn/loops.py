@@ -129,7 +129,7 @@ def forward(
         (state, _), outputs = lax.scan(step, (state, first), (x, masks), reverse=plan.reverse)
         return state, outputs, start
 
-    steps, length = x.shape[0], length_of_blocks(plan, x)
+    steps, length = x.shape[0], length_of_blocks(plan, x, keep)
     whole = every_step and not plan.remat  # nothing is gained by blocks
     final, (given, kept), starts = scan_blocks(
         block, state, (x, masks), None, length=steps if whole else length, reverse=plan.reverse
@@ -140,8 +140,9 @@ def forward(
     return given, final, kept, starts
 
 
-def length_of_blocks(plan: Plan, x: jax.Array) -> int:
+def length_of_blocks(plan: Plan, x: jax.Array, keep: Keep) -> int:
     """The steps in a block, for x (T, N, D)."""
+    del keep  # the products of a block are best in a cache, whatever is kept
     return block_length(x.shape[0], x.shape[1], plan.block)
 
 

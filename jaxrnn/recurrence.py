@@ -130,7 +130,7 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
         dstate, out = linear(weights, transposed, dweights, x, dx, start, masks, hs, kept, dstate)
         return dstate, out, None
 
-    length = loop.length_of_blocks(plan, x)
+    length = loop.length_of_blocks(plan, x, keep)
     steps = (x, masks, given[0], kept, dx)
     dfinal, dgiven, _ = scan_blocks(
         block, entering(dstate), steps, starts, length=length, reverse=plan.reverse

@@ -285,15 +285,19 @@ def test_the_operations_know_their_shapes() -> None:
                                         fused._forward_kernel, operands, options)  # fmt: skip
             assert said == scan == kernel
         h, *more = said
-        residuals = (weights.weight_hh, *state, h, *more, *flags)
-        dz = [jax.ShapeDtypeStruct((*x.shape[:2], len(weights.weight_hh)), x.dtype)]
-        said, scan, _ = shapes(fused.linear_p.bind, fused._linear_reference, None,
-                               (*dz * (1 + cell.split), *state, *residuals), how)  # fmt: skip
-        assert said == scan
-        given = (dh, *dlast, *residuals)
-        said, scan, kernel = shapes(fused.backward_p.bind, fused._backward_reference,
-                                    fused._backward_kernel, given, how)  # fmt: skip
-        assert said == scan == kernel
+        residuals = (x, *weights[:2], *state, h, *more, *flags)
+        for wanted in ((True, True, True, True), (False, True, False, False)):
+            options = how | dict(wanted=wanted)
+            bias = weights[2 : 3 + cell.split]
+            some = [a for a, yes in zip((x, *weights[:2]), wanted, strict=False) if yes]
+            some += bias if wanted[3] else []
+            said, scan, _ = shapes(fused.linear_p.bind, fused._linear_reference, None,
+                                   (*some, *state, *residuals), options)  # fmt: skip
+            assert said == scan
+            given = (dh, *dlast, *residuals)
+            said, scan, kernel = shapes(fused.backward_p.bind, fused._backward_reference,
+                                        fused._backward_kernel, given, options)  # fmt: skip
+            assert said == scan == kernel
 
 
 def shapes(bind: Any, reference: Any, kernel: Any, operands: Any, options: Any) -> Any:
@@ -304,7 +308,7 @@ def shapes(bind: Any, reference: Any, kernel: Any, operands: Any, options: Any) 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 def test_vmap_over_the_data_is_a_larger_batch(masked: bool) -> None:
-    """The gradient of each of three batches, the weights one for all, and kernels for it."""
+    """The gradient of each of three batches, and of all, the weights one for them."""
     cell = cells.LSTM()
     weights, x, state, masks, _ = draw(cell, SIZES[0], jnp.float64)
     xs = jnp.stack([x, 2 * x, -x], axis=2)
@@ -321,7 +325,17 @@ def test_vmap_over_the_data_is_a_larger_batch(masked: bool) -> None:
     close(each("kernel")(weights, xs, state), each("scan")(weights, xs, state), 1e-12)
     text = each("kernel").lower(weights, xs, state).as_text()
     assert "jaxrnn_forward" in text
-    assert "jaxrnn_backward" in text
+    assert "jaxrnn_backward" not in text  # each batch has sums of its own
+
+    def together(backend: str) -> Any:
+        def total(w: Any, xs: jax.Array, state: Any) -> jax.Array:
+            one = functools.partial(loss, backend=backend)
+            return jax.vmap(one, in_axes=(None, 2, None))(w, xs, state).sum()
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+
+    close(together("kernel")(weights, xs, state), together("scan")(weights, xs, state), 1e-12)
+    assert "jaxrnn_backward" in together("kernel").lower(weights, xs, state).as_text()
 
 
 def test_a_layer_says_who_runs_it() -> None:

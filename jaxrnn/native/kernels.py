@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrnn.native import backward, compiler, forward, handler, threads, tiles
+from jaxrnn.native import backward, compiler, forward, handler, outer, threads, tiles
+from jaxrnn.native.backward import Backward, Wanted
 from jaxrnn.native.forward import Variant
 from jaxrnn.native.ir import Module
 from jaxrnn.native.layout import Sizes
@@ -28,27 +29,25 @@ def variant(cell: Any, dtype: str, masked: bool, keep: bool) -> Variant:
 
 
 @functools.cache
-def _handler(kind: str, variant: Variant, dtype: str, tile: tiles.Tile, bits: int) -> str:
+def _handler(kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: tiles.Machine) -> str:
     """The name of a compiled kernel.
 
     It is made of what the kernel does, so that programs that XLA keeps on disk find the same.
     """
-    machine = compiler.machine()
-    module = Module(DTYPES[dtype], bits // 8 // np.dtype(dtype).itemsize)
+    module = Module(DTYPES[dtype], machine.bits // 8 // np.dtype(dtype).itemsize)
     threads.write_barrier(module)
-    if kind == "forward":
-        forward.write(module, variant, tile)
-        counts = len(forward.NUMBERS), len(variant.inputs), len(variant.outputs)
+    if isinstance(kind, Backward):
+        backward.write(module, kind)
+        told, name = backward.NUMBERS, "backward"
     else:
-        backward.write(module, variant, tile)
-        ends = backward.inputs(variant), backward.outputs(variant)
-        counts = len(backward.NUMBERS), *map(len, ends)
+        forward.write(module, kind, tile)
+        told, name = forward.NUMBERS, "forward"
     threads.write_start(module)
     threads.write_run(module, machine.cores)
-    name = f"jaxrnn_{kind}_{hashlib.sha256(module.text().encode()).hexdigest()[:16]}"
+    name = f"jaxrnn_{name}_{hashlib.sha256(module.text().encode()).hexdigest()[:16]}"
     if name not in _compiled:
-        handler.write_handler(module, name, *counts)
-        compiler.compile_handler(module.text(), name, bits)
+        handler.write_handler(module, name, len(told), len(kind.inputs), len(kind.outputs))
+        compiler.compile_handler(module.text(), name, machine.bits)
         _compiled.add(name)
     return name
 
@@ -78,35 +77,45 @@ def run_forward(
     results = [steps, *[steps if keep else steps[1:]] * (kind.states - 1)]
     if keep:
         results += [(*steps[:2], count * sizes.H) for count in kind.graph.saved]
-    name = _handler("forward", kind, dtype, tile, machine.bits)
+    name = _handler(kind, dtype, tile, machine)
     return _call(name, planned, results, x.dtype, operands)
 
 
 def run_backward(
-    cell: Any, operands: Sequence[jax.Array], *, masked: bool, reverse: bool
+    cell: Any, operands: Sequence[jax.Array], *, masked: bool, reverse: bool, wanted: Sequence[bool]
 ) -> list[jax.Array]:
-    """The backward kernel: by the gate inputs at each step (T, N, G*H), and by the first states.
-
-    Where the cell takes its gate inputs apart, those of x come before those of h.
+    """The backward kernel: the derivatives that are wanted, and those by the first states.
 
     Args:
         cell: which cell.
-        operands: the derivative by h at each step (T, N, H), W_hh, the derivatives by the last
-            states, the first states, the states at each step, what was saved, and flags.
+        operands: the derivative by h at each step (T, N, H), x (T, N, D), W_ih, W_hh, the
+            derivatives by the last states, the first states, the states at each step, what was
+            saved, and flags.
         masked: whether there are flags.
         reverse: as in the forward kernel.
+        wanted: by x (T, N, D), by W_ih, by W_hh, by the bias (G*H,), or by both biases where the
+            cell takes its gate inputs apart.
     """
-    dy, w_hh = operands[:2]
-    sizes, dtype = Sizes(dy.shape[0], dy.shape[1], 0, w_hh.shape[1]), dy.dtype.name
-    kind = variant(cell, dtype, masked, True)
+    _, x, w_ih, w_hh = operands[:4]
+    sizes, dtype = Sizes(x.shape[0], x.shape[1], x.shape[2], w_hh.shape[1]), x.dtype.name
     machine = compiler.machine()
-    lanes = machine.bits // 8 // dy.dtype.itemsize
-    tile = tiles.choose(machine, lanes, 1, sizes.H)
-    planned = backward.plan(kind, machine, tile, lanes, dy.dtype.itemsize, sizes, 1 - 2 * reverse)
-    steps = (sizes.T, sizes.N, kind.gates * sizes.H)
-    results = [steps] * (1 + kind.split) + [(sizes.N, sizes.H)] * kind.states
-    name = _handler("backward", kind, dtype, tile, machine.bits)
-    return _call(name, planned, results, dy.dtype, operands)
+    lanes = machine.bits // 8 // x.dtype.itemsize
+    kind = Backward(
+        variant(cell, dtype, masked, True),
+        Wanted(*wanted),
+        tiles.choose(machine, lanes, 1, sizes.H),
+        tiles.choose(machine, lanes, 1, sizes.D),
+        outer.choose(machine, lanes, sizes.D),
+        outer.choose(machine, lanes, sizes.H),
+    )
+    planned = backward.plan(kind, machine, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
+    some = zip(wanted, (x, w_ih, w_hh), strict=False)
+    results = [array.shape for yes, array in some if yes]
+    if wanted[3]:
+        results += [(len(w_hh),)] * kind.halves
+    results += [(sizes.N, sizes.H)] * kind.forward.states
+    name = _handler(kind, dtype, kind.tile, machine)
+    return _call(name, planned, results, x.dtype, operands)
 
 
 def _call(

@@ -16,6 +16,10 @@ from jaxrnn.native.tiles import Machine, Tile
 # they stay in the cache until their steps have come.
 ROWS_AHEAD = 96
 
+# Rows of dz that are gathered before what they are needed for is done: enough that a derivative by
+# weights is seldom read and written again, few enough that they stay in the cache.
+ROWS_BEHIND = 128
+
 # A thread has to have so many operations to do; starting one takes some 20 microseconds.
 FLOP_A_THREAD = 4_000_000
 

@@ -150,14 +150,18 @@ class Share:
         unit_group = f.sub("%number", f.mul(row_group, c["UNIT_GROUPS"]))
         self.row0, self.row1 = share(f, c["N"], row_group, c["ROW_GROUPS"])
         self.panel0, self.panel1 = share(f, c["PANELS"], unit_group, c["UNIT_GROUPS"])
+        self._unit_group, self._unit_groups = unit_group, c["UNIT_GROUPS"]
         self._counter = f.at(c["barriers"], f.mul(f.add(row_group, 1), LINE), 1)
-        self._others = c["UNIT_GROUPS"]
         self._any = f.compare("ugt", c["UNIT_GROUPS"], 1)
+
+    def share_of_units(self, f: Function, total: str) -> tuple[str, str]:
+        """The piece of `total` things that are shared like the units: first, end."""
+        return share(f, total, self._unit_group, self._unit_groups)
 
     def meet(self, f: Function, times: str) -> None:
         """Wait for those with the same rows, for the so many-th time."""
         with f.when(self._any):
-            f.call("barrier", f"ptr {self._counter}", f"i64 {self._others}", f"i64 {times}")
+            f.call("barrier", f"ptr {self._counter}", f"i64 {self._unit_groups}", f"i64 {times}")
 
 
 def slots(f: Function, names: Sequence[str]) -> dict[str, str]:

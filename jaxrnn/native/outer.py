@@ -1,0 +1,155 @@
+"""The product that the derivatives by weights are: a sum over rows, ``C += A.T @ B``.
+
+.. code-block:: text
+
+    C[i, j] += sum over k of A[k, i] * B[k, j]         A (K, I), B (K, J), C (I, J)
+
+A tile of C is summed up in registers: a row's numbers of A are spread over vectors one by one, its
+vectors of B are loaded. The rows of A and B are found by their addresses and need no order. A panel
+of B, a few vectors of each row, is copied together first, since all tiles below it read it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from jaxrnn.native.ir import INT, Function, Module
+from jaxrnn.native.tiles import Machine, lanes_there
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The sizes of a tile of C: rows, and vectors in each."""
+
+    rows: int
+    wide: int
+
+
+def choose(machine: Machine, lanes: int, columns: int) -> Patch:
+    """The tile for so many columns of C: many sums, few columns that are not there.
+
+    Example:
+        >>> choose(Machine(512, 32, 2), 16, 128), choose(Machine(512, 32, 2), 16, 20)
+        (Patch(rows=12, wide=2), Patch(rows=12, wide=2))
+    """
+    vectors = -(-columns // lanes)
+    wide = 1 if vectors == 1 else 2
+    return Patch(min(machine.registers * 3 // 4 // wide, 12), wide)
+
+
+def write(m: Module, name: str, patch: Patch) -> None:
+    """Functions that add to a tile of C, or to a single row of one.
+
+    ``name(k, a, i, panel, j, columns, first, target)`` and ``name_row(...)``: `a` are the addresses
+    of K rows, i and j where the tile begins, `first` whether C holds nothing yet, and `target` the
+    address of C[i, 0].
+    """
+    for rows, ending in ((patch.rows, ""), (1, "_row")):
+        arguments = [
+            *(("count", INT), ("a", "ptr"), ("i", INT), ("panel", "ptr"), ("j", INT)),
+            *(("columns", INT), ("first", "i1"), ("target", "ptr")),
+        ]
+        _write_one(Function(m, name + ending, arguments), patch.wide, rows)
+
+
+def _write_one(f: Function, wide: int, rows: int) -> None:
+    m = f.module
+    sums = [[f.fresh("%sum") for _ in range(wide)] for _ in range(rows)]
+    start = f.block
+    f.say("br label %head")
+    f.label("head")
+    place = len(f.lines)
+    f.say("%more = icmp slt i64 %k, %count")
+    f.say("br i1 %more, label %body, label %exit")
+    f.label("body")
+    a = f.at(f.load(f.at("%a", "%k", 8), "ptr"), "%i")
+    b = f.at("%panel", f.mul("%k", wide * m.lanes))
+    vectors = [f.load(f.at(b, v * m.lanes), m.vector) for v in range(wide)]
+    after = []
+    for r, row in enumerate(sums):
+        x = f.spread(f.load(f.at(a, r), m.scalar))
+        after.append([f.fma(x, vector, s) for vector, s in zip(vectors, row)])
+    f.say("%k.next = add nsw i64 %k, 1")
+    f.say("br label %head")
+    phis = [f"  %k = phi i64 [ 0, %{start} ], [ %k.next, %body ]"]
+    zero = f"{m.vector} [ zeroinitializer, %{start} ]"
+    for name, new in zip(*map(itertools.chain.from_iterable, (sums, after))):
+        phis.append(f"  {name} = phi {zero}, [ {new}, %body ]")
+    f.lines[place:place] = phis
+    f.label("exit")
+    old_one = f.spread("%first", "i1")
+    for v in range(wide):
+        column = f.add("%j", v * m.lanes)
+        there = lanes_there(f, column, "%columns")
+        # Nothing is read of what holds nothing yet.
+        known = f.let(f"select {m.mask} {old_one}, {m.mask} zeroinitializer, {m.mask} {there}")
+        for r, row in enumerate(sums):
+            line = f.at("%target", f.mul("%columns", r)) if r else "%target"
+            total = f.let(f"fadd {m.vector} {f.load_some(f.at(line, column), known)}, {row[v]}")
+            f.store_some(total, f.at(line, column), there)
+    f.done()
+
+
+def add(
+    f: Function,
+    name: str,
+    patch: Patch,
+    *,
+    count: str,
+    a: str,
+    rows: tuple[str, str],
+    b: str,
+    columns: Any,
+    panels: tuple[str, str] | None = None,
+    first: str,
+    panel: str,
+    target: str,
+) -> None:
+    """Add ``A.T @ B`` to some of C.
+
+    Args:
+        f: where it is written.
+        name: of the functions.
+        patch: their tile.
+        count: K.
+        a: the addresses of the rows of A.
+        rows: of C, the first and the end.
+        b: the addresses of the rows of B.
+        columns: of B and C.
+        panels: of columns, the first and the end; None for all.
+        first: whether C holds nothing yet.
+        panel: memory for K rows of a panel.
+        target: C.
+    """
+    m = f.module
+    begin, end = rows
+    whole = f.mul(f.div(f.sub(end, begin), patch.rows), patch.rows)
+    whole = f.add(begin, whole)
+    with f.loop(*(panels or ("0", panels_of(f, patch, columns)))) as p:
+        j = f.mul(p, patch.wide * m.lanes)
+        places = [f.add(j, v * m.lanes) for v in range(patch.wide)]
+        there = [lanes_there(f, place, columns) for place in places]
+        with f.loop(0, count) as k:
+            row, to = f.load(f.at(b, k, 8), "ptr"), f.mul(k, patch.wide * m.lanes)
+            for v, (place, t) in enumerate(zip(places, there)):
+                value = f.load_some(f.at(row, place), t)
+                f.store(value, f.at(f.at(panel, to), v * m.lanes), m.vector)
+
+        def some(name: str, i: str, j: str = j) -> None:
+            f.call(
+                *(name, f"i64 {count}", f"ptr {a}", f"i64 {i}", f"ptr {panel}", f"i64 {j}"),
+                *(f"i64 {columns}", f"i1 {first}", f"ptr {f.at(target, f.mul(i, columns))}"),
+            )
+
+        with f.loop(begin, whole, patch.rows) as i:
+            some(name, i)
+        with f.loop(whole, end) as i:
+            some(f"{name}_row", i)
+
+
+def panels_of(f: Function, patch: Patch, columns: Any) -> str:
+    """How many panels so many columns are."""
+    wide = patch.wide * f.module.lanes
+    return f.div(f.add(columns, wide - 1), wide)
