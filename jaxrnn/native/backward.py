@@ -103,7 +103,7 @@ def plan(
     sharing = layout.sharing(
         machine, tile, kind.forward.gates, sizes, panels, panels * features * sums
     )
-    block = max(1, min(sizes.T, layout.ROWS_BEHIND // sizes.N))
+    block = layout.steps_behind(sizes, features * (sizes.D + sizes.H) * itemsize)
     rows = -(-sizes.N // sharing.row_groups)
     areas, private = Areas(), Areas()
     areas.add("W_HH", panels * features * sums)
@@ -118,7 +118,7 @@ def plan(
     for name in ("OWN", "OWN_DX"):
         private.add(name, block * rows * 8 if kind.wanted.x else 0)
     for name in ("X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "ONES"):
-        private.add(name, block * sizes.N * 8)
+        private.add(name, (block * sizes.N + outer.AHEAD) * 8)
     numbers = layout.numbers(
         NUMBERS,
         areas,
@@ -350,7 +350,11 @@ class _Writer:
         if wanted.x:
             self.by_x(turn0, steps)
         count, first = f.mul(steps, c["N"]), f.compare("eq", turn0, 0)
-        begin, end = threads.share(f, self.features, "%number", c["THREADS"])
+        high = self.kind.h_patch.rows
+        begin, end = threads.share(
+            f, f.div(f.add(self.features, high - 1), high), "%number", c["THREADS"]
+        )
+        begin, end = f.mul(begin, high), f.least(f.mul(end, high), self.features)
 
         def add(patch: str, a: str, b: str, columns: str, to: str) -> None:
             """Rows of C are shared out; of a single one, its columns."""

@@ -137,6 +137,11 @@ class Function:
         align = self.module.itemsize if kind == self.module.vector else None
         self.say(f"store {kind} {value}, ptr {address}" + (f", align {align}" if align else ""))
 
+    def prefetch(self, address: str) -> None:
+        """Have a line of memory brought near, if there is one at an address."""
+        self.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
+        self.call("llvm.prefetch.p0", f"ptr {address}", "i32 0", "i32 3", "i32 1")
+
     def array(self, kind: str, size: int) -> str:
         """Memory on the stack, as long as the function runs."""
         self.count += 1

@@ -16,9 +16,9 @@ from jaxrnn.native.tiles import Machine, Tile
 # they stay in the cache until their steps have come.
 ROWS_AHEAD = 96
 
-# Rows of dz that are gathered before what they are needed for is done: enough that a derivative by
-# weights is seldom read and written again, few enough that they stay in the cache.
-ROWS_BEHIND = 128
+# Rows of dz that are gathered before what they are needed for is done: few enough that they stay in
+# the cache. Large derivatives by weights, which do not, are read and written again less often.
+ROWS_BEHIND, ROWS_BEHIND_LARGE, LARGE_BYTES = 128, 512, 1 << 24
 
 # A thread has to have so many operations to do; starting one takes some 20 microseconds.
 FLOP_A_THREAD = 4_000_000
@@ -60,6 +60,12 @@ def sharing(
         return Sharing(1, threads)
     groups = min(threads, by_rows)
     return Sharing(groups, max(1, min(threads // groups, panels)))
+
+
+def steps_behind(sizes: Sizes, weights: int) -> int:
+    """Steps in a block of the backward kernel, for so many bytes of derivatives by weights."""
+    rows = ROWS_BEHIND if weights <= LARGE_BYTES else ROWS_BEHIND_LARGE
+    return max(1, min(sizes.T, rows // sizes.N))
 
 
 class Areas:

@@ -18,6 +18,9 @@ from typing import Any
 from jaxrnn.native.ir import INT, Function, Module
 from jaxrnn.native.tiles import Machine, lanes_there
 
+AHEAD = 16
+"""Rows of A that are fetched ahead: so many addresses behind the last are read, if never used."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -32,11 +35,10 @@ def choose(machine: Machine, lanes: int, columns: int) -> Patch:
 
     Example:
         >>> choose(Machine(512, 32, 2), 16, 128), choose(Machine(512, 32, 2), 16, 20)
-        (Patch(rows=12, wide=2), Patch(rows=12, wide=2))
+        (Patch(rows=8, wide=2), Patch(rows=8, wide=2))
     """
     vectors = -(-columns // lanes)
-    wide = 1 if vectors == 1 else 2
-    return Patch(min(machine.registers * 3 // 4 // wide, 12), wide)
+    return Patch(machine.registers // 4, 1 if vectors == 1 else 2)
 
 
 def write(m: Module, name: str, patch: Patch) -> None:
@@ -57,6 +59,11 @@ def write(m: Module, name: str, patch: Patch) -> None:
 def _write_one(f: Function, wide: int, rows: int) -> None:
     m = f.module
     sums = [[f.fresh("%sum") for _ in range(wide)] for _ in range(rows)]
+    lines = [f.at("%target", f.mul("%columns", r)) if r else "%target" for r in range(rows)]
+    columns = [f.add("%j", v * m.lanes) for v in range(wide)]
+    for line in lines:
+        for column in columns:
+            f.prefetch(f.at(line, column))
     start = f.block
     f.say("br label %head")
     f.label("head")
@@ -64,6 +71,8 @@ def _write_one(f: Function, wide: int, rows: int) -> None:
     f.say("%more = icmp slt i64 %k, %count")
     f.say("br i1 %more, label %body, label %exit")
     f.label("body")
+    # A row of a large A is in a page of its own, which no processor foresees.
+    f.prefetch(f.at(f.load(f.at("%a", f.add("%k", AHEAD), 8), "ptr"), "%i"))
     a = f.at(f.load(f.at("%a", "%k", 8), "ptr"), "%i")
     b = f.at("%panel", f.mul("%k", wide * m.lanes))
     vectors = [f.load(f.at(b, v * m.lanes), m.vector) for v in range(wide)]
@@ -80,13 +89,11 @@ def _write_one(f: Function, wide: int, rows: int) -> None:
     f.lines[place:place] = phis
     f.label("exit")
     old_one = f.spread("%first", "i1")
-    for v in range(wide):
-        column = f.add("%j", v * m.lanes)
+    for v, column in enumerate(columns):
         there = lanes_there(f, column, "%columns")
         # Nothing is read of what holds nothing yet.
         known = f.let(f"select {m.mask} {old_one}, {m.mask} zeroinitializer, {m.mask} {there}")
-        for r, row in enumerate(sums):
-            line = f.at("%target", f.mul("%columns", r)) if r else "%target"
+        for line, row in zip(lines, sums):
             total = f.let(f"fadd {m.vector} {f.load_some(f.at(line, column), known)}, {row[v]}")
             f.store_some(total, f.at(line, column), there)
     f.done()
@@ -114,7 +121,7 @@ def add(
         name: of the functions.
         patch: their tile.
         count: K.
-        a: the addresses of the rows of A.
+        a: the addresses of the rows of A, with `AHEAD` more places behind them.
         rows: of C, the first and the end.
         b: the addresses of the rows of B.
         columns: of B and C.

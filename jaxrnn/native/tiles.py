@@ -159,22 +159,45 @@ def pack_rows(
     m = f.module
     groups = tile.vectors // tile.group
     size = f.mul(k, tile.group * m.lanes)
+    squares = f.mul(f.div(k, m.lanes), m.lanes)
     for group in range(groups):
         base = f.at(target, f.mul(size, group)) if group else target
         for a in range(tile.group):
             gate, wide = divmod(group * tile.group + a, tile.wide)
-            with f.loop(0, m.lanes) as lane:
-                first = f.add(f.mul(panel, tile.wide * m.lanes), wide * m.lanes)
-                unit = f.add(first, lane)
-                there = f.compare("slt", unit, h)
+            to = f.at(base, a * m.lanes)
+            first = f.add(f.mul(panel, tile.wide * m.lanes), wide * m.lanes)
+            rows = []
+            for lane in range(m.lanes):
                 # What is not there is read of the last unit, and never written out.
-                unit = f.choose(there, unit, f.sub(h, 1))
-                row = f.add(f.mul(h, gate), unit)
-                source = f.at(weight, f.mul(row, k))
-                to = f.at(f.at(base, a * m.lanes), lane)
-                with f.loop(0, k) as i:
-                    value = f.load(f.at(source, i), m.scalar)
-                    f.store(value, f.at(to, f.mul(i, tile.group * m.lanes)), m.scalar)
+                unit = f.least(f.add(first, lane), f.sub(h, 1))
+                rows.append(f.at(weight, f.mul(f.add(f.mul(h, gate), unit), k)))
+            with f.loop(0, squares, m.lanes) as i:
+                square = transposed(f, [f.load(f.at(row, i), m.vector) for row in rows])
+                for j, vector in enumerate(square):
+                    place = f.mul(f.add(i, j), tile.group * m.lanes)
+                    f.store(vector, f.at(to, place), m.vector)
+            with f.loop(squares, k) as i:
+                place = f.at(to, f.mul(i, tile.group * m.lanes))
+                for lane, row in enumerate(rows):
+                    f.store(f.load(f.at(row, i), m.scalar), f.at(place, lane), m.scalar)
+
+
+def transposed(f: Function, rows: list[str]) -> list[str]:
+    """As many vectors as they have lanes, the other way round: by perfect shuffles of pairs."""
+    m, half = f.module, len(rows) // 2
+    kind = f"<{m.lanes} x i32>"
+    places = [
+        [lane // 2 + lane % 2 * m.lanes + low for lane in range(m.lanes)] for low in (0, half)
+    ]
+    masks = [f"{kind} <{', '.join(f'i32 {i}' for i in one)}>" for one in places]
+    for _ in range(m.lanes.bit_length() - 1):
+        pairs = zip(rows[:half], rows[half:])
+        rows = [
+            f.let(f"shufflevector {m.vector} {a}, {m.vector} {b}, {mask}")
+            for a, b in pairs
+            for mask in masks
+        ]
+    return rows
 
 
 def pack_columns(
