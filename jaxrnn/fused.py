@@ -31,6 +31,7 @@ from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.loops import Keep, Kept, Plan, turned
 from jaxrnn.products import paired_product, rows_product
+from jaxrnn.ragged import only
 from jaxrnn.step import Masks, Weights, enter, entered_rows
 
 # A block of the derivative, where it is computed again: so many rows that a call of a kernel costs
@@ -164,8 +165,9 @@ def _forward_reference(
     (x,), weights, state, flags = _split_operands(operands, 1, 4, len(cell.states))
     plan = Plan(cell, reverse)
     how = Keep.ALL if keep else Keep.NOTHING
+    masks = _masks(flags)
     (h,), last, kept, _ = loops.forward(
-        plan, Weights(*weights), x, turned(state), _masks(flags), how
+        plan, Weights(*weights), only(masks.valid, x), turned(state), masks, how
     )
     if not keep:
         return [h, *turned(last[1:])]
@@ -179,6 +181,9 @@ def _linear_reference(
     pieces = _split_operands(operands, *_linear_counts(cell, wanted), *_residual_counts(cell))
     dx, dw_ih, dw_hh, bias, dstate, (x, w_ih, w_hh), start, after, saved, flags = pieces
     masks, plan = _masks(flags), Plan(cell, reverse)
+    # Of steps that are not a row's own, a kernel reads no input and saves nothing.
+    x, *saved = (only(masks.valid, a) for a in (x, *saved))
+    saved = tuple(saved)
     shift = functools.partial(first_and_shifted, reverse=reverse)
     old = enter(turned(tuple(map(shift, start, after))), masks.resets)
     tree = jax.tree.structure(_saved_tree(cell))

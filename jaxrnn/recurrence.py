@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxrnn import backends, fused, loops
+from jaxrnn import backends, fused, loops, ragged
 from jaxrnn.blocks import known, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.loops import Keep, Plan, turned
@@ -56,7 +56,7 @@ def unroll(
         x: (T, N, D), T at least 1.
         state: the initial states, h (N, R) first, each other one (N, H); None for zeros.
         reverse: read the sequence from its last step to its first.
-        masks: resets and valid steps, see `Masks`.
+        masks: resets and valid steps, see `Masks`; x at a step that is not valid reaches nothing.
         remat: trade arithmetic for memory in the derivative, see `Plan`.
         block: steps in a block; the default is chosen from the shapes.
         all_states: give out every state at each step.
@@ -83,6 +83,8 @@ def unroll(
         state = zero_state(cell, weights, x.shape[1], x.dtype)
     fused = backends.choose(backend, cell, weights, x, all_states=all_states) == "kernel"
     plan = Plan(cell, reverse, remat, block, all_states, fused)
+    if not fused:  # a kernel reads nothing there
+        x = ragged.only(masks.valid, x)
     given, last = _unroll(plan, weights, x, tuple(state), masks)
     return given if all_states else given[0], last
 

@@ -104,7 +104,6 @@ def run(
         states = None if states is None else tuple(s[:, None] for s in states)
     masks = ragged.masks(x.shape[0], lengths, resets)
     valid = masks[0].valid
-    x = ragged.only(valid, x)
 
     last = []
     for first in range(0, len(weights), stack.directions):
@@ -127,7 +126,7 @@ def run(
             outputs.append(given[0] if stack.all_states else given)
             last.append(tuple(ragged.only(valid, s) for s in given) if stack.all_states else final)
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
-        x = ragged.only(valid, x)
+    x = ragged.only(valid, x)
 
     axis = 1 if stack.all_states else 0  # of the layers and directions, after that of time
     states = tuple(jnp.stack(s, axis) for s in zip(*last, strict=True))

@@ -8,7 +8,8 @@
     after a few steps, of all their rows:
     dx = dz @ W_ih      dW_ih += dz.T @ x      dW_hh += dz.T @ h_before      db += dz summed up
 
-and once more without a cell: the derivative by the states before the first step. What dz is needed
+and once more without a cell: the derivative by the states before the first step. Rows that have no
+step of their own are left out. What dz is needed
 for is done while it is in the cache, so that no more than a few steps of it are ever held.
 """
 
@@ -27,6 +28,7 @@ from jaxrnn.native.tiles import Tile
 NUMBERS = (
     *("T", "N", "D", "H", "PANELS", "XPANELS", "BLOCK", "FIRST", "TURN", "LINE"),
     *("W_HH", "W_IH", "NOTHING", "ONE", "RING", "PRIVATE", "STRIDE", "SUMS", "ROWS"),
+    *("WHO", "MANY"),
     *("PANEL", "OWN", "OWN_DX", "X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "ONES"),
 )
 """What a call is told, see `plan`."""
@@ -112,11 +114,14 @@ def plan(
     areas.add("ONE", itemsize)
     areas.add("RING", kind.halves * 2 * block * sizes.N * line * itemsize)
     private.add("SUMS", max(tile.rows * sums, x_tile.rows * x_sums))
-    private.add("ROWS", rows * 8)
+    # One more row: where it would be written, and then is found to have no step of its own.
+    private.add("ROWS", (rows + 1) * 8)
+    private.add("WHO", (rows + 1) * 8)
+    private.add("MANY", 8)
     wide = max(kind.x_patch.wide, kind.h_patch.wide)
     private.add("PANEL", block * sizes.N * wide * lanes * itemsize)
     for name in ("OWN", "OWN_DX"):
-        private.add(name, block * rows * 8 if kind.wanted.x else 0)
+        private.add(name, (block * rows + 1) * 8 if kind.wanted.x else 0)
     for name in ("X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "ONES"):
         private.add(name, (block * sizes.N + outer.AHEAD) * 8)
     numbers = layout.numbers(
@@ -223,32 +228,73 @@ class _Writer:
         slot = f.add(slot, f.mul(f.mul(c["BLOCK"], 2), half)) if half else slot
         return f.at(self.ring, f.mul(f.add(f.mul(slot, c["N"]), n), c["LINE"]))
 
-    def pointers(self, turn: str, nothing_yet: str) -> None:
-        """Where the rows of dz of the step after are; zeros where they do not come through it."""
+    def pointers(self, turn: str, nothing_yet: str) -> str:
+        """The rows that are worked on, and where their dz of the step after is; how many.
+
+        With flags these are the rows that have this step or the one after for their own; zeros
+        stand for dz where the step after is not, or was reset.
+        """
         f, c = self.f, self.c
         last = self.kind.halves - 1
         before = f.choose(nothing_yet, turn, f.sub(turn, 1))
-        with f.loop(0, self.rows) as i:
-            n = f.add(self.mine.row0, i)
-            row = self.dz(last, before, n)
+        f.store("0", self.own["MANY"], INT)
+        with f.loop(self.mine.row0, self.mine.row1) as n:
+            row, one = self.dz(last, before, n), "1"
             if self.variant.masked:
-                row = f.choose(flags_of(f, c, self.time(before), n)[0], self.nothing, row, "ptr")
-            f.store(row, f.at(self.own["ROWS"], i, 8), "ptr")
+                reset, valid = flags_of(f, c, self.time(before), n)
+                through = f.let(f"and i1 {valid}, {f.let(f'xor i1 {reset}, true')}")
+                row = f.choose(through, row, self.nothing, "ptr")
+                at = f.choose(f.compare("slt", turn, c["T"]), turn, before)
+                either = f.let(f"or i1 {valid}, {flags_of(f, c, self.time(at), n)[1]}")
+                one = f.let(f"zext i1 {either} to i64")
+            place = f.load(self.own["MANY"], INT)
+            f.store(row, f.at(self.own["ROWS"], place, 8), "ptr")
+            f.store(n, f.at(self.own["WHO"], place, 8), INT)
+            f.store(f.add(place, one), self.own["MANY"], INT)
+        return f.load(self.own["MANY"], INT)
 
     def step(self, turn: str) -> None:
         """A step of the rows and units that are a thread's own."""
-        f, tile = self.f, self.tile
+        f, c, tile = self.f, self.c, self.tile
         nothing_yet = f.compare("eq", turn, 0)
-        many = f.choose(nothing_yet, "0", self.features)
-        self.pointers(turn, nothing_yet)
+        features = f.choose(nothing_yet, "0", self.features)
+        many = self.pointers(turn, nothing_yet)
         with (
             f.loop(self.mine.panel0, self.mine.panel1) as p,
-            tiles.tiles(f, 0, self.rows, tile.rows) as (i, count),
+            tiles.tiles(f, 0, many, tile.rows) as (i, count),
         ):
-            self.product(p, i, count, many)
+            self.product(p, i, count, features)
             with f.loop(0, count) as j:
-                n = f.add(self.mine.row0, f.add(i, j))
-                self.cell(p, turn, n, f.at(self.own["SUMS"], f.mul(j, self.sums)))
+                n = f.load(f.at(self.own["WHO"], f.add(i, j), 8), INT)
+                sums = f.at(self.own["SUMS"], f.mul(j, self.sums))
+                if self.variant.masked:
+                    valid = flags_of(f, c, self.time(turn), n)[1]
+                    with f.when(valid):
+                        self.cell(p, turn, n, sums)
+                    with f.unless(valid):
+                        self.add_to_h(p, n, sums)
+                else:
+                    self.cell(p, turn, n, sums)
+        if self.variant.masked:
+            self.idle(turn)
+
+    def idle(self, turn: str) -> None:
+        """The derivative by an output of a row that has no step of its own: by its state."""
+        f, c, tile, m = self.f, self.c, self.tile, self.f.module
+        t = self.time(turn)
+        with (
+            f.loop(self.mine.row0, self.mine.row1) as n,
+            f.unless(flags_of(f, c, t, n)[1]),
+        ):
+            dy = f.at(c["dy"], f.mul(f.add(f.mul(t, c["N"]), n), c["H"]))
+            to = f.at(c["dfirst0"], f.mul(n, c["H"]))
+            with f.loop(self.mine.panel0, self.mine.panel1) as p:
+                for wide in range(tile.wide):
+                    first, there = tiles.units(f, tile, c, p, wide)
+                    here = f.at(to, first)
+                    direct = f.load_some(f.at(dy, first), there)
+                    total = f.let(f"fadd {m.vector} {f.load_some(here, there)}, {direct}")
+                    f.store_some(total, here, there)
 
     def product(self, p: str, i: str, count: str, many: str) -> None:
         """``dz @ W_hh`` of a tile."""
@@ -258,23 +304,26 @@ class _Writer:
 
     def first_states(self) -> None:
         """The derivative by h before the first step."""
-        f, c, tile, m = self.f, self.c, self.tile, self.f.module
-        never = f.compare("ne", c["T"], c["T"])
-        self.pointers(c["T"], never)
+        f, c, tile = self.f, self.c, self.tile
+        many = self.pointers(c["T"], f.compare("ne", c["T"], c["T"]))
         with (
             f.loop(self.mine.panel0, self.mine.panel1) as p,
-            tiles.tiles(f, 0, self.rows, tile.rows) as (i, count),
+            tiles.tiles(f, 0, many, tile.rows) as (i, count),
         ):
             self.product(p, i, count, self.features)
             with f.loop(0, count) as j:
-                n = f.add(self.mine.row0, f.add(i, j))
-                sums = f.at(self.own["SUMS"], f.mul(j, self.sums))
-                for wide in range(tile.wide):
-                    first, there = tiles.units(f, tile, c, p, wide)
-                    place = f.at(c["dfirst0"], f.add(f.mul(n, c["H"]), first))
-                    here = f.load(f.at(sums, wide * m.lanes), m.vector)
-                    total = f.let(f"fadd {m.vector} {f.load_some(place, there)}, {here}")
-                    f.store_some(total, place, there)
+                n = f.load(f.at(self.own["WHO"], f.add(i, j), 8), INT)
+                self.add_to_h(p, n, f.at(self.own["SUMS"], f.mul(j, self.sums)))
+
+    def add_to_h(self, p: str, n: str, sums: str) -> None:
+        """Add what comes through the step after to the derivative by h."""
+        f, c, tile, m = self.f, self.c, self.tile, self.f.module
+        for wide in range(tile.wide):
+            first, there = tiles.units(f, tile, c, p, wide)
+            place = f.at(c["dfirst0"], f.add(f.mul(n, c["H"]), first))
+            here = f.load(f.at(sums, wide * m.lanes), m.vector)
+            total = f.let(f"fadd {m.vector} {f.load_some(place, there)}, {here}")
+            f.store_some(total, place, there)
 
     def cell(self, p: str, turn: str, n: str, sums: str) -> None:
         """The transpose of the cell's tangent on one row of a panel."""
@@ -285,7 +334,7 @@ class _Writer:
         row = f.add(f.mul(t, c["N"]), n)
         zero = f.constant(0.0)
         if variant.masked:
-            reset, valid = (f.spread(flag, "i1") for flag in flags_of(f, c, t, n))
+            reset = f.spread(flags_of(f, c, t, n)[0], "i1")
         targets = [self.dz(half, turn, n) for half in range(self.kind.halves)]
         for wide in range(tile.wide):
             first, there = tiles.units(f, tile, c, p, wide)
@@ -334,22 +383,20 @@ class _Writer:
             gates = len(values) - variant.states
             for index, value in enumerate(values[:gates]):
                 half, gate = divmod(index, variant.gates)
-                if variant.masked:
-                    value = select(f, valid, value, zero)
                 at = f.add(f.mul(c["H"], gate), first) if gate else first
                 f.store_some(value, f.at(targets[half], at), there)
-            for value, carry, ct in zip(values[gates:], carries, cts):
+            for value, carry in zip(values[gates:], carries):
                 if variant.masked:
-                    value = select(f, reset, zero, select(f, valid, value, ct))
+                    value = select(f, reset, zero, value)
                 f.store_some(value, carry, there)
 
     def behind(self, turn0: str, steps: str) -> None:
         """What dz of a block of steps is needed for past the loop."""
         f, c, wanted = self.f, self.c, self.kind.wanted
-        self.rows_of_block(turn0, steps)
+        count = self.rows_of_block(turn0, steps)
         if wanted.x:
             self.by_x(turn0, steps)
-        count, first = f.mul(steps, c["N"]), f.compare("eq", turn0, 0)
+        first = f.compare("eq", turn0, 0)
         high = self.kind.h_patch.rows
         begin, end = threads.share(
             f, f.div(f.add(self.features, high - 1), high), "%number", c["THREADS"]
@@ -380,9 +427,10 @@ class _Writer:
             for half in range(self.kind.halves):
                 add("outer_h", "ONES", f"Z{half}_ROWS", self.features, f"db{half}")
 
-    def rows_of_block(self, turn0: str, steps: str) -> None:
-        """Where the rows of x, of h before the step, and of dz are, for all steps of a block."""
+    def rows_of_block(self, turn0: str, steps: str) -> str:
+        """Where x, h before the step, and dz of the rows of a block are; how many rows."""
         f, c = self.f, self.c
+        f.store("0", self.own["MANY"], INT)
         with f.loop(0, steps) as s:
             turn = f.add(turn0, s)
             t = self.time(turn)
@@ -391,36 +439,47 @@ class _Writer:
             with f.loop(0, c["N"]) as n:
                 x = f.at(c["x"], f.mul(f.add(f.mul(t, c["N"]), n), c["D"]))
                 h = f.at(c["state0"], f.mul(f.add(before, n), c["H"]))
-                h = f.choose(begin, f.at(c["first0"], f.mul(n, c["H"])), h, "ptr")
+                h, one = f.choose(begin, f.at(c["first0"], f.mul(n, c["H"])), h, "ptr"), "1"
                 if self.variant.masked:
                     reset, valid = flags_of(f, c, t, n)
                     h = f.choose(reset, self.nothing, h, "ptr")
-                    x = f.choose(valid, x, self.nothing, "ptr")
-                at = f.add(f.mul(s, c["N"]), n)
+                    one = f.let(f"zext i1 {valid} to i64")
+                at = f.load(self.own["MANY"], INT)
                 rows = {"X_ROWS": x, "H_ROWS": h}
                 for half in range(self.kind.halves):
                     rows[f"Z{half}_ROWS"] = self.dz(half, turn, n)
                 for name, row in rows.items():
                     f.store(row, f.at(self.own[name], at, 8), "ptr")
+                f.store(f.add(at, one), self.own["MANY"], INT)
+        return f.load(self.own["MANY"], INT)
 
     def by_x(self, turn0: str, steps: str) -> None:
         """``dx = dz @ W_ih`` of the rows that are a thread's own."""
         f, c, m, tile, mine = self.f, self.c, self.f.module, self.kind.x_tile, self.mine
         sums = tile.vectors * m.lanes
+        f.store("0", self.own["MANY"], INT)
         with f.loop(0, steps) as s:
             turn = f.add(turn0, s)
             t = self.time(turn)
-            with f.loop(0, self.rows) as i:
-                n = f.add(mine.row0, i)
-                at = f.add(f.mul(s, self.rows), i)
+            with f.loop(mine.row0, mine.row1) as n:
+                at, one = f.load(self.own["MANY"], INT), "1"
                 f.store(self.dz(0, turn, n), f.at(self.own["OWN"], at, 8), "ptr")
                 row = f.at(c["dx"], f.mul(f.add(f.mul(t, c["N"]), n), c["D"]))
                 f.store(row, f.at(self.own["OWN_DX"], at, 8), "ptr")
+                if self.variant.masked:
+                    valid = flags_of(f, c, t, n)[1]
+                    one = f.let(f"zext i1 {valid} to i64")
+                    with f.unless(valid):
+                        first, end = mine.share_of_units(f, c["D"])
+                        with f.loop(first, end) as i:
+                            f.store("0.0", f.at(row, i), m.scalar)
+                f.store(f.add(at, one), self.own["MANY"], INT)
+        many = f.load(self.own["MANY"], INT)
         first, end = mine.share_of_units(f, c["XPANELS"])
         size = f.mul(self.features, sums)
         with (
             f.loop(first, end) as p,
-            tiles.tiles(f, 0, f.mul(steps, self.rows), tile.rows) as (i, count),
+            tiles.tiles(f, 0, many, tile.rows) as (i, count),
         ):
             f.call(
                 *("product_x", f"i64 {count}", f"ptr {f.at(self.w_ih, f.mul(size, p))}"),

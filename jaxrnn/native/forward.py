@@ -7,7 +7,8 @@
         z = zx + h @ W_hh.T                            the sums of a tile stay in registers
         h, c, ... = cell(z, ...)                       and go through the cell while they are there
 
-The output (T, N, H) is the memory of h: a step reads what the step before has written.
+The output (T, N, H) is the memory of h: a step reads what the step before has written. Rows that
+have no step of their own, by their flags, are left out: their states stay, and nothing is saved.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxrnn.native.tiles import Tile
 NUMBERS = (
     *("T", "N", "D", "H", "PANELS", "BLOCK", "FIRST", "TURN"),
     *("W_IH", "W_HH", "B_X", "B_H", "NOTHING", "PRIVATE", "STRIDE", "ZX", "SUMS", "X_ROWS"),
-    "H_ROWS",
+    *("H_ROWS", "WHO", "STARTS"),
 )
 """What a call is told, see `plan`."""
 
@@ -83,8 +84,11 @@ def plan(
     areas.add("NOTHING", sizes.H * itemsize)
     private.add("ZX", -(-panels // sharing.unit_groups) * block * rows * sums)
     private.add("SUMS", tile.rows * sums)
-    private.add("X_ROWS", block * rows * 8)
+    # One more: where a row would be written, and then is found to have no step of its own.
+    private.add("X_ROWS", (block * rows + 1) * 8)
     private.add("H_ROWS", rows * 8)
+    private.add("WHO", (block * rows + 1) * 8)
+    private.add("STARTS", (block + 1) * 8)
     numbers = layout.numbers(
         NUMBERS,
         areas,
@@ -110,9 +114,8 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
     w_ih, w_hh, b_x, b_h = (area(name) for name in ("W_IH", "W_HH", "B_X", "B_H"))
     nothing = area("NOTHING")
     private = f.at(area("PRIVATE"), f.mul(c["STRIDE"], "%number"), 1)
-    zx, tile_sums, x_rows, h_rows = (
-        f.at(private, c[name], 1) for name in ("ZX", "SUMS", "X_ROWS", "H_ROWS")
-    )
+    own = {name: f.at(private, c[name], 1) for name in NUMBERS[NUMBERS.index("ZX") :]}
+    zx = own["ZX"]
     panel_ih, panel_hh = f.mul(c["D"], sums), f.mul(c["H"], sums)
 
     first, end = threads.share(f, c["PANELS"], "%number", c["THREADS"])
@@ -127,54 +130,110 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
     f.call("barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", "i64 1")
 
     mine = threads.Share(f, c)
-    row0, panel0, panel1 = mine.row0, mine.panel0, mine.panel1
-    rows = f.sub(mine.row1, row0)
+    panel0, panel1 = mine.panel0, mine.panel1
+    rows = f.sub(mine.row1, mine.row0)
     if not variant.keep:  # the other states are then a single (N, H), changed at each step
         for k in range(1, variant.states):
             tiles.copy_states(f, tile, c, mine, f"first{k}", f"state{k}")
-    time = lambda s: f.add(c["FIRST"], f.mul(s, c["TURN"]))  # noqa: E731
 
     with f.loop(0, c["T"], c["BLOCK"]) as s0:
         steps = f.least(f.sub(c["T"], s0), c["BLOCK"])
-        ahead = f.mul(steps, rows)
-        with f.loop(0, steps) as s:
-            now = f.add(f.mul(time(f.add(s0, s)), c["N"]), row0)
-            to = f.at(x_rows, f.mul(s, rows), 8)
-            with f.loop(0, rows) as n:
-                f.store(f.at(c["x"], f.mul(f.add(now, n), c["D"])), f.at(to, n, 8), "ptr")
+        ahead = _rows_of_block(f, variant, c, own, mine, s0, steps)
         with f.loop(panel0, panel1) as p:
-            own = f.at(zx, f.mul(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), sums))
+            zx_here = f.at(zx, f.mul(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), sums))
             with tiles.tiles(f, 0, ahead, tile.rows) as (n, count):
-                product(f, count, f.at(w_ih, f.mul(panel_ih, p)), c["D"], f.at(x_rows, n, 8),
-                         f.at(b_x, f.mul(p, sums)), 0, f.at(own, f.mul(n, sums)))  # fmt: skip
+                product(f, count, f.at(w_ih, f.mul(panel_ih, p)), c["D"], f.at(own["X_ROWS"], n, 8),
+                         f.at(b_x, f.mul(p, sums)), 0, f.at(zx_here, f.mul(n, sums)))  # fmt: skip
         with f.loop(0, steps) as s:
             step = f.add(s0, s)
-            t = time(step)
+            t = f.add(c["FIRST"], f.mul(step, c["TURN"]))
             begin = f.compare("eq", step, 0)
             before = f.mul(f.sub(t, c["TURN"]), c["N"])
-            with f.loop(0, rows) as i:
-                n = f.add(row0, i)
+            first = f.load(f.at(own["STARTS"], s, 8), INT)
+            many = f.sub(f.load(f.at(own["STARTS"], f.add(s, 1), 8), INT), first)
+            who = f.at(own["WHO"], first, 8)
+            with f.loop(0, many) as i:
+                n = f.load(f.at(who, i, 8), INT)
                 old = f.choose(begin, c["first0"], f.at(c["state0"], f.mul(before, c["H"])), "ptr")
                 old = f.at(old, f.mul(n, c["H"]))
                 if variant.masked:
                     reset, _ = flags_of(f, c, t, n)
                     old = f.choose(reset, nothing, old, "ptr")
-                f.store(old, f.at(h_rows, i, 8), "ptr")
+                f.store(old, f.at(own["H_ROWS"], i, 8), "ptr")
             with f.loop(panel0, panel1) as p:
-                own = f.add(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), f.mul(s, rows))
-                own = f.at(zx, f.mul(own, sums))
-                with tiles.tiles(f, 0, rows, tile.rows) as (i, count):
-                    source = f.at(own, f.mul(i, sums))
+                place = f.add(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), first)
+                zx_here = f.at(zx, f.mul(place, sums))
+                with tiles.tiles(f, 0, many, tile.rows) as (i, count):
+                    source = f.at(zx_here, f.mul(i, sums))
                     start = (f.at(b_h, f.mul(p, sums)), 0) if variant.split else (source, sums)
-                    product(f, count, f.at(w_hh, f.mul(panel_hh, p)), c["H"], f.at(h_rows, i, 8),
-                             *start, tile_sums)  # fmt: skip
+                    h_rows = f.at(own["H_ROWS"], i, 8)
+                    product(f, count, f.at(w_hh, f.mul(panel_hh, p)), c["H"], h_rows,
+                             *start, own["SUMS"])  # fmt: skip
                     with f.loop(0, count) as j:
                         row = f.add(i, j)
-                        _cell(f, variant, tile, c, p, t, begin, before, f.add(row0, row),
-                              f.load(f.at(h_rows, row, 8), "ptr"), f.at(source, f.mul(j, sums)),
-                              f.at(tile_sums, f.mul(j, sums)))  # fmt: skip
+                        _cell(f, variant, tile, c, p, t, begin, before,
+                              f.load(f.at(who, row, 8), INT),
+                              f.load(f.at(own["H_ROWS"], row, 8), "ptr"),
+                              f.at(source, f.mul(j, sums)),
+                              f.at(own["SUMS"], f.mul(j, sums)))  # fmt: skip
+            if variant.masked:
+                _hold(f, variant, tile, c, mine, t, begin, before)
             mine.meet(f, f.add(step, 1))
     f.done()
+
+
+def _rows_of_block(
+    f: Function,
+    variant: Variant,
+    c: dict[str, str],
+    own: dict[str, str],
+    mine: threads.Share,
+    s0: str,
+    steps: str,
+) -> str:
+    """Which rows have a step of their own, for each step of a block, and where their input is.
+
+    Only those are worked on: rows that have ended, or not yet begun, cost nothing.
+    """
+    total = f.at(own["STARTS"], 0, 8)
+    f.store("0", total, INT)
+    with f.loop(0, steps) as s:
+        t = f.add(c["FIRST"], f.mul(f.add(s0, s), c["TURN"]))
+        begin, end = f.at(own["STARTS"], s, 8), f.at(own["STARTS"], f.add(s, 1), 8)
+        f.store(f.load(begin, INT), end, INT)
+        with f.loop(mine.row0, mine.row1) as n:
+            place = f.load(end, INT)
+            x = f.at(c["x"], f.mul(f.add(f.mul(t, c["N"]), n), c["D"]))
+            f.store(x, f.at(own["X_ROWS"], place, 8), "ptr")
+            f.store(n, f.at(own["WHO"], place, 8), INT)
+            one = f.let(f"zext i1 {flags_of(f, c, t, n)[1]} to i64") if variant.masked else 1
+            f.store(f.add(place, one), end, INT)
+    return f.load(f.at(own["STARTS"], steps, 8), INT)
+
+
+def _hold(
+    f: Function,
+    variant: Variant,
+    tile: Tile,
+    c: dict[str, str],
+    mine: threads.Share,
+    t: str,
+    begin: str,
+    before: str,
+) -> None:
+    """The states of rows that have no step of their own stay what they were."""
+    kept = range(variant.states if variant.keep else 1)
+    with f.loop(mine.row0, mine.row1) as n, f.unless(flags_of(f, c, t, n)[1]):
+        own = f.mul(n, c["H"])
+        from_ = f.add(f.mul(before, c["H"]), own)
+        to = f.mul(f.add(f.mul(t, c["N"]), n), c["H"])
+        for k in kept:
+            old = f.choose(begin, f.at(c[f"first{k}"], own), f.at(c[f"state{k}"], from_), "ptr")
+            new = f.at(c[f"state{k}"], to)
+            with f.loop(mine.panel0, mine.panel1) as p:
+                for wide in range(tile.wide):
+                    first, there = tiles.units(f, tile, c, p, wide)
+                    f.store_some(f.load_some(f.at(old, first), there), f.at(new, first), there)
 
 
 def product(
@@ -236,7 +295,7 @@ def _cell(
     m = f.module
     row = f.add(f.mul(t, c["N"]), n)
     if variant.masked:
-        reset, valid = (f.spread(flag, "i1") for flag in flags_of(f, c, t, n))
+        reset = f.spread(flags_of(f, c, t, n)[0], "i1")
     for wide in range(tile.wide):
         first, there = tiles.units(f, tile, c, p, wide)
         olds = [f.load_some(f.at(h_row, first), there)]
@@ -251,14 +310,13 @@ def _cell(
                 old = f.at(c[f"state{k}"], own)
                 places.append(old)
             olds.append(f.load_some(old, there))
-        entered = list(olds)
         if variant.masked:
             zero = f.constant(0.0)
-            entered[1:] = [select(f, reset, zero, old) for old in olds[1:]]
+            olds[1:] = [select(f, reset, zero, old) for old in olds[1:]]
 
-        def leaf(name: str, place: int, wide: int = wide, entered: list[str] = entered) -> str:
+        def leaf(name: str, place: int, wide: int = wide, olds: list[str] = olds) -> str:
             if name == "old":
-                return entered[place]
+                return olds[place]
             from_x = variant.split and place < variant.gates
             gate = place % variant.gates if variant.split else place
             return f.load(
@@ -266,9 +324,7 @@ def _cell(
             )
 
         values = elementwise.emit(f, variant.graph.forward, leaf)
-        for k, (value, place) in enumerate(zip(values, places)):
-            if variant.masked:
-                value = select(f, valid, value, olds[k])
+        for value, place in zip(values, places):
             f.store_some(value, place, there)
         if not variant.keep:
             continue

@@ -188,6 +188,12 @@ class Function:
         self.say(f"br label %{after}")
         self.label(after)
 
+    @contextlib.contextmanager
+    def unless(self, condition: str) -> Iterator[None]:
+        """If it does not."""
+        with self.when(self.let(f"xor i1 {condition}, true")):
+            yield
+
     # Vectors
 
     def constant(self, value: float) -> str:
