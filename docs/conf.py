@@ -1,0 +1,129 @@
+"""How the documentation is built: ``python -m sphinx -W --keep-going docs OUT``.
+
+Pages are Markdown, the reference is the docstrings as they stand: Google's sections, reST inside,
+tables as Markdown has them, names in single backticks. Nothing is fetched from anywhere.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import jaxrnn
+
+project = "jaxrnn"
+copyright = "the authors of jaxrnn"
+release = version = jaxrnn.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["width.css"]
+html_title = f"jaxrnn {release}"
+html_show_sphinx = False
+html_copy_source = False
+pygments_style = "friendly"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+default_role = "py:obj"
+add_module_names = False
+maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
+python_use_unqualified_type_names = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "special-members": "__call__"}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# What is no part of the public face: what stands behind it, and programs. A module that is neither
+# here nor on a page of the reference is a warning, and so is each of its public names.
+INSIDE = {
+    "__main__", "blocks", "checks", "cli", "described", "experiments", "files", "fused", "layers",
+    "loops", "native", "products", "ragged", "row_plan", "single", "step",
+}  # fmt: skip
+
+
+def public_names():
+    """The full name of all that a user may call, each once, by the module that offers it."""
+    yield from (f"jaxrnn.{name}" for name in jaxrnn.__all__)
+    for info in pkgutil.iter_modules(jaxrnn.__path__):
+        if info.name in INSIDE or info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"jaxrnn.{info.name}")
+        own = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and (inspect.isclass(value) or inspect.isfunction(value))
+            and value.__module__ == module.__name__
+        ]
+        yield from (f"{module.__name__}.{name}" for name in getattr(module, "__all__", own))
+
+
+def check_complete(app, env):
+    """Warn of each public name that is on no page."""
+    from sphinx.util import logging
+
+    known = env.get_domain("py").objects
+    last = {name.rsplit(".", 1)[1] for name in known}
+    for name in public_names():
+        again = name.count(".") == 1 and name.rsplit(".", 1)[1] in last  # offered a second time
+        if name not in known and not again and f"jaxrnn.{name.rsplit('.', 1)[1]}" not in known:
+            logging.getLogger(__name__).warning("%s is on no page of docs/api", name)
+
+
+def resolve(app, env, node, contnode):
+    """Find what a docstring names without its module: the package's own name, or the only one."""
+    if node.get("refdomain") != "py" or node.get("reftype") != "obj":
+        return None
+    domain, target = env.get_domain("py"), node["reftarget"]
+    known = domain.objects
+    found = [f"jaxrnn.{target}"] if f"jaxrnn.{target}" in known else []
+    if not found and re.fullmatch(r"[A-Za-z_][\w.]+", target):
+        last = target.rsplit(".", 1)[-1] if target.startswith("jaxrnn.") else target
+        found = [name for name, entry in known.items() if name.endswith(f".{last}")]
+        found = [name for name in found if known[name].objtype in ("class", "function")]
+    if len(found) != 1:
+        return None
+    from sphinx.util.nodes import make_refnode
+
+    entry = known[found[0]]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+
+
+def tables(app, what, name, obj, options, lines):
+    """Turn the tables of a docstring, written as in Markdown, into those of reST."""
+    text, done = list(lines), []
+    while text:
+        if len(text) > 1 and text[0].startswith("|") and set(text[1]) <= set("|-: "):
+            rows = []
+            while text and text[0].startswith("|"):
+                rows.append([cell.strip() for cell in text.pop(0).strip("|").split(" |")])
+            done += [".. list-table::", "   :header-rows: 1", ""]
+            for row in rows[:1] + rows[2:]:
+                done += [f"   {'-' if n else '* -'} {c}".replace("   - ", "     - ", 1) if n
+                         else f"   * - {c}" for n, c in enumerate(row)]
+            done.append("")
+        else:
+            done.append(text.pop(0))
+    lines[:] = done
+
+
+def skip(app, what, name, obj, skipped, options):
+    """Leave out the fields of named tuples, which the docstring of the class describes."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def setup(app):
+    """Hang in what stands above."""
+    app.connect("autodoc-process-docstring", tables)
+    app.connect("autodoc-skip-member", skip)
+    app.connect("missing-reference", resolve)
+    app.connect("env-check-consistency", check_complete)
