@@ -9,6 +9,10 @@ import inspect
 import pkgutil
 import re
 
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.nodes import make_refnode
+
 import jaxrnn
 
 project = "jaxrnn"
@@ -49,6 +53,9 @@ INSIDE = {
     "loops", "native", "products", "ragged", "row_plan", "single", "step",
 }  # fmt: skip
 
+KINDS = ("class", "exception", "function")
+LINKED = {"fit", "sweep", "generate"}  # words that are links as code all the same
+
 
 def public_names():
     """The full name of all that a user may call, each once, by the module that offers it."""
@@ -69,8 +76,6 @@ def public_names():
 
 def check_complete(app, env):
     """Warn of each public name that is on no page."""
-    from sphinx.util import logging
-
     known = env.get_domain("py").objects
     last = {name.rsplit(".", 1)[1] for name in known}
     for name in public_names():
@@ -79,23 +84,60 @@ def check_complete(app, env):
             logging.getLogger(__name__).warning("%s is on no page of docs/api", name)
 
 
-def resolve(app, env, node, contnode):
-    """Find what a docstring names without its module: the package's own name, or the only one."""
-    if node.get("refdomain") != "py" or node.get("reftype") != "obj":
+def place_of(env, target):
+    """Where a class or function is described: by its full name, or by one that only it has."""
+    known = env.get_domain("py").objects
+    if target in known:
+        return target, known[target]
+    last = target.rsplit(".", 1)[-1]
+    if target != last and not target.startswith("jaxrnn."):
         return None
-    domain, target = env.get_domain("py"), node["reftarget"]
-    known = domain.objects
-    found = [f"jaxrnn.{target}"] if f"jaxrnn.{target}" in known else []
-    if not found and re.fullmatch(r"[A-Za-z_][\w.]+", target):
-        last = target.rsplit(".", 1)[-1] if target.startswith("jaxrnn.") else target
-        found = [name for name, entry in known.items() if name.endswith(f".{last}")]
-        found = [name for name in found if known[name].objtype in ("class", "function")]
-    if len(found) != 1:
-        return None
-    from sphinx.util.nodes import make_refnode
+    found = [
+        name
+        for name, entry in known.items()
+        if entry.objtype in KINDS and not entry.aliased and name.endswith(f".{last}")
+    ]
+    ours = [name for name in found if name.count(".") == 1]  # offered by the package itself
+    found = ours or found
+    return (found[0], known[found[0]]) if len(found) == 1 else None
 
-    entry = known[found[0]]
-    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+
+def link(app, docname, target, content):
+    """A reference to what has this name, or nothing."""
+    place = place_of(app.env, target)
+    if place is None:
+        return None
+    name, entry = place
+    return make_refnode(app.builder, docname, entry.docname, entry.node_id, content, name)
+
+
+def resolve(app, env, node, contnode):
+    """Find what a docstring names without its module."""
+    if node.get("refdomain") == "py" and node.get("reftype") == "obj":
+        return link(app, node["refdoc"], node["reftarget"], contnode)
+    return None
+
+
+def link_code(app, doctree, docname):
+    """Make links of the names that stand as code in the text."""
+    for node in list(doctree.findall(nodes.literal)):
+        text = node.astext()
+        name = re.sub(r"\(.*\)$", "", text)
+        telling = name in LINKED or re.search(r"[A-Z_.]", name)
+        if (
+            not telling
+            or not re.fullmatch(r"[\w.]+", name)
+            or isinstance(node.parent, nodes.reference)
+        ):
+            continue
+        reference = link(app, docname, name, node.deepcopy())
+        if reference is not None:
+            node.replace_self(reference)
+
+
+def close_fences(app, docname, source):
+    """Take away the empty line that ends an example for doctest, before its fence."""
+    source[0] = source[0].replace("\n\n```\n", "\n```\n")
 
 
 def tables(app, what, name, obj, options, lines):
@@ -107,9 +149,8 @@ def tables(app, what, name, obj, options, lines):
             while text and text[0].startswith("|"):
                 rows.append([cell.strip() for cell in text.pop(0).strip("|").split(" |")])
             done += [".. list-table::", "   :header-rows: 1", ""]
-            for row in rows[:1] + rows[2:]:
-                done += [f"   {'-' if n else '* -'} {c}".replace("   - ", "     - ", 1) if n
-                         else f"   * - {c}" for n, c in enumerate(row)]
+            for first, *others in rows[:1] + rows[2:]:
+                done += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
             done.append("")
         else:
             done.append(text.pop(0))
@@ -126,4 +167,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", tables)
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)
+    app.connect("doctree-resolved", link_code)
+    app.connect("source-read", close_fences)
     app.connect("env-check-consistency", check_complete)
