@@ -21,6 +21,7 @@ release = version = jaxrnn.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
 exclude_patterns = ["_build"]
+suppress_warnings = ["toc.empty_glob"]  # a guide that is not written yet
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["width.css"]
@@ -40,7 +41,7 @@ python_use_unqualified_type_names = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "special-members": "__call__"}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -157,15 +158,17 @@ def tables(app, what, name, obj, options, lines):
     lines[:] = done
 
 
-def skip(app, what, name, obj, skipped, options):
-    """Leave out the fields of named tuples, which the docstring of the class describes."""
+def choose_members(app, what, name, obj, skipped, options):
+    """Calls are described; fields of named tuples are, by the docstring of their class."""
+    if name == "__call__" and getattr(obj, "__doc__", None):
+        return False
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def setup(app):
     """Hang in what stands above."""
     app.connect("autodoc-process-docstring", tables)
-    app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-skip-member", choose_members)
     app.connect("missing-reference", resolve)
     app.connect("doctree-resolved", link_code)
     app.connect("source-read", close_fences)
