@@ -21,7 +21,6 @@ release = version = jaxrnn.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]  # a guide that is not written yet
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["width.css"]
