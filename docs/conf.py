@@ -10,6 +10,8 @@ import pkgutil
 import re
 
 from docutils import nodes
+from flax import nnx
+from sphinx.util import inspect as sphinx_inspect
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
@@ -54,6 +56,7 @@ INSIDE = {
 }  # fmt: skip
 
 KINDS = ("class", "exception", "function")
+ASIDE = {}
 LINKED = {"fit", "sweep", "generate"}  # words that are links as code all the same
 
 
@@ -164,9 +167,34 @@ def choose_members(app, what, name, obj, skipped, options):
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def constructor(app, what, name, obj, options, signature, returns):
+    """The arguments of a module's own constructor; Flax's metaclass hides them."""
+    if what != "class" or not issubclass(obj, nnx.Module):
+        return None
+    whole = sphinx_inspect.signature(obj.__init__)
+    own = whole.replace(parameters=list(whole.parameters.values())[1:])
+    own = own.replace(return_annotation=inspect.Signature.empty)
+    return sphinx_inspect.stringify_signature(own, unqualified_typehints=True), returns
+
+
+def set_aside(app, what, name, obj, options, lines):
+    """Keep a property's text from Napoleon, which takes what is before a colon for its type."""
+    if what in ("property", "attribute"):
+        ASIDE[name] = list(lines)
+
+
+def put_back(app, what, name, obj, options, lines):
+    """Put in again what was set aside."""
+    if name in ASIDE:
+        lines[:] = ASIDE.pop(name)
+
+
 def setup(app):
     """Hang in what stands above."""
+    app.connect("autodoc-process-docstring", set_aside, priority=400)  # Napoleon's is 500
+    app.connect("autodoc-process-docstring", put_back, priority=600)
     app.connect("autodoc-process-docstring", tables)
+    app.connect("autodoc-process-signature", constructor)
     app.connect("autodoc-skip-member", choose_members)
     app.connect("missing-reference", resolve)
     app.connect("doctree-resolved", link_code)
