@@ -59,7 +59,8 @@ def constructor(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             "expects num_layers greater than 1, but got "
             f"dropout={dropout} and num_layers={num_layers}",
-            stacklevel=6 + above,  # past the constructors and the metaclass, to the line of the caller
+            stacklevel=6
+            + above,  # past the constructors and the metaclass, to the line of the caller
         )
     for name, value, kind in (
         ("bias", bias, bool),
@@ -279,8 +280,7 @@ def cell_sizes(
             )
         if features != [size]:
             raise ShapeError(
-                f"hidden{index} has inconsistent hidden_size: got {features[0]}, "
-                f"expected {size}"
+                f"hidden{index} has inconsistent hidden_size: got {features[0]}, expected {size}"
             )
 
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
 from jaxrnn import parallel
+from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
 from jaxrnn.cells import AnyCell, State
 from jaxrnn.products import paired_product, product_of_rows, wide_dtype
 from jaxrnn.step import (
@@ -28,8 +28,8 @@ from jaxrnn.step import (
     entered_rows,
     gate_inputs,
     gives_output,
-    inputs_of_block,
     inputs_at_each_step,
+    inputs_of_block,
     joined,
     leave,
     like,
@@ -139,7 +139,8 @@ def forward(
         if not every_step:
             x = inputs_of_block(cell, weights, x)
         if plan.parallel:
-            after = parallel.states(x, wide(state[0]), masks, reverse=plan.reverse)
+            coefficients: Any = x
+            after = parallel.states(coefficients, wide(state[0]), masks, reverse=plan.reverse)
             after = after.astype(state[0].dtype)
             state, given, kept = (after[0 if plan.reverse else -1],), turned((after,)), None
         else:
@@ -257,8 +258,9 @@ def linear_loop(
         dstate: by the states before.
     """
     cell = plan.cell
+    hh_t: Any
     _, hh_t, hr_t = transposed
-    w_hh: Any = weights.weight_hh
+    w_hh = weights.weight_hh
     own = own_parameters(cell, weights.own)
     own = (*own, None) if own else ()
     dtype = weights.weight_ih.dtype

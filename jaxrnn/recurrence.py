@@ -7,11 +7,13 @@
     m_t, c_t, ... = cell.step(zx_t, zh_t, state)   elementwise
     h_t = m_t @ W_hr.T                             or m_t, where nothing is projected
 
-A cell without gates (`jaxrnn.cells.GeneralCell`) goes through the same loop with its own step in
-place of these, and has JAX's derivative. For all others there is one rule, forward mode: the products with the derivatives of the weights and the
+It has one derivative rule, forward mode: the products with the derivatives of the weights and the
 input stand outside the loop, one for each block of steps, and what remains is a linear loop. JAX
 transposes that into reverse mode by itself, so the gradient of the weights is one product a block
 too, and `jvp`, double backward, `vmap` and rematerialisation work because nothing was closed off.
+
+A cell without gates (`jaxrnn.cells.GeneralCell`) puts its own step in the place of these equations,
+in the same loop, and has JAX's derivative of it.
 
 The loops are a `lax.scan` (`jaxrnn.loops`), or one operation with a kernel (`jaxrnn.fused`).
 

@@ -224,8 +224,8 @@ class Recurrent(nnx.Module):
         Args:
             input: (T, N, D); (N, T, D) if `batch_first`; (T, D) unbatched; or a PackedSequence.
             hx: the initial state (F*L, N, R), for `LSTM` the pair (h_0, c_0) with c_0
-                (F*L, N, H), for a cell of several states a tuple of them; without N if the input has no batch; None for zeros. Never
-                broadcast, never batch-first.
+                (F*L, N, H), for a cell of several states a tuple of them; without N if the input
+                has no batch; None for zeros. Never broadcast, never batch-first.
             lengths: the steps of each row, integers (N,) in any order, 0 allowed; a single number
                 if the input has no batch. What is past them is padding and reaches nothing: the
                 output there is 0, and the last state is the one after the row's last step (the
@@ -284,7 +284,7 @@ class Recurrent(nnx.Module):
 
     def hx_of(self, states: tuple[jax.Array, ...]) -> Any:
         """The states as a call takes and gives them: one as an array, several as a tuple."""
-        return states if len(states) > 1 else states[0]
+        return states[0] if len(states) == 1 else states
 
     def _state_shapes(self, *batch: int) -> list[tuple[int, ...]]:
         """The shapes of the states, h first."""

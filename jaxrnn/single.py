@@ -108,7 +108,7 @@ class RecurrentCell(nnx.Module):
     def __call__(self, input: Any, hx: Any = None) -> Any:
         """The new state: an array for a cell of one, a tuple for one of several."""
         output, states = self._run(input, hx)
-        state = states if len(states) > 1 else states[0]
+        state = states[0] if len(states) == 1 else states
         return (output, state) if gives_output(self.cell) else state
 
     def _states(self, hx: Any) -> tuple[Any, ...]:

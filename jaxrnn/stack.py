@@ -231,7 +231,7 @@ def init(
     return tuple(made)
 
 
-def _drawn(init: Any, key: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _drawn(init: Any, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """A parameter by a function or a number."""
     return init(key, shape, dtype) if callable(init) else jnp.full(shape, init, dtype)
 

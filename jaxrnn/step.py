@@ -122,10 +122,7 @@ def own_parameters(cell: AnyCell, own: dict[str, Any] | None) -> tuple[dict[str,
     if not own:
         return ({},) if not cell.gates else ()
     return (
-        {
-            name: wide(a if a.ndim != 1 or not cell.gates else a[:, None])
-            for name, a in own.items()
-        },
+        {name: wide(a if a.ndim != 1 or not cell.gates else a[:, None]) for name, a in own.items()},
     )
 
 
@@ -145,7 +142,8 @@ def advance(
     state = enter(state, masks.resets)
     own = own_parameters(cell, weights.own)
     if not isinstance(cell, Cell):
-        step = jax.vmap(lambda x, s: tuple(cell.step(x, s, *own)), -1, -1)
+        general = cast(GeneralCell, cell)
+        step = jax.vmap(lambda x, s: tuple(general.step(x, s, *own)), -1, -1)
         return leave(like(step(zx, wide(state)), old), old, masks.valid), None, None
     z = joined(cell, weights, zx, product(weights.weight_hh, state[0]))
     (m, *rest), saved = cell.save(z, wide(state), *own)

@@ -27,8 +27,8 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
     """One step of a layer as a compiled function, for inference: no dropout.
 
     Args:
-        layer: an `RNN`, `LSTM`, `GRU` or `Recurrent` of one direction, any number of layers. Its parameters are
-            those of this moment.
+        layer: an `RNN`, `LSTM`, `GRU` or `Recurrent` of one direction, any number of layers. Its
+            parameters are those of this moment.
 
     Returns:
         ``step(x, state=None, reset=None) -> (y, state)``, with x (N, D) or (D,), y (N, R) or (R,),

@@ -87,7 +87,7 @@ def _declared(cell: Any) -> None:
             )
         if not isinstance(shape, (Parameter, tuple, list)):
             raise ValueError(
-                f"parameter {name!r} of {cell} should be a shape, as (\"H\",), or a Parameter, "
+                f'parameter {name!r} of {cell} should be a shape, as ("H",), or a Parameter, '
                 f"got {shape!r}"
             )
 

@@ -125,7 +125,7 @@ class LinearCell(GeneralCell):
     """
 
     def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
-        """a and b of a step for its input x (D,); each shaped as the state."""
+        """A and b of a step for its input x (D,); each shaped as the state."""
         raise NotImplementedError(
             f"{type(self).__name__} must define coefficients(x, params) -> (a, b)"
         )
