@@ -80,8 +80,6 @@ class RecurrentCell(nnx.Module):
         )
         there = weights.named()
         for name, value in there.items():
-            if hasattr(self, name):
-                raise ValueError(f"{cell} has a parameter {name!r}, which the module has already")
             setattr(self, name, nnx.Param(value))
         self._names = tuple(there)
 

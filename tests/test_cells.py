@@ -6,6 +6,7 @@ cut at their lengths, and what a reset cuts in two is run as two sequences.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,11 +86,11 @@ class ResetBefore(GeneralCell):
         "weight_ih": ("3*H", "D"),
         "weight_hh": ("2*H", "H"),
         "weight_hn": ("H", "H"),
-        "bias": ("3*H",),
+        "bias_ih": ("3*H",),
     }
 
     def inputs(self, x: Any, params: Any) -> Any:
-        return jnp.split(params["weight_ih"] @ x + params["bias"], 3)
+        return jnp.split(params["weight_ih"] @ x + params["bias_ih"], 3)
 
     def step(self, x: Any, state: Any, params: Any) -> Any:
         (h,), (xr, xz, xn) = state, x
@@ -191,7 +192,7 @@ STEP = jax.jit(one_step, static_argnums=0)
 def pieces(length: int, resets: Any) -> Iterator[range]:
     """The steps of a row between its cuts."""
     cuts = [0, *(t for t in range(1, length) if resets[t]), length]
-    for first, end in zip(cuts, cuts[1:]):
+    for first, end in itertools.pairwise(cuts):
         yield range(first, end)
 
 
@@ -356,11 +357,11 @@ def test_a_single_step_is_the_layers(cell: Any) -> None:
 @pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
 def test_derivatives(cell: Any, remat: bool) -> None:
     """jvp is the limit of differences, grad.v is jvp, and so again one order higher."""
-    plan = stack.Stack(cell, bidirectional=True, remat=remat, backend="scan")
+    plan = stack.Stack(cell, bidirectional=not remat, remat=remat, backend="scan")
     if isinstance(cell, LinearCell) and not remat:
         plan = dataclasses.replace(plan, backend="parallel")
-    weights = made(cell, 1, True).weights()
-    hx, lengths = start(cell, 2), jnp.asarray(LENGTHS)
+    weights = made(cell, 1, plan.bidirectional).weights()
+    hx, lengths = start(cell, plan.directions), jnp.asarray(LENGTHS)
     x, resets = X, jnp.asarray(RESETS)
 
     def f(weights: Any, x: Any, hx: Any) -> Any:
@@ -379,7 +380,7 @@ def test_derivatives(cell: Any, remat: bool) -> None:
     @jax.jit
     def everything(at: Any, v: Any) -> Any:
         value, forward = jax.jvp(f, at, v)
-        return value, forward, *jax.jvp(grad, at, v)
+        return value, forward, *(jax.jvp(grad, at, v) if remat else (grad(*at), None))
 
     value, forward, g, hv = everything(at, v)
     run = jax.jit(f)
@@ -389,3 +390,116 @@ def test_derivatives(cell: Any, remat: bool) -> None:
     if remat:
         again = jax.jit(jax.grad(lambda *a: dot(grad(*a), v), (0, 1, 2)))(*at)
         close(dot(again, w), dot(hv, w), 1e-9)
+
+
+# What is no cell
+
+
+def gated(**members: Any) -> Any:
+    """An instance of a cell of gates with some members changed."""
+    base = {"gates": ("f",), "step": lambda self, z, state: (z,)}
+    return dataclasses.dataclass(frozen=True)(type("Own", (Cell,), base | members))()
+
+
+def linear(**members: Any) -> Any:
+    base: dict[str, Any] = {"coefficients": lambda self, x, params: (params["a"], params["a"])}
+    base["parameters"] = {"a": ("H",)}
+    return dataclasses.dataclass(frozen=True)(type("Own", (LinearCell,), base | members))()
+
+
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "a class": (MinimalGatedUnit, TypeError, "should be an instance, got the class MinimalGated"),
+    "no cell": ("lstm", TypeError, "should be a jaxrnn.cells.Cell.*got str: 'lstm'"),
+    "no step": (gated(step=Cell.step), TypeError, r"Own must define step\(z, state\)"),
+    "no coefficients": (
+        linear(coefficients=LinearCell.coefficients),
+        TypeError,
+        "Own must define coefficients",
+    ),
+    "no gates": (gated(gates=()), ValueError, r"Own\(\) should name its gates"),
+    "no states": (gated(states=()), ValueError, r"Own\(\) should name its states"),
+    "letters": (gated(states="h"), ValueError, r"should name its states in a tuple, got 'h'"),
+    "a size": (gated(parameters={"u": ("K",)}), ValueError, "has a size 'K'.*'K' is none"),
+    "a shape": (gated(parameters={"u": "H"}), ValueError, "'u'.*should be a shape.*got 'H'"),
+    "a name": (gated(parameters={"weight_ih": ("H",)}), ValueError, "'weight_ih', but so have all"),
+    "taken": (gated(parameters={"bias": ("H",)}), ValueError, "'bias', as a module has"),
+    "nothing split": (gated(split=True, recurrent=False), ValueError, "nothing to split"),
+    "states of a gated cell": (
+        gated(states={"h": StateSpec(2)}),
+        ValueError,
+        "states of its own size or dtype",
+    ),
+    "two linear states": (linear(states=("h", "c")), ValueError, "one state, got .'h', 'c'"),
+    "a single array": (
+        gated(step=lambda self, z, state: z),
+        ValueError,
+        r"Own.step should give h float32\[4, 2\], a tuple of 1; got float32\[4, 2\]",
+    ),
+    "too many": (gated(step=lambda self, z, state: (z, z)), ValueError, "of 1; got 2 of them"),
+    "another shape": (
+        gated(step=lambda self, z, state: (z[:1],)),
+        ValueError,
+        r"should give h float32\[4, 2\]; got float32\[1, 2\]",
+    ),
+    "integers": (
+        gated(step=lambda self, z, state: (z.astype(int),)),
+        ValueError,
+        r"should give h float32\[4, 2\]; got int",
+    ),
+    "complex coefficients": (
+        linear(coefficients=lambda self, x, params: (1j * params["a"], params["a"])),
+        ValueError,
+        r"Own.coefficients should give a float32\[4\], b float32\[4\]; got complex64",
+    ),
+    "a complex output": (
+        linear(states={"s": StateSpec(complex=True)}),
+        ValueError,
+        r"Own.output should give output float32\[4\]; got complex64\[4\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("module", [Recurrent, RecurrentCell])
+@pytest.mark.parametrize(("cell", "error", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_cell_is_refused_at_construction(
+    cell: Any, error: Any, message: str, module: Any
+) -> None:
+    with pytest.raises(error, match=message):
+        module(cell, D, H, rngs=nnx.Rngs(0))
+
+
+def test_an_error_of_the_step_itself_says_where() -> None:
+    cell = gated(step=lambda self, z, state: (z + jnp.zeros(3),))
+    with pytest.raises((TypeError, ValueError)) as raised:
+        Recurrent(cell, D, H, rngs=nnx.Rngs(0))
+    assert raised.value.__notes__[:1] == [
+        "in Own().step, called with float32[4, 2], (float32[4, 2],)"
+    ]
+
+
+def test_the_states_of_a_call() -> None:
+    layer = made(Peephole())
+    for hx, message in (
+        (jnp.zeros((1, N, H)), r"expected 2 states \(h, c\) as a tuple, got one"),
+        ((jnp.zeros((1, N, H)),), r"expected 2 states \(h, c\), got 1"),
+        ((jnp.zeros((1, N, H)), jnp.zeros((1, N, 3))), r"hidden\[1\] size \(1, 3, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(X, hx)
+    with pytest.raises(ValueError, match=r"float64 \(hx\) and complex128"):
+        made(Rotation())(X, jnp.zeros((1, N, 3)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "backend", "reason"),
+    [
+        (Peephole(), "kernel", "Peephole has parameters of its own"),
+        (Independent(), "kernel", "Independent has no recurrent matrix"),
+        (ResetBefore(), "kernel", "ResetBefore is no cell of gates"),
+        (MinimalGatedUnit(), "parallel", "MinimalGatedUnit is not linear in its state"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_backend_that_cannot_serve_says_why(cell: Any, backend: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        made(cell, backend=backend)(X)

@@ -18,6 +18,12 @@ from jaxrnn.checks import ShapeError
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 """The parameters that the recurrence gives to a cell of gates."""
 
+TAKEN = (
+    *("cell", "input_size", "hidden_size", "bias", "dtype", "param_dtype"),
+    *("nonlinearity", "parameter_names", "training"),
+)
+"""What a module has already, and so no parameter can be called."""
+
 _ROWS = 2
 
 
@@ -80,6 +86,11 @@ def _declared(cell: Any) -> None:
     for name, shape in cell.parameters.items():
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
             raise ValueError(f"{cell} has a parameter {name!r}, which is no name")
+        if name in TAKEN:
+            raise ValueError(
+                f"{cell} has a parameter {name!r}, as a module has: give it another name, "
+                f"as {name + '_1'!r}"
+            )
         if isinstance(cell, Cell) and name in WEIGHTS:
             raise ValueError(
                 f"{cell} has a parameter {name!r}, but so have all cells of gates: give it another "

@@ -32,10 +32,10 @@ class GeneralCell(AnyCell):
         ... class ResetBefore(GeneralCell):
         ...     parameters = {
         ...         "weight_ih": ("3*H", "D"), "weight_hh": ("2*H", "H"),
-        ...         "weight_hn": ("H", "H"), "bias": ("3*H",),
+        ...         "weight_hn": ("H", "H"), "bias_ih": ("3*H",),
         ...     }
         ...     def inputs(self, x, params):
-        ...         return jnp.split(params["weight_ih"] @ x + params["bias"], 3)
+        ...         return jnp.split(params["weight_ih"] @ x + params["bias_ih"], 3)
         ...     def step(self, x, state, params):
         ...         (h,), (xr, xz, xn) = state, x
         ...         hr, hz = jnp.split(params["weight_hh"] @ h, 2)

@@ -13,6 +13,7 @@ A size is a number, or a product of numbers and letters: ``"H"``, ``"3*H"``, ``"
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -128,12 +129,14 @@ class AnyCell:
         for factor in str(size).split("*"):
             name = factor.strip()
             letters = sizes._asdict() | {"G": len(self.gates)}
-            value = int(name) if name.isdigit() else letters.get(name, getattr(self, name, None))
-            if not isinstance(value, int) or value < 1:
+            value: Any = (
+                int(name) if name.isdigit() else letters.get(name, getattr(self, name, None))
+            )
+            if not hasattr(value, "__index__") or value < 0:
                 raise ValueError(
-                    f"{self} has a size {size!r}: expected a number above 0, or a product of "
+                    f"{self} has a size {size!r}: expected a number, or a product of "
                     f"numbers, D, H, G, R and attributes of the cell that are such; {name!r} is "
                     f"{'none' if value is None else repr(value)}"
                 )
-            total *= value
+            total *= operator.index(value)
         return total
