@@ -8,6 +8,8 @@
 ((5, 3, 20), (2, 3, 20))
 """
 
+from jaxrnn import cells
+from jaxrnn.cells import Cell
 from jaxrnn.layers import GRU, LSTM, RNN
 from jaxrnn.packing import (
     PackedSequence,
@@ -18,7 +20,8 @@ from jaxrnn.packing import (
     unpack_sequence,
     unpad_sequence,
 )
-from jaxrnn.single import GRUCell, LSTMCell, RNNCell
+from jaxrnn.recurrent import Recurrent
+from jaxrnn.single import GRUCell, LSTMCell, RecurrentCell, RNNCell
 from jaxrnn.weights import load_safetensors, load_state_dict, save_safetensors, state_dict
 
 __version__ = "0.1.0"
@@ -27,10 +30,14 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Cell",
     "GRUCell",
     "LSTMCell",
     "PackedSequence",
     "RNNCell",
+    "Recurrent",
+    "RecurrentCell",
+    "cells",
     "load_safetensors",
     "load_state_dict",
     "pack_padded_sequence",

@@ -3,9 +3,12 @@
 | backend | cells | platforms | dtypes | derivatives |
 |---|---|---|---|---|
 | scan | all | all | all floating | all |
-| kernel | elementwise, without projection | CPU, with llvmlite | float32, float64 | all |
+| kernel | of gates, elementwise, see below | CPU, with llvmlite | float32, float64 | all |
+| parallel | linear in the state (`LinearCell`) | all | all floating | all |
 
-"auto", the default, takes the kernel where it can serve and pays, and else the scan. Both compute
+A kernel serves cells without a projection, without parameters of their own and with a recurrent
+matrix. "auto", the default, takes the parallel form of a cell that has one, the kernel where it can
+serve and pays, and else the scan. All compute
 the same to rounding. The kernel's own derivatives are those of reverse mode once; what goes beyond,
 and what is under `jax.vmap` with weights of its own, is done by the scans that define it.
 
@@ -21,8 +24,9 @@ import jax
 
 from jaxrnn import checks, native
 from jaxrnn.blocks import known
+from jaxrnn.cells import Cell, LinearCell
 
-CHOICES = ("auto", "scan", "kernel")
+CHOICES = ("auto", "scan", "kernel", "parallel")
 
 
 def check(backend: str) -> None:
@@ -35,7 +39,7 @@ def check(backend: str) -> None:
 
 
 def choose(backend: str, cell: Any, weights: Any, x: Any, *, all_states: bool = False) -> str:
-    """The backend of a run: "scan" or "kernel".
+    """The backend of a run: "scan", "kernel" or "parallel".
 
     Args:
         backend: one of `CHOICES`.
@@ -45,10 +49,15 @@ def choose(backend: str, cell: Any, weights: Any, x: Any, *, all_states: bool = 
         all_states: whether all states are given out.
 
     Raises:
-        ValueError: where "kernel" is asked for and can't serve: why.
+        ValueError: where "kernel" or "parallel" is asked for and can't serve: why.
     """
     if backend == "scan":
         return "scan"
+    if backend == "parallel" or (backend == "auto" and isinstance(cell, LinearCell)):
+        reason = _why_not_parallel(cell, x)
+        if backend == "parallel" and reason is not None:
+            raise ValueError(f'backend="parallel" can\'t serve here: {reason}')
+        return "scan" if reason else "parallel"
     reason = _why_no_kernel(cell, weights, x, all_states)
     if backend == "kernel" and reason is not None:
         raise ValueError(f'backend="kernel" can\'t serve here: {reason}')
@@ -67,9 +76,21 @@ def _too_short(weights: Any, x: Any) -> bool:
     return large and x.shape[0] * x.shape[1] < 32
 
 
+def _why_not_parallel(cell: Any, x: Any) -> str | None:
+    if not isinstance(cell, LinearCell):
+        return f"{type(cell).__name__} is not linear in its state, as a LinearCell is"
+    return None if known(x.shape[0]) else f"the steps should be a number, got {x.shape[0]}"
+
+
 def _why_no_kernel(cell: Any, weights: Any, x: Any, all_states: bool) -> str | None:
     if jax.default_backend() != "cpu":
         return f"there is none for {jax.default_backend()}"
+    if not isinstance(cell, Cell):
+        return f"{type(cell).__name__} is no cell of gates"
+    if not cell.recurrent:
+        return f"{type(cell).__name__} has no recurrent matrix"
+    if cell.parameters:
+        return f"{type(cell).__name__} has parameters of its own"
     if all_states:
         return "it does not give out all states"
     if weights.weight_hr is not None:

@@ -42,8 +42,12 @@ def constructor(
     batch_first: Any,
     dropout: Any,
     proj_size: Any,
+    above: int = 1,
 ) -> None:
-    """The arguments of a layer; raises ValueError or TypeError, warns of a useless dropout."""
+    """The arguments of a layer; raises ValueError or TypeError, warns of a useless dropout.
+
+    `above` are the constructors that have called that of `Recurrent`.
+    """
     p = float(dropout)  # Python's own words for what is no number at all
     if not isinstance(dropout, Number) or not 0 <= p <= 1 or isinstance(dropout, bool):
         raise ValueError(
@@ -55,7 +59,8 @@ def constructor(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             "expects num_layers greater than 1, but got "
             f"dropout={dropout} and num_layers={num_layers}",
-            stacklevel=7,  # past the constructors and the metaclass, to the line of the caller
+            stacklevel=6
+            + above,  # past the constructors and the metaclass, to the line of the caller
         )
     for name, value, kind in (
         ("bias", bias, bool),
@@ -168,13 +173,13 @@ def state_shapes(
             raise ShapeError(f"Expected {which} {shape}, got {list(got)}")
 
 
-def state_dtypes(states: Sequence[jax.Array], expected: Any, name: str = "hx") -> None:
+def state_dtypes(states: Sequence[jax.Array], expected: Sequence[Any], name: str = "hx") -> None:
     """The dtypes of the initial states, where no computation dtype was asked for."""
-    for state in states:
-        if state.dtype != expected:
+    for state, dtype in zip(states, expected, strict=True):
+        if state.dtype != dtype:
             raise ShapeError(
                 "mat1 and mat2 must have the same dtype, but got "
-                f"{state.dtype.name} ({name}) and {jnp.dtype(expected).name} (weights)"
+                f"{state.dtype.name} ({name}) and {jnp.dtype(dtype).name} (weights)"
             )
 
 
@@ -186,6 +191,23 @@ def one_state(hx: Any) -> None:
             f"{type(hx).__name__!r} object has no attribute 'dim': expected one array as a state, "
             f"got {got}"
         )
+
+
+def states(hx: Any, names: Sequence[str]) -> Sequence[Any]:
+    """The states of a call as a sequence: an array for one, a tuple or list for several."""
+    if len(names) == 1:
+        one_state(hx)
+        return (hx,)
+    listed = ", ".join(names)
+    if not isinstance(hx, (tuple, list)):
+        raise StateCountError(
+            f"expected {len(names)} states ({listed}) as a tuple, got one {_type_name(hx)}"
+        )
+    if len(hx) != len(names):
+        raise StateCountError(f"expected {len(names)} states ({listed}), got {len(hx)}")
+    for state in hx:
+        one_state(state)
+    return hx
 
 
 def two_states(hx: Any) -> Sequence[Any]:
@@ -240,7 +262,7 @@ def cell_state_axes(kind: str, states: Sequence[jax.Array]) -> None:
 
 
 def cell_sizes(
-    x: jax.Array, states: Sequence[jax.Array], input_size: int, hidden_size: int
+    x: jax.Array, states: Sequence[jax.Array], input_size: int, state_sizes: Sequence[int]
 ) -> None:
     """The sizes of the input and states of a single step."""
     if x.shape[-1] != input_size:
@@ -249,17 +271,16 @@ def cell_sizes(
         )
     # As PyTorch, an unbatched input adds a batch axis to whatever state came with it.
     batch = x.shape[0] if x.ndim == 2 else 1
-    for index, state in enumerate(states):
+    for index, (state, size) in enumerate(zip(states, state_sizes)):
         shape: tuple[int, ...] = state.shape if x.ndim == 2 else (1, *state.shape)
         rows, *features = shape
         if rows != batch or not features:
             raise ShapeError(
                 f"Input batch size {batch} doesn't match hidden{index} batch size {rows}"
             )
-        if features != [hidden_size]:
+        if features != [size]:
             raise ShapeError(
-                f"hidden{index} has inconsistent hidden_size: got {features[0]}, "
-                f"expected {hidden_size}"
+                f"hidden{index} has inconsistent hidden_size: got {features[0]}, expected {size}"
             )
 
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrnn import parallel
 from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
-from jaxrnn.cells import Cell, State
-from jaxrnn.products import paired_product, product_of_rows, rows_product, wide_dtype
+from jaxrnn.cells import AnyCell, State
+from jaxrnn.products import paired_product, product_of_rows, wide_dtype
 from jaxrnn.step import (
     Masks,
     Weights,
@@ -26,16 +27,20 @@ from jaxrnn.step import (
     enter,
     entered_rows,
     gate_inputs,
+    gives_output,
     inputs_at_each_step,
+    inputs_of_block,
     joined,
     leave,
     like,
     narrow,
     one_bias,
+    outputs,
+    own_parameters,
     plus,
+    turned,
     two_columns,
     wide,
-    with_biases,
 )
 
 
@@ -51,18 +56,25 @@ class Plan:
         block: steps in a block; None chooses from the shapes (`jaxrnn.blocks.block_length`).
         all_states: give out every state at each step, and not the hidden state alone.
         fused: run the loop as one operation, with a kernel of its own (`jaxrnn.fused`).
+        parallel: no loop, but all steps of a block at once (`jaxrnn.parallel`).
     """
 
-    cell: Cell
+    cell: Any  # of `jaxrnn.cells`
     reverse: bool = False
     remat: bool = False
     block: int | None = None
     all_states: bool = False
     fused: bool = False
+    parallel: bool = False
 
     def given_out(self, state: State) -> State:
         """The states that are given out at each step."""
-        return state if self.all_states else state[:1]
+        return state if self.all_states or gives_output(self.cell) else state[:1]
+
+    def apart(self, given: State) -> tuple[jax.Array, State | None]:
+        """Of what `forward` gave out, the output, and the states if they were asked for."""
+        states = given[1:] if gives_output(self.cell) else given
+        return given[0], states if self.all_states else None
 
 
 class Keep(enum.Enum):
@@ -87,10 +99,11 @@ def forward(
     """The loop: what it gives out, final state, what was kept of each step, states before blocks.
 
     Rows are last in every state, given and returned, and in all that is kept; what is given out at
-    each step is (T, N, R), (T, N, H), ...
+    each step is (T, N, R), (T, N, H), ..., before it the output (T, N, F) where that is no state.
     """
     cell = plan.cell
     every_step = inputs_at_each_step(cell, x, weights)
+    apart = gives_output(cell)
     if not cell.split:
         weights = one_bias(weights)
     elif x.shape[2] == 1:
@@ -99,7 +112,7 @@ def forward(
     def block(state: State, steps: Any, nothing: None) -> Any:
         del nothing
         x, masks = steps
-        start = state
+        start, entered = state, x
 
         def step(carry: Any, inputs: Any) -> Any:
             state, fetched = carry
@@ -124,13 +137,26 @@ def forward(
             first = gate_inputs(cell, weights, x[-1 if plan.reverse else 0])
             x = jnp.roll(x, 1 if plan.reverse else -1, axis=0)
         if not every_step:
-            x = with_biases(cell, weights, rows_product(x, weights.weight_ih), axis=-1)
-            x = x.swapaxes(1, 2)
-        (state, _), outputs = lax.scan(step, (state, first), (x, masks), reverse=plan.reverse)
-        return state, outputs, start
+            x = inputs_of_block(cell, weights, x)
+        if plan.parallel:
+            coefficients: Any = x
+            after = parallel.states(coefficients, wide(state[0]), masks, reverse=plan.reverse)
+            after = after.astype(state[0].dtype)
+            state, given, kept = (after[0 if plan.reverse else -1],), turned((after,)), None
+        else:
+            (state, _), (given, kept) = lax.scan(
+                step, (state, first), (x, masks), length=len(entered), reverse=plan.reverse
+            )
+        if apart:
+            output = outputs(cell, weights, entered, given)
+            given = (output, *given) if plan.all_states else (output,)
+        return state, (given, kept), start
 
+    if not cell.gates and plan.remat:  # the derivative is JAX's own
+        block = jax.checkpoint(block, prevent_cse=False)
     steps, length = x.shape[0], length_of_blocks(plan, x, keep)
-    whole = every_step and not plan.remat  # nothing is gained by blocks
+    # Nothing is gained by blocks in a loop that does its own products, or has nothing but them.
+    whole = (every_step or not cell.gates) and not plan.remat
     final, (given, kept), starts = scan_blocks(
         block, state, (x, masks), None, length=steps if whole else length, reverse=plan.reverse
     )
@@ -172,15 +198,17 @@ def linear_block(
     the derivatives of the weights; with rows last it serves the pointwise functions.
     """
     cell = plan.cell
-    ih_t = transposed[0]
-    assert ih_t is not None
+    ih_t: Any = transposed[0]
+    own = own_parameters(cell, weights.own)
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     if kept is None or kept.saved is None:
         kept = _replay(plan, weights, x, start, masks, hs, None if kept is None else kept.rest)
     hs_last = hs.swapaxes(1, 2)
     old = enter(tuple(map(shift, start, (hs_last, *kept.rest))), masks.resets)
     new = (hs_last if kept.m is None else kept.m, *kept.rest)
-    coefficients = jax.vmap(cell.linearize)(wide(kept.saved), wide(old), wide(new))
+    coefficients = jax.vmap(lambda saved, old, new: cell.linearize(saved, old, new, *own))(
+        wide(kept.saved), wide(old), wide(new)
+    )
 
     # All that does not come through the state of the step before, for all steps at once.
     old_h = entered_rows(shift(start[0].T, hs), masks.resets)
@@ -192,12 +220,16 @@ def linear_block(
         through = paired_product(weights.weight_ih, ih_t, columns)
         from_x.append(through.reshape(-1, *dx.shape[:2]).swapaxes(0, 1))
     from_h = [product_of_rows(dweights.weight_hh, old_h), dweights.bias_hh]
-    shape = (hs.shape[0], weights.weight_hh.shape[0], hs.shape[1])
+    shape = (hs.shape[0], weights.weight_ih.shape[0], hs.shape[1])
     if cell.split:
         dz = (_total(from_x, shape, hs.dtype), _total(from_h, shape, hs.dtype))
     else:
         dz = _total(from_x + from_h, shape, hs.dtype)
-    direct = jax.vmap(cell.tangent)(coefficients, dz, jax.tree.map(jnp.zeros_like, wide(old)))
+    if own:
+        own = (*own, _instantiated(cell, weights.own, dweights.own))
+    direct = jax.vmap(lambda *by_step: cell.tangent(*by_step, *own))(
+        coefficients, dz, jax.tree.map(jnp.zeros_like, wide(old))
+    )
     from_hr = None
     if kept.m is not None:
         from_hr = product_of_rows(dweights.weight_hr, kept.m.swapaxes(1, 2))
@@ -226,17 +258,24 @@ def linear_loop(
         dstate: by the states before.
     """
     cell = plan.cell
+    hh_t: Any
     _, hh_t, hr_t = transposed
-    assert hh_t is not None
-    dtype = weights.weight_hh.dtype
+    w_hh = weights.weight_hh
+    own = own_parameters(cell, weights.own)
+    own = (*own, None) if own else ()
+    dtype = weights.weight_ih.dtype
 
     def step(dstate: State, inputs: Any) -> tuple[State, State]:
         coefficients, direct, from_hr, masks = inputs
         before = dstate
         dstate = enter(dstate, masks.resets)
-        dz = paired_product(weights.weight_hh, hh_t, dstate[0].astype(dtype))
+        if w_hh is None:
+            rows = len(cell.gates) * dstate[0].shape[0]
+            dz = jnp.zeros((rows, dstate[0].shape[1]), dstate[0].dtype)
+        else:
+            dz = paired_product(w_hh, hh_t, dstate[0].astype(dtype))
         dz = (jnp.zeros_like(dz), dz) if cell.split else dz
-        dstate = cell.tangent(coefficients, dz, dstate)
+        dstate = cell.tangent(coefficients, dz, dstate, *own)
         dh, *rest = map(jnp.add, dstate, direct)
         if weights.weight_hr is not None:
             assert hr_t is not None
@@ -269,10 +308,11 @@ def _replay(
     before = shift(start[0].T, hs)
     zh = product_of_rows(weights.weight_hh, entered_rows(before, masks.resets))
     z = joined(cell, weights, gate_inputs(cell, weights, x), zh)
+    own = own_parameters(cell, weights.own)
 
     def step(rest: State, inputs: Any) -> tuple[State, Kept]:
         z, old_h, masks = inputs
-        (m, *new), saved = cell.save(z, wide(enter((old_h, *rest), masks.resets)))
+        (m, *new), saved = cell.save(z, wide(enter((old_h, *rest), masks.resets)), *own)
         rest = leave(like(new, rest), rest, masks.valid)
         m = m.astype(hs.dtype) if _projects(weights) else None
         return rest, Kept(rest, m, narrow(saved, hs.dtype))
@@ -288,9 +328,12 @@ def _projects(weights: Weights) -> bool:
     return weights.weight_hr is not None
 
 
-def turned(state: State) -> State:
-    """Each (..., N, H) as (..., H, N), and back."""
-    return tuple(s.swapaxes(-1, -2) for s in state)
+def _instantiated(cell: AnyCell, own: Any, down: Any) -> Any:
+    """The derivatives by a cell's own parameters, zeros for some, None for none at all."""
+    if all(d is None for d in down.values()):
+        return None
+    there = {n: jnp.zeros_like(own[n]) if d is None else d for n, d in down.items()}
+    return own_parameters(cell, there)[0]
 
 
 def transposes(weights: Weights) -> tuple[jax.Array | None, ...]:

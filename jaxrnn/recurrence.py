@@ -12,6 +12,9 @@ input stand outside the loop, one for each block of steps, and what remains is a
 transposes that into reverse mode by itself, so the gradient of the weights is one product a block
 too, and `jvp`, double backward, `vmap` and rematerialisation work because nothing was closed off.
 
+A cell without gates (`jaxrnn.cells.GeneralCell`) puts its own step in the place of these equations,
+in the same loop, and has JAX's derivative of it.
+
 The loops are a `lax.scan` (`jaxrnn.loops`), or one operation with a kernel (`jaxrnn.fused`).
 
 Shapes: x (T, N, D), states (N, H) or (N, R), weights as `Weights` says. T time, N batch, D input
@@ -29,14 +32,15 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn import backends, fused, loops, ragged
 from jaxrnn.blocks import known, scan_blocks
-from jaxrnn.cells import Cell, State
+from jaxrnn.cells import AnyCell, State, check
+from jaxrnn.cells.checking import check_step
 from jaxrnn.loops import Keep, Plan, turned
 from jaxrnn.products import wide_dtype
-from jaxrnn.step import Masks, Weights, like, zero_state
+from jaxrnn.step import Masks, Weights, completed, like, sizes_of, zero_state
 
 
 def unroll(
-    cell: Cell,
+    cell: AnyCell,
     weights: Weights,
     x: jax.Array,
     state: State | None = None,
@@ -79,14 +83,53 @@ def unroll(
     Differs from PyTorch: derivatives of every order and mode; low precision (bfloat16, float16)
     rounds the states at each step as PyTorch does, but computes each step in float32.
     """
+    output, states, last = outputs_and_states(
+        cell,
+        weights,
+        x,
+        state,
+        reverse=reverse,
+        masks=masks,
+        remat=remat,
+        block=block,
+        all_states=all_states,
+        backend=backend,
+    )
+    return output if states is None else states, last
+
+
+def outputs_and_states(
+    cell: AnyCell,
+    weights: Weights,
+    x: jax.Array,
+    state: State | None,
+    *,
+    reverse: bool,
+    masks: Masks,
+    remat: bool,
+    block: int | None = None,
+    all_states: bool,
+    backend: str,
+) -> tuple[jax.Array, State | None, State]:
+    """`unroll`, with the output (T, N, F) and all states, or None, apart.
+
+    They differ for a cell with an output of its own, see `jaxrnn.cells.GeneralCell`.
+    """
+    check(cell)
+    sizes = sizes_of(cell, weights, x.shape[2])
+    check_step(cell, sizes)
+    weights = completed(cell, weights, sizes)
     if state is None:
-        state = zero_state(cell, weights, x.shape[1], x.dtype)
-    fused = backends.choose(backend, cell, weights, x, all_states=all_states) == "kernel"
-    plan = Plan(cell, reverse, remat, block, all_states, fused)
-    if not fused:  # a kernel reads nothing there
+        state = zero_state(cell, sizes, x.shape[1], x.dtype)
+    who = backends.choose(backend, cell, weights, x, all_states=all_states)
+    plan = Plan(cell, reverse, remat, block, all_states, who == "kernel", who == "parallel")
+    if who != "kernel":  # which reads nothing there
         x = ragged.only(masks.valid, x)
-    given, last = _unroll(plan, weights, x, tuple(state), masks)
-    return given if all_states else given[0], last
+    if cell.gates:
+        given, last = _unroll(plan, weights, x, tuple(state), masks)
+    else:
+        given, last = _scan(plan, weights, x, tuple(state), masks)
+    return *plan.apart(given), last
 
 
 # What a cell saved is kept as far as it is no burden: about the gates, up to so many bytes. A scan
@@ -101,6 +144,12 @@ def _unroll(
 ) -> tuple[State, State]:
     if plan.fused:
         return fused.forward(plan, weights, x, state, masks, Keep.NOTHING)[:2]
+    return _scan(plan, weights, x, state, masks)
+
+
+def _scan(
+    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks
+) -> tuple[State, State]:
     given, last, _, _ = loops.forward(plan, weights, x, turned(state), masks, Keep.NOTHING)
     return given, turned(last)
 
@@ -108,14 +157,14 @@ def _unroll(
 def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     weights, x, state, masks = primals
     dweights, dx, dstate, _ = tangents
-    dweights = Weights(*(_nonzero(d) for d in dweights))  # frozen weights cost nothing
+    dweights = jax.tree.map(_nonzero, dweights)  # frozen weights cost nothing
     dx = _nonzero(dx)
     dtype = wide_dtype(x.dtype)
     dstate = tuple(
         jnp.zeros(s.shape, dtype) if _nonzero(d) is None else d.astype(dtype)
         for s, d in zip(state, dstate, strict=True)
     )
-    gates = x.shape[0] * x.shape[1] * weights.weight_hh.shape[0]
+    gates = x.shape[0] * x.shape[1] * weights.weight_ih.shape[0]
     few = known(gates) and gates * x.dtype.itemsize <= KEPT_BYTES
     keep = Keep.NOTHING if plan.remat else Keep.ALL if few else Keep.STATES
     # The loops have their states the one way or the other.

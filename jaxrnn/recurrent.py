@@ -1,4 +1,4 @@
-"""What all recurrent layers share: a thin Flax (NNX) module around the pure functions.
+"""`Recurrent`: any cell as a stack of layers, a thin Flax (NNX) module around the pure functions.
 
 It holds parameters under PyTorch's names and checks its arguments; the arithmetic is
 `jaxrnn.stack.run`. A forward pass changes nothing in the module, so a closure over one works
@@ -40,20 +40,61 @@ class Options(TypedDict, total=False):
 
 
 class Recurrent(nnx.Module):
-    """A stack of recurrent layers of one cell: the constructor, the parameters and the call."""
+    """A stack of recurrent layers of any cell; `RNN`, `LSTM` and `GRU` are three of them.
+
+    Args:
+        cell: what one step is, see `jaxrnn.cells`.
+        input_size: D, the number of input features.
+        hidden_size: H, the number of hidden features.
+        num_layers: L, layers one on another.
+        bias: whether there are biases: b_ih and b_hh, and parameters of the cell whose name begins
+            with "bias".
+        batch_first: input and output are (N, T, ...) and not (T, N, ...); never the states.
+        dropout: the probability of zeroing each output of any layer but the last, in training.
+        bidirectional: a second direction, from the last step to the first.
+        proj_size: P, the size of h if it is projected; for cells of gates.
+        rngs: the streams for the parameters (``params``) and for dropout (``dropout``).
+        dtype, param_dtype, backend, remat: see `Options`.
+
+    The state, `hx`, is an array for a cell of one state, and for one of several a tuple of them, in
+    the cell's order. Parameters, for layer k and suffix s ('' or '_reverse'): of a cell of gates
+    ``weight_ih_l{k}{s}`` (G*H, D), ``weight_hh_l{k}{s}`` (G*H, R), ``bias_ih_l{k}{s}`` and
+    ``bias_hh_l{k}{s}`` (G*H,); of any cell those that it declares, ``<name>_l{k}{s}``.
+
+    Raises:
+        TypeError, ValueError: for arguments that PyTorch refuses, in its words; for what is no
+            cell, or one whose functions do not give what they should.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class MinimalGatedUnit(jaxrnn.Cell):
+        ...     gates = ("f", "n")
+        ...     def step(self, z, state):
+        ...         (h,), (f, n) = state, self.split_gates(z)
+        ...         f = jax.nn.sigmoid(f)
+        ...         return ((1 - f) * h + f * jnp.tanh(n),)
+        >>> layer = jaxrnn.Recurrent(MinimalGatedUnit(), 3, 4, 2, rngs=nnx.Rngs(0))
+        >>> layer
+        Recurrent(MinimalGatedUnit(), 3, 4, num_layers=2)
+        >>> output, h_n = layer(jnp.ones((5, 2, 3)), lengths=jnp.array([5, 3]))
+        >>> output.shape, h_n.shape
+        ((5, 2, 4), (2, 2, 4))
+    """
 
     mode: str = ""  # PyTorch's name of the kind of layer
 
     def __init__(
         self,
-        cell: cells.Cell,
+        cell: cells.AnyCell,
         input_size: int,
         hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         proj_size: int = 0,
         *,
         rngs: nnx.Rngs,
@@ -64,8 +105,10 @@ class Recurrent(nnx.Module):
         **unknown: Any,
     ):
         checks.no_such_argument(type(self).__name__, unknown)
+        cells.check(cell)
         checks.constructor(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size),
+            above=0 if type(self) is Recurrent else 1,
         )
         backends.check(backend)
         self.cell = cell
@@ -98,7 +141,7 @@ class Recurrent(nnx.Module):
         for index, weights in enumerate(drawn):
             layer, direction = divmod(index, 2 if bidirectional else 1)
             suffix = f"_l{layer}{'_reverse' if direction else ''}"
-            there = {f: value for f, value in weights._asdict().items() if value is not None}
+            there = weights.named()
             for field, value in there.items():
                 setattr(self, field + suffix, nnx.Param(value))
             names.append(tuple((field, field + suffix) for field in there))
@@ -113,14 +156,18 @@ class Recurrent(nnx.Module):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """The features of each state: R for h, H for each other one."""
-        others = len(self.cell.states) - 1
-        return (self.proj_size or self.hidden_size, *(self.hidden_size,) * others)
+        """The features of each state: R for h, H for each other one, or what the cell declares."""
+        return self.cell.state_sizes(self._sizes)
+
+    @property
+    def _sizes(self) -> cells.Sizes:
+        """Of the first layer."""
+        return cells.Sizes(self.input_size, self.hidden_size, self.proj_size or self.hidden_size)
 
     @property
     def output_size(self) -> int:
         """F*R, the features of the output."""
-        return self.state_sizes[0] * (2 if self.bidirectional else 1)
+        return self.cell.output_features(self._sizes) * (2 if self.bidirectional else 1)
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -143,7 +190,8 @@ class Recurrent(nnx.Module):
 
     def extra_repr(self) -> str:
         """The arguments as PyTorch prints them: only those that are not the default."""
-        text = f"{self.input_size}, {self.hidden_size}"
+        cell = "" if self.mode else f"{self.cell}, "
+        text = f"{cell}{self.input_size}, {self.hidden_size}"
         for name, default in (
             ("proj_size", 0),
             ("num_layers", 1),
@@ -176,8 +224,8 @@ class Recurrent(nnx.Module):
         Args:
             input: (T, N, D); (N, T, D) if `batch_first`; (T, D) unbatched; or a PackedSequence.
             hx: the initial state (F*L, N, R), for `LSTM` the pair (h_0, c_0) with c_0
-                (F*L, N, H); without N if the input has no batch; None for zeros. Never
-                broadcast, never batch-first.
+                (F*L, N, H), for a cell of several states a tuple of them; without N if the input
+                has no batch; None for zeros. Never broadcast, never batch-first.
             lengths: the steps of each row, integers (N,) in any order, 0 allowed; a single number
                 if the input has no batch. What is past them is padding and reaches nothing: the
                 output there is 0, and the last state is the one after the row's last step (the
@@ -210,7 +258,6 @@ class Recurrent(nnx.Module):
             checks.packed_input(packed.data)
             input, lengths = packing.padded(packed)
         x = jnp.asarray(input)
-        pair = len(self.cell.states) == 2
         layout, states = self.check(x, hx, time_major=packed is not None)
         sizes = dict(zip(layout, x.shape))
         if lengths is not None:
@@ -222,7 +269,7 @@ class Recurrent(nnx.Module):
         output, last = stack.run(plan, self.weights(), x, states, key, lengths, resets)
         if packed is not None:
             output = packing.repacked(packed, output)
-        return output, last if pair else last[0]
+        return output, self.hx_of(last)
 
     def initial_state(self, batch_size: int | None = None) -> Any:
         """The state of zeros that None stands for, shaped as `hx` of a call.
@@ -232,8 +279,12 @@ class Recurrent(nnx.Module):
         """
         batch = () if batch_size is None else (batch_size,)
         dtype = self.param_dtype if self.dtype is None else self.dtype
-        states = tuple(jnp.zeros(shape, dtype) for shape in self._state_shapes(*batch))
-        return states if len(states) == 2 else states[0]
+        dtypes = self.cell.state_dtypes(dtype)
+        return self.hx_of(tuple(map(jnp.zeros, self._state_shapes(*batch), dtypes)))
+
+    def hx_of(self, states: tuple[jax.Array, ...]) -> Any:
+        """The states as a call takes and gives them: one as an array, several as a tuple."""
+        return states[0] if len(states) == 1 else states
 
     def _state_shapes(self, *batch: int) -> list[tuple[int, ...]]:
         """The shapes of the states, h first."""
@@ -243,7 +294,7 @@ class Recurrent(nnx.Module):
     def weights(self) -> tuple[Weights, ...]:
         """The parameters as `jaxrnn.stack.run` takes them."""
         return tuple(
-            Weights(**{field: getattr(self, name)[...] for field, name in names})
+            Weights.of(self.cell, {field: getattr(self, name)[...] for field, name in names})
             for names in self._names
         )
 
@@ -260,20 +311,24 @@ class Recurrent(nnx.Module):
             backend=self.backend,
         )
 
+    @property
+    def kind(self) -> str:
+        """What messages call the layer."""
+        return self.mode.split("_")[0] or type(self.cell).__name__
+
     def check(
         self, x: jax.Array, hx: Any, *, time_major: bool = False
     ) -> tuple[str, tuple[jax.Array, ...] | None]:
         """Check the call, in PyTorch's order; the axes of the input, and the states."""
-        kind = self.mode.split("_")[0]
+        kind = self.kind
         batched = checks.layer_input(kind, x)
         layout = "TD" if not batched else "NTD" if self.batch_first and not time_major else "TND"
         given, states = (), None
         if hx is not None:
-            if len(self.cell.states) == 2:
+            if self.mode == "LSTM":
                 given = checks.two_states(hx)
             else:
-                checks.one_state(hx)
-                given = (hx,)
+                given = checks.states(hx, tuple(self.cell.states))
             states = tuple(map(jnp.asarray, given[: len(self.cell.states)]))
             checks.state_axes(states, batched)
         if self.dtype is None:
@@ -285,7 +340,7 @@ class Recurrent(nnx.Module):
             checks.state_count(given, len(states))
         checks.sequence_length(x.shape[layout.index("T")])
         if self.dtype is None and states is not None:
-            checks.state_dtypes(states, self.param_dtype)
+            checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
         return layout, states
 
     def _dropout_key(self, dropout: float, rngs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`RNNCell`, `LSTMCell`, `GRUCell`: one time step as a Flax (NNX) module.
+"""`RecurrentCell`, one time step of any cell as a Flax (NNX) module; `RNNCell` and its like.
 
 The same cells and the same step as the layers', `jaxrnn.step.advance`, without the loop.
 """
@@ -13,20 +13,55 @@ from flax import nnx
 
 from jaxrnn import cells, checks, stack
 from jaxrnn.cells import State
-from jaxrnn.step import Weights, advance, gate_inputs, zero_state
+from jaxrnn.step import (
+    Weights,
+    advance,
+    completed,
+    gate_inputs,
+    gives_output,
+    outputs,
+    sizes_of,
+    turned,
+    zero_state,
+)
 
 
-class _Cell(nnx.Module):
-    """What the cells share: the constructor, the parameters and the call."""
+class RecurrentCell(nnx.Module):
+    """One step of any cell; `RNNCell`, `LSTMCell` and `GRUCell` are three of them.
+
+    Args:
+        cell: what the step is, see `jaxrnn.cells`.
+        input_size: D.
+        hidden_size: H.
+        bias: whether there are biases.
+        rngs: the stream for the parameters (``params``).
+        dtype, param_dtype: as of the layers.
+
+    Call: ``module(input, hx=None) -> state``, input (N, D) or (D,), hx and the state as those of
+    `Recurrent` without their first axis; None stands for zeros. A cell whose output is not its
+    first state gives ``(output, state)``. Parameters are named as those of `Recurrent`, without
+    ``_l{k}``.
+
+    Raises:
+        TypeError, ValueError: for what is no cell.
+        ValueError, RuntimeError: by the call, for wrong axes or sizes, in PyTorch's words.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> cell = jaxrnn.RecurrentCell(jaxrnn.cells.GRU(), 3, 4, rngs=nnx.Rngs(0))
+        >>> cell, cell(jnp.ones((2, 3))).shape
+        (RecurrentCell(GRU(), 3, 4), (2, 4))
+    """
 
     nonlinearity: str = "tanh"
 
     def __init__(
         self,
-        cell: cells.Cell,
+        cell: cells.AnyCell,
         input_size: int,
         hidden_size: int,
-        bias: bool,
+        bias: bool = True,
         *,
         rngs: nnx.Rngs,
         dtype: Any = None,
@@ -43,7 +78,7 @@ class _Cell(nnx.Module):
         (weights,) = stack.init(
             rngs.params(), cell, input_size, hidden_size, bias=bool(bias), dtype=param_dtype
         )
-        there = {f: value for f, value in weights._asdict().items() if value is not None}
+        there = weights.named()
         for name, value in there.items():
             setattr(self, name, nnx.Param(value))
         self._names = tuple(there)
@@ -55,7 +90,8 @@ class _Cell(nnx.Module):
 
     def extra_repr(self) -> str:
         """The arguments as PyTorch prints them: only those that are not the default."""
-        text = f"{self.input_size}, {self.hidden_size}"
+        cell = f"{self.cell}, " if type(self) is RecurrentCell else ""
+        text = f"{cell}{self.input_size}, {self.hidden_size}"
         if self.bias is not True:
             text += f", bias={self.bias}"
         if self.nonlinearity != "tanh":
@@ -67,47 +103,59 @@ class _Cell(nnx.Module):
 
     __str__ = __repr__
 
-    def _run(self, input: Any, hx: Any) -> State:
-        """Check the call, in PyTorch's order, and compute it."""
+    def __call__(self, input: Any, hx: Any = None) -> Any:
+        """The new state: an array for a cell of one, a tuple for one of several."""
+        output, states = self._run(input, hx)
+        state = states[0] if len(states) == 1 else states
+        return (output, state) if gives_output(self.cell) else state
+
+    def _states(self, hx: Any) -> tuple[Any, ...]:
+        """The states of a call."""
+        return tuple(checks.states(hx, tuple(self.cell.states)))
+
+    def _run(self, input: Any, hx: Any) -> tuple[jax.Array, State]:
+        """Check the call, in PyTorch's order, and compute it: the output and the new state."""
         x, kind = jnp.asarray(input), type(self).__name__
         checks.cell_input(kind, x)
-        states = None
-        if hx is not None and len(self.cell.states) == 2:
-            states = tuple(map(jnp.asarray, checks.two_cell_states(hx)))
-        elif hx is not None:
-            checks.one_state(hx)
-            states = (jnp.asarray(hx),)
+        states = None if hx is None else tuple(map(jnp.asarray, self._states(hx)))
         checks.cell_state_axes(kind, states or ())
         if self.nonlinearity not in ("tanh", "relu"):
             raise checks.ShapeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        checks.cell_sizes(x, states or (), self.input_size, self.hidden_size)
+        sizes = cells.Sizes(self.input_size, self.hidden_size, self.hidden_size)
+        checks.cell_sizes(x, states or (), self.input_size, self.cell.state_sizes(sizes))
         if self.dtype is None:
-            checks.state_dtypes((x,), self.param_dtype, "input")
-            checks.state_dtypes(states or (), self.param_dtype)
-        weights = Weights(**{name: getattr(self, name)[...] for name in self._names})
+            checks.state_dtypes((x,), (self.param_dtype,), "input")
+            if states is not None:
+                checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
+        weights = Weights.of(self.cell, {name: getattr(self, name)[...] for name in self._names})
         return _step(self.cell, self.dtype, weights, x, states)
 
 
 def _one_step(
-    cell: cells.Cell, dtype: Any, weights: Weights, x: jax.Array, states: State | None
-) -> State:
+    cell: cells.AnyCell, dtype: Any, weights: Weights, x: jax.Array, states: State | None
+) -> tuple[jax.Array, State]:
     if dtype is not None:
-        weights, x, states = jax.tree.map(lambda a: a.astype(dtype), (weights, x, states))
+        weights, x = jax.tree.map(lambda a: a.astype(dtype), (weights, x))
+        dtypes = cell.state_dtypes(dtype)
+        states = states and tuple(s.astype(d) for s, d in zip(states, dtypes, strict=True))
     batched = x.ndim == 2
     x = x if batched else x[None]
+    sizes = sizes_of(cell, weights, x.shape[1])
+    weights = completed(cell, weights, sizes)
     if states is None:
-        states = zero_state(cell, weights, x.shape[0], x.dtype)
+        states = zero_state(cell, sizes, x.shape[0], x.dtype)
     elif not batched:
         states = tuple(s[None] for s in states)
-    states = tuple(s.T for s in states)
-    new, _, _ = advance(cell, weights, gate_inputs(cell, weights, x), states)
-    return tuple(s.T if batched else s[:, 0] for s in new)
+    new, _, _ = advance(cell, weights, gate_inputs(cell, weights, x), turned(states))
+    new = turned(new)
+    output = outputs(cell, weights, x, new) if gives_output(cell) else new[0]
+    return (output, new) if batched else (output[0], tuple(s[0] for s in new))
 
 
 _step = jax.jit(_one_step, static_argnums=(0, 1))
 
 
-class RNNCell(_Cell):
+class RNNCell(RecurrentCell):
     """One step of an Elman layer: ``h' = tanh(x @ W_ih.T + b_ih + h @ W_hh.T + b_hh)``, or relu.
 
     Args:
@@ -154,7 +202,7 @@ class RNNCell(_Cell):
         return self._run(input, hx)[0]
 
 
-class LSTMCell(_Cell):
+class LSTMCell(RecurrentCell):
     """One step of an LSTM layer, see `LSTM` for the equations.
 
     Call: ``cell(input, hx=None) -> (h', c')`` with hx a pair (h, c), each (N, H) or (H,). The
@@ -183,11 +231,14 @@ class LSTMCell(_Cell):
 
     def __call__(self, input: Any, hx: Any = None) -> tuple[jax.Array, jax.Array]:
         """The new hidden state and cell state."""
-        h, c = self._run(input, hx)
+        h, c = self._run(input, hx)[1]
         return h, c
 
+    def _states(self, hx: Any) -> tuple[Any, ...]:
+        return checks.two_cell_states(hx)
 
-class GRUCell(_Cell):
+
+class GRUCell(RecurrentCell):
     """One step of a GRU layer, see `GRU` for the equations.
 
     Call: ``cell(input, hx=None) -> h'``. The arguments and parameters are those of `RNNCell`,

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import ragged
-from jaxrnn.cells import Cell, State
-from jaxrnn.recurrence import Weights, unroll
+from jaxrnn.cells import AnyCell, Cell, Sizes, State, check
+from jaxrnn.cells.checking import check_step
+from jaxrnn.recurrence import Weights, outputs_and_states
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Stack:
         backend: who runs the loops, see `jaxrnn.backends`.
     """
 
-    cell: Cell
+    cell: AnyCell
     bidirectional: bool = False
     layout: str = "TND"
     dropout: float = 0.0
@@ -94,7 +95,9 @@ def run(
         ((7, 2, 4), (2, 2, 4))
     """
     if stack.dtype is not None:
-        weights, x, states = jax.tree.map(lambda a: a.astype(stack.dtype), (weights, x, states))
+        weights, x = jax.tree.map(lambda a: a.astype(stack.dtype), (weights, x))
+        dtypes = stack.cell.state_dtypes(stack.dtype)
+        states = states and tuple(s.astype(d) for s, d in zip(states, dtypes, strict=True))
     if stack.layout == "NTD":
         x = x.swapaxes(0, 1)
         resets = None if resets is None else resets.T
@@ -112,7 +115,7 @@ def run(
         outputs = []
         for index in range(first, first + stack.directions):
             start = None if states is None else tuple(s[index] for s in states)
-            given, final = unroll(
+            output, every, final = outputs_and_states(
                 stack.cell,
                 weights[index],
                 x,
@@ -123,8 +126,8 @@ def run(
                 all_states=stack.all_states,
                 backend=stack.backend,
             )
-            outputs.append(given[0] if stack.all_states else given)
-            last.append(tuple(ragged.only(valid, s) for s in given) if stack.all_states else final)
+            outputs.append(output)
+            last.append(final if every is None else tuple(ragged.only(valid, s) for s in every))
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
     x = ragged.only(valid, x)
 
@@ -148,7 +151,7 @@ def _dropout(key: jax.Array | None, index: int, x: jax.Array, p: float) -> jax.A
 
 
 def shapes(
-    cell: Cell, input_size: int, hidden_size: int, *, bias: bool = True, proj_size: int = 0
+    cell: AnyCell, input_size: int, hidden_size: int, *, bias: bool = True, proj_size: int = 0
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter of one layer and direction, in PyTorch's order.
 
@@ -157,11 +160,10 @@ def shapes(
         >>> stack.shapes(cells.GRU(), 3, 4, bias=False)
         {'weight_ih': (12, 3), 'weight_hh': (12, 4)}
     """
-    rows = len(cell.gates) * hidden_size
-    shape = {"weight_ih": (rows, input_size), "weight_hh": (rows, proj_size or hidden_size)}
-    if bias:
-        shape |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-    return shape | ({"weight_hr": (proj_size, hidden_size)} if proj_size else {})
+    check(cell)
+    if proj_size and not (isinstance(cell, Cell) and cell.recurrent):
+        raise ValueError(f"proj_size={proj_size}: {cell} has no W_hh that a projected h could meet")
+    return cell.shapes(Sizes(input_size, hidden_size, proj_size or hidden_size), bias=bias)
 
 
 @functools.partial(
@@ -179,7 +181,7 @@ def shapes(
 )
 def init(
     key: jax.Array,
-    cell: Cell,
+    cell: AnyCell,
     input_size: int,
     hidden_size: int,
     *,
@@ -191,6 +193,9 @@ def init(
 ) -> tuple[Weights, ...]:
     """The weights of a stack as PyTorch draws them: each from U(-1/sqrt(H), 1/sqrt(H)).
 
+    Parameters that a cell declares with an `init` of their own are drawn by that, and all go
+    through its `initialize`.
+
     Example:
         >>> import jax
         >>> from jaxrnn import cells, stack
@@ -199,17 +204,35 @@ def init(
         ((16, 3), (16,), None)
     """
     directions = 2 if bidirectional else 1
+    check(cell)
+    output = cell.output_features(Sizes(input_size, hidden_size, proj_size or hidden_size))
     sizes = [input_size] * directions
-    sizes += [directions * (proj_size or hidden_size)] * (directions * (num_layers - 1))
+    sizes += [directions * output] * (directions * (num_layers - 1))
     layers = [shapes(cell, size, hidden_size, bias=bias, proj_size=proj_size) for size in sizes]
+    for size in dict.fromkeys(sizes):
+        check_step(cell, Sizes(size, hidden_size, proj_size or hidden_size))
+    apart = {name: p.init for name, p in cell.declared().items() if p.init is not None}
     # One draw for all: a generator for each shape would take longer to compile than the layer.
-    counts = [math.prod(shape) for layer in layers for shape in layer.values()]
+    alike = [{n: shape for n, shape in layer.items() if n not in apart} for layer in layers]
+    counts = [math.prod(shape) for layer in alike for shape in layer.values()]
     drawn = uniform(key, (sum(counts),), hidden_size, dtype)
     parts = iter(jnp.split(drawn, list(itertools.accumulate(counts))[:-1]))
-    return tuple(
-        Weights(**{name: next(parts).reshape(shape) for name, shape in layer.items()})
-        for layer in layers
-    )
+    keys = (jax.random.fold_in(key, index) for index in itertools.count())
+    made = []
+    for layer in layers:
+        named = {
+            name: _drawn(apart[name], next(keys), shape, dtype)
+            if name in apart
+            else next(parts).reshape(shape)
+            for name, shape in layer.items()
+        }
+        made.append(Weights.of(cell, cell.initialize(named)))
+    return tuple(made)
+
+
+def _drawn(init: Any, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A parameter by a function or a number."""
+    return init(key, shape, dtype) if callable(init) else jnp.full(shape, init, dtype)
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], fan: int, dtype: Any = jnp.float32) -> Any:

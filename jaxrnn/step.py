@@ -7,32 +7,47 @@ P projection, R size of h (P if projected, else H).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn.blocks import known
-from jaxrnn.cells import Cell, State
-from jaxrnn.products import product, product_of_rows, wide_dtype
+from jaxrnn.cells import AnyCell, Cell, GeneralCell, Sizes, State
+from jaxrnn.checks import ShapeError
+from jaxrnn.products import product, product_of_rows, rows_product, wide_dtype
 
 
 class Weights(NamedTuple):
     """The parameters of one layer in one direction, in PyTorch's order and layout.
 
     Attributes:
-        weight_ih: (G*H, D), from the input.
-        weight_hh: (G*H, R), from the hidden state.
+        weight_ih: (G*H, D), from the input; None for a cell without gates.
+        weight_hh: (G*H, R), from the hidden state, or None.
         bias_ih: (G*H,) or None.
         bias_hh: (G*H,) or None.
         weight_hr: (P, H), the projection of h, or None.
+        own: the parameters that the cell has declared, by name, or None.
     """
 
-    weight_ih: jax.Array
-    weight_hh: jax.Array
+    weight_ih: Any = None
+    weight_hh: Any = None
     bias_ih: jax.Array | None = None
     bias_hh: jax.Array | None = None
     weight_hr: jax.Array | None = None
+    own: dict[str, jax.Array] | None = None
+
+    def named(self) -> dict[str, jax.Array]:
+        """All that are there by name, in their order."""
+        there = {n: a for n, a in self._asdict().items() if n != "own" and a is not None}
+        return there | (self.own or {})
+
+    @classmethod
+    def of(cls, cell: AnyCell, named: dict[str, jax.Array]) -> Weights:
+        """The other way round."""
+        fields = [n for n in cls._fields if cell.gates and n in named]
+        own = {n: named[n] for n in named if n not in fields}
+        return cls(**{n: named[n] for n in fields}, own=own or None)
 
 
 class Masks(NamedTuple):
@@ -47,16 +62,73 @@ class Masks(NamedTuple):
     valid: jax.Array | None = None
 
 
-def zero_state(cell: Cell, weights: Weights, batch: int, dtype: Any) -> State:
-    """The initial state of zeros: h (N, R), each other state (N, H)."""
-    hidden = weights.weight_hh.shape[0] // len(cell.gates)
-    sizes = [weights.weight_hh.shape[1]] + [hidden] * (len(cell.states) - 1)
-    return tuple(jnp.zeros((batch, size), dtype) for size in sizes)
+def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
+    """D, H and R of one layer, by the shapes of its parameters.
+
+    Raises:
+        ValueError: for a cell without gates whose parameters do not show H.
+    """
+    if weights.weight_ih is not None:
+        hidden = weights.weight_ih.shape[0] // len(cell.gates)
+        projected = weights.weight_hr
+        return Sizes(features, hidden, hidden if projected is None else projected.shape[0])
+    own = weights.own or {}
+    for name, parameter in cell.declared().items():
+        for size, there in zip(parameter.shape, own[name].shape if name in own else ()):
+            factors = [factor.strip() for factor in str(size).split("*")]
+            if factors.count("H") == 1:
+                factors[factors.index("H")] = "1"
+                hidden = there // cell.number("*".join(factors), Sizes(features, 1, 1))
+                return Sizes(features, hidden, hidden)
+    raise ValueError(
+        f"{cell} has no parameter from whose shape H follows: expected one of "
+        f"{list(cell.parameters)} with an axis of H, got {_shapes(weights)}"
+    )
+
+
+def completed(cell: AnyCell, weights: Weights, sizes: Sizes) -> Weights:
+    """The weights with zeros for the cell's own biases where the layer has none.
+
+    Raises:
+        ValueError: for parameters that are not those of the cell.
+    """
+    own = dict(weights.own or {})
+    shapes = AnyCell.shapes(cell, sizes)
+    for name, shape in shapes.items():
+        if name not in own and name.startswith("bias"):
+            own[name] = jnp.zeros(shape, next(iter(weights.named().values())).dtype)
+    if {name: a.shape for name, a in own.items()} != shapes:
+        raise ShapeError(
+            f"parameters of {cell} should have the shapes {shapes}, got {_shapes(weights)}"
+        )
+    return weights._replace(own={name: own[name] for name in shapes} or None)
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    return {name: a.shape for name, a in weights.named().items()}
+
+
+def zero_state(cell: AnyCell, sizes: Sizes, batch: int, dtype: Any) -> State:
+    """The initial state of zeros: h (N, R), each other state (N, H), or what the cell declares."""
+    dtypes = cell.state_dtypes(dtype)
+    return tuple(jnp.zeros((batch, s), d) for s, d in zip(cell.state_sizes(sizes), dtypes))
+
+
+def own_parameters(cell: AnyCell, own: dict[str, Any] | None) -> tuple[dict[str, Any], ...]:
+    """What the functions of a cell get after their other arguments: its parameters, or nothing.
+
+    In the wide dtype; for a cell of gates, whose rows are last, a vector (H,) is (H, 1).
+    """
+    if not own:
+        return ({},) if not cell.gates else ()
+    return (
+        {name: wide(a if a.ndim != 1 or not cell.gates else a[:, None]) for name, a in own.items()},
+    )
 
 
 def advance(
-    cell: Cell, weights: Weights, zx: jax.Array, state: State, masks: Masks = Masks()
-) -> tuple[State, jax.Array, Any]:
+    cell: AnyCell, weights: Weights, zx: Any, state: State, masks: Masks = Masks()
+) -> tuple[State, Any, Any]:
     """One step, all arrays with rows last: the new state, m before projection, what is saved.
 
     Args:
@@ -68,33 +140,67 @@ def advance(
     """
     old = state
     state = enter(state, masks.resets)
+    own = own_parameters(cell, weights.own)
+    if not isinstance(cell, Cell):
+        general = cast(GeneralCell, cell)
+        step = jax.vmap(lambda x, s: tuple(general.step(x, s, *own)), -1, -1)
+        return leave(like(step(zx, wide(state)), old), old, masks.valid), None, None
     z = joined(cell, weights, zx, product(weights.weight_hh, state[0]))
-    (m, *rest), saved = cell.save(z, wide(state))
+    (m, *rest), saved = cell.save(z, wide(state), *own)
     m = m.astype(old[0].dtype)
     h = m if weights.weight_hr is None else product(weights.weight_hr, m).astype(m.dtype)
     return leave((h, *like(rest, old[1:])), old, masks.valid), m, saved
 
 
-def gate_inputs(cell: Cell, weights: Weights, x: jax.Array) -> jax.Array:
+def gate_inputs(cell: AnyCell, weights: Weights, x: jax.Array) -> Any:
     """What x (N, D) or (K, N, D) gives to the gates, (G*H, N) or (K, G*H, N).
 
-    With every bias that need not wait for the hidden state.
+    With every bias that need not wait for the hidden state. For a cell without gates, what its
+    `inputs` are, each array with its rows last.
     """
-    return with_biases(cell, weights, product_of_rows(weights.weight_ih, x))
+    if isinstance(cell, Cell):
+        return with_biases(cell, weights, product_of_rows(weights.weight_ih, x))
+    (own,) = own_parameters(cell, weights.own)
+    inputs = jax.vmap(lambda x: cast(GeneralCell, cell).inputs(x, own), 0, -1)
+    return (inputs if x.ndim == 2 else jax.vmap(inputs))(wide(x))
 
 
-def with_biases(cell: Cell, weights: Weights, zx: jax.Array, axis: int = -2) -> jax.Array:
+def inputs_of_block(cell: AnyCell, weights: Weights, x: jax.Array) -> Any:
+    """`gate_inputs` of (K, N, D), by one product of all rows at once."""
+    if not isinstance(cell, Cell):
+        return gate_inputs(cell, weights, x)
+    z = with_biases(cell, weights, rows_product(x, weights.weight_ih), axis=-1)
+    return z.swapaxes(1, 2)
+
+
+def outputs(cell: AnyCell, weights: Weights, x: jax.Array, states: State) -> jax.Array:
+    """What a cell without gates gives out, (..., N, F), for x (..., N, D), states (..., N, S)."""
+    (own,) = own_parameters(cell, weights.own)
+    each = lambda x, s: cast(GeneralCell, cell).output(x, s, own)  # noqa: E731
+    for _ in range(x.ndim - 1):
+        each = jax.vmap(each)
+    return each(wide(x), wide(states)).astype(x.dtype)
+
+
+def gives_output(cell: AnyCell) -> bool:
+    """Whether what a cell gives out is another thing than its first state."""
+    return isinstance(cell, GeneralCell) and type(cell).output is not GeneralCell.output
+
+
+def with_biases(cell: AnyCell, weights: Weights, zx: Any, axis: int = -2) -> jax.Array:
     """The product of W_ih with x, and the biases that need not wait; `axis` holds the features."""
     zx = plus(zx, weights.bias_ih, axis)
     return zx if cell.split else plus(zx, weights.bias_hh, axis)
 
 
-def joined(cell: Cell, weights: Weights, zx: jax.Array, zh: jax.Array) -> Any:
+def joined(cell: Cell, weights: Weights, zx: jax.Array, zh: jax.Array | None) -> Any:
     """What the step of a cell takes: the sum of both contributions, or the pair."""
+    if zh is None:
+        return zx
     return (zx, plus(zh, weights.bias_hh)) if cell.split else zx + zh
 
 
-def inputs_at_each_step(cell: Cell, x: jax.Array, weights: Weights) -> bool:
+def inputs_at_each_step(cell: AnyCell, x: jax.Array, weights: Weights) -> bool:
     """Whether the product of W_ih with x_t (N, D) is left to step t, or done for a whole block.
 
     In the loop it is an operand of the pointwise function that needs no slice, is still in the
@@ -104,6 +210,8 @@ def inputs_at_each_step(cell: Cell, x: jax.Array, weights: Weights) -> bool:
     cores with N from 1 to 170 and H from 25 to 1024: a wrong choice costs 10 to 40 %.
     """
     _, batch, features = x.shape
+    if weights.weight_ih is None:
+        return False
     if features == 1:
         return True  # no product at all
     if not known(batch):
@@ -151,6 +259,11 @@ def leave(new: State, old: State, valid: jax.Array | None) -> State:
     if valid is None:
         return new
     return tuple(jnp.where(valid[None], n, o) for n, o in zip(new, old, strict=True))
+
+
+def turned(state: State) -> State:
+    """Each (..., N, H) as (..., H, N), and back."""
+    return tuple(s.swapaxes(-1, -2) for s in state)
 
 
 def wide(tree: Any) -> Any:

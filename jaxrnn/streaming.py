@@ -27,8 +27,8 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
     """One step of a layer as a compiled function, for inference: no dropout.
 
     Args:
-        layer: an `RNN`, `LSTM` or `GRU` of one direction, any number of layers. Its parameters are
-            those of this moment.
+        layer: an `RNN`, `LSTM`, `GRU` or `Recurrent` of one direction, any number of layers. Its
+            parameters are those of this moment.
 
     Returns:
         ``step(x, state=None, reset=None) -> (y, state)``, with x (N, D) or (D,), y (N, R) or (R,),
@@ -62,12 +62,12 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
     @jax.jit
     def step(weights: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
         x = jnp.asarray(x)
-        checks.cell_input(layer.mode.split("_")[0], x)
+        checks.cell_input(layer.kind, x)
         layout, states = layer.check(x[None], state, time_major=True)
         resets = None if reset is None else ragged.check_resets(reset, x.shape[:-1])[None]
         plan = layer.plan(layout, training=False)
         y, last = stack.run(plan, weights, x[None], states, resets=resets)
-        return y[0], last if len(last) == 2 else last[0]
+        return y[0], layer.hx_of(last)
 
     return functools.partial(step, layer.weights())
 

@@ -284,7 +284,7 @@ class Call(NamedTuple):
     hx: Any
     error: type[Exception]
     words: str
-    options: dict[str, Any] = {}  # noqa: RUF012
+    options: dict[str, Any] = {}
     chosen: bool = True  # whether PyTorch chose its words, and not something below it
 
 

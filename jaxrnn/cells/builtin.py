@@ -1,17 +1,4 @@
-"""What one step of a recurrent cell is: its gates, its states and one small pure function.
-
-A cell owns no matrix product. The recurrence (`jaxrnn.recurrence`) multiplies the input and the
-hidden state with the weights, hands the result to :meth:`Cell.step`, and gets the new state back:
-
-.. code-block:: text
-
-    zx = x_t @ W_ih.T + b_ih        (..., G*H)   for all steps of a block in one product
-    zh = h_{t-1} @ W_hh.T + b_hh    (..., G*H)   inside the loop
-    state_t = cell.step(z, state_{t-1})          z = zx + zh, or the pair (zx, zh)
-
-Axis letters: H hidden size, G gates, N rows (the batch). Features come first and rows last, z
-(G*H, N) and each state (H, N), so that a gate is one contiguous piece of memory.
-"""
+"""The cells of PyTorch's layers: `Elman`, `LSTM`, `GRU`, with derivatives written out."""
 
 from __future__ import annotations
 
@@ -22,71 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-State = tuple[jax.Array, ...]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The base of all cells: name the gates and the states, write :meth:`step`, and be done.
-
-    A subclass is a frozen dataclass without arrays, so that it can be a static argument of
-    ``jax.jit``. Its first state is the hidden state ``h``, the one that is multiplied with
-    ``W_hh`` and given out at each step.
-
-    Attributes:
-        gates: the names of the gates, in the order of the rows of the weights.
-        states: the names of the states; the first is the hidden state.
-        split: False if the step needs only the sum ``z = zx + zh``; True if it treats what comes
-            from the input and what comes from the hidden state apart, and takes ``(zx, zh)``.
-
-    Example:
-        A minimal gated unit (Zhou et al., 2016), with every derivative, direction and option:
-
-        >>> import dataclasses, jax.numpy as jnp
-        >>> from jax.nn import sigmoid
-        >>> from jaxrnn.cells import Cell
-        >>> from jaxrnn.recurrence import Weights, unroll
-        >>> @dataclasses.dataclass(frozen=True)
-        ... class MinimalGatedUnit(Cell):
-        ...     gates = ("f", "n")
-        ...     def step(self, z, state):
-        ...         (h,), (f, n) = state, self.split_gates(z)
-        ...         f = sigmoid(f)
-        ...         return ((1 - f) * h + f * jnp.tanh(n),)
-        >>> weights = Weights(jnp.ones((2 * 4, 3)), jnp.ones((2 * 4, 4)))
-        >>> output, (h_n,) = unroll(MinimalGatedUnit(), weights, jnp.ones((5, 2, 3)))
-        >>> output.shape, h_n.shape
-        ((5, 2, 4), (2, 4))
-    """
-
-    gates: ClassVar[tuple[str, ...]] = ()
-    states: ClassVar[tuple[str, ...]] = ("h",)
-    split: ClassVar[bool] = False
-
-    def step(self, z: Any, state: State) -> State:
-        """The new state from the gate inputs ``z`` and the old state: elementwise, pure."""
-        raise NotImplementedError(f"{type(self).__name__} must define step(z, state)")
-
-    def split_gates(self, z: jax.Array) -> list[jax.Array]:
-        """``z`` (G*H, N) as G arrays (H, N), in the order of :attr:`gates`."""
-        return jnp.split(z, len(self.gates))
-
-    # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; a cell
-    # may write its own, to keep fewer or cheaper values. `save` runs in the forward loop,
-    # `linearize` on a block of steps under `vmap`, `tangent` in the loop of the derivative.
-
-    def save(self, z: Any, state: State) -> tuple[State, Any]:
-        """:meth:`step`, and what the derivative needs of it beside the states."""
-        return self.step(z, state), z
-
-    def linearize(self, saved: Any, old: State, new: State) -> Any:
-        """The coefficients of :meth:`tangent`, from what was saved and the states around a step."""
-        return saved, old
-
-    def tangent(self, coefficients: Any, dz: Any, dstate: State) -> State:
-        """The derivative of :meth:`step`, linear in ``dz`` and ``dstate``."""
-        z, old = coefficients
-        return jax.jvp(self.step, (z, old), (dz, dstate))[1]
+from jaxrnn.cells.gated import Cell
+from jaxrnn.cells.protocol import State
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,505 @@
+"""Any cell gets all that the layers do: a new one is one line in `CELLS`.
+
+The oracle is a loop in Python over the functions of the cell, a row and a piece at a time: rows are
+cut at their lengths, and what a reset cuts in two is run as two sequences.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.nn import sigmoid
+
+import jaxrnn
+from jaxrnn import Recurrent, RecurrentCell, cells, stack
+from jaxrnn.cells import Cell, GeneralCell, LinearCell, Parameter, StateSpec
+from jaxrnn.step import gives_output
+from jaxrnn.streaming import jit_step, piece_lengths
+
+T, N, D, H = 5, 3, 3, 4
+RANDOM = np.random.RandomState(0)
+LENGTHS = np.array([5, 0, 3])
+RESETS = np.zeros((T, N), bool)
+RESETS[[0, 2, 3, 2, 4], [0, 0, 0, 2, 2]] = True  # the last of them past its row's length
+
+
+@dataclasses.dataclass(frozen=True)
+class MinimalGatedUnit(Cell):
+    gates = ("f", "n")
+
+    def step(self, z: Any, state: Any) -> Any:
+        (h,), (f, n) = state, self.split_gates(z)
+        f = sigmoid(f)
+        return ((1 - f) * h + f * jnp.tanh(n),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Peephole(Cell):
+    gates, states = ("i", "f", "g", "o"), ("h", "c")
+    parameters = {
+        "weight_ci": ("H",),
+        "weight_cf": Parameter(("H",), 0.5),
+        "weight_co": Parameter(("H",), jax.nn.initializers.normal(0.3)),
+        "bias_f": ("H",),
+    }
+
+    def step(self, z: Any, state: Any, params: Any) -> Any:
+        (_, c), (i, f, g, o) = state, self.split_gates(z)
+        f = sigmoid(f + params["weight_cf"] * c + params["bias_f"])
+        c = f * c + sigmoid(i + params["weight_ci"] * c) * jnp.tanh(g)
+        return sigmoid(o + params["weight_co"] * c) * jnp.tanh(c), c
+
+
+@dataclasses.dataclass(frozen=True)
+class Normed(Cell):
+    """Layer normalisation of the gates, which is not elementwise; x and h apart; a matrix."""
+
+    gates, split = ("u", "n"), True
+    parameters = {"scale": Parameter(("G*H",), 1.0), "mix": ("H", "H")}
+
+    def step(self, z: Any, state: Any, params: Any) -> Any:
+        zx, zh = z
+        centred = zh - zh.mean(0, keepdims=True)
+        normed = centred / jnp.sqrt((centred**2).mean(0, keepdims=True) + 1e-2)
+        u, n = self.split_gates(zx + params["scale"] * normed)
+        return (state[0] * sigmoid(u) + params["mix"] @ jnp.tanh(n),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Independent(Cell):
+    gates, recurrent, parameters = ("h",), False, {"weight_u": ("H",)}
+
+    def step(self, z: Any, state: Any, params: Any) -> Any:
+        return (jnp.tanh(z + params["weight_u"] * state[0]),)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResetBefore(GeneralCell):
+    parameters = {
+        "weight_ih": ("3*H", "D"),
+        "weight_hh": ("2*H", "H"),
+        "weight_hn": ("H", "H"),
+        "bias_ih": ("3*H",),
+    }
+
+    def inputs(self, x: Any, params: Any) -> Any:
+        return jnp.split(params["weight_ih"] @ x + params["bias_ih"], 3)
+
+    def step(self, x: Any, state: Any, params: Any) -> Any:
+        (h,), (xr, xz, xn) = state, x
+        hr, hz = jnp.split(params["weight_hh"] @ h, 2)
+        r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+        return ((1 - z) * jnp.tanh(xn + params["weight_hn"] @ (r * h)) + z * h,)
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreeStates(GeneralCell):
+    """States of three sizes, one of them complex, and an output that is none of them."""
+
+    slots: int = 2
+    states = {"h": StateSpec(), "s": StateSpec("slots", complex=True), "m": StateSpec(3)}
+    output_size = "2*H"
+    parameters = {"w": ("H", "D"), "a": ("slots", "H"), "b": (3, "slots")}
+
+    def step(self, x: Any, state: Any, params: Any) -> Any:
+        h, s, m = state
+        h = jnp.tanh(params["w"] @ x + 0.5 * h + m.sum())
+        s = (0.5 + 0.4j) * s + params["a"] @ h
+        return h, s, 0.3 * m + params["b"] @ s.imag
+
+    def output(self, x: Any, state: Any, params: Any) -> Any:
+        h, s, m = state
+        return jnp.concatenate([h * x.sum(), h + (s.real.sum() + m.sum())])
+
+
+@dataclasses.dataclass(frozen=True)
+class MinGRU(LinearCell):
+    parameters = {"weight_ih": ("2*H", "D"), "bias_ih": ("2*H",)}
+
+    def coefficients(self, x: Any, params: Any) -> Any:
+        z, n = jnp.split(params["weight_ih"] @ x + params["bias_ih"], 2)
+        return 1 - sigmoid(z), sigmoid(z) * n
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation(LinearCell):
+    modes: int = 3
+    states, output_size = {"s": StateSpec("modes", complex=True)}, "H"
+    parameters = {
+        "decay": ("modes",),
+        "angle": Parameter(("modes",), jax.nn.initializers.uniform(3.0)),
+        "weight_in": ("modes", "D"),
+        "weight_out": ("H", "modes"),
+    }
+
+    def coefficients(self, x: Any, params: Any) -> Any:
+        a = jnp.exp(-jnp.exp(params["decay"]) + 1j * params["angle"])
+        return a, params["weight_in"] @ x
+
+    def output(self, x: Any, state: Any, params: Any) -> Any:
+        return params["weight_out"] @ state[0].real + x.sum()
+
+
+CELLS: list[Any] = [
+    cells.Elman(),
+    cells.LSTM(),
+    cells.GRU(),
+    MinimalGatedUnit(),
+    Peephole(),
+    Normed(),
+    Independent(),
+    ResetBefore(),
+    ThreeStates(),
+    MinGRU(),
+    Rotation(),
+]
+every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
+
+
+# The oracle
+
+
+def one_step(cell: Any, weights: Any, x: Any, state: Any) -> Any:
+    """The output and the state after one step of one row."""
+    own = weights.own or {}
+    if isinstance(cell, LinearCell):
+        a, b = cell.coefficients(x, own)
+        new = (a * state[0] + b,)
+        return cell.output(x, new, own), new
+    if isinstance(cell, GeneralCell):
+        new = cell.step(cell.inputs(x, own), state, own)
+        return cell.output(x, new, own), new
+    zx = weights.weight_ih @ x
+    zh = jnp.zeros_like(zx) if weights.weight_hh is None else weights.weight_hh @ state[0]
+    zx = zx if weights.bias_ih is None else zx + weights.bias_ih
+    zh = zh if weights.bias_hh is None else zh + weights.bias_hh
+    columns = ({n: a[:, None] if a.ndim == 1 else a for n, a in own.items()},) if own else ()
+    z = (zx[:, None], zh[:, None]) if cell.split else (zx + zh)[:, None]
+    new = tuple(s[:, 0] for s in cell.step(z, tuple(s[:, None] for s in state), *columns))
+    return new[0], new
+
+
+STEP = jax.jit(one_step, static_argnums=0)
+
+
+def pieces(length: int, resets: Any) -> Iterator[range]:
+    """The steps of a row between its cuts."""
+    cuts = [0, *(t for t in range(1, length) if resets[t]), length]
+    for first, end in itertools.pairwise(cuts):
+        yield range(first, end)
+
+
+def one_row(
+    cell: Any, weights: Any, x: Any, state: Any, length: int, resets: Any, reverse: bool
+) -> Any:
+    """The outputs of a row, zero past its length, its states after each step, and the last."""
+    zeros = tuple(jnp.zeros_like(s) for s in state)
+    outputs, states, last = {}, {}, state
+    parts = list(pieces(length, resets))
+    for piece in reversed(parts) if reverse else parts:
+        fresh = piece is not parts[-1] if reverse else piece is not parts[0] or resets[0]
+        last = zeros if fresh else state
+        for t in reversed(piece) if reverse else piece:
+            outputs[t], last = STEP(cell, weights, x[t], last)
+            states[t] = last
+    if not outputs:
+        shape = jax.eval_shape(lambda: one_step(cell, weights, x[0], state)[0])
+        outputs[0], nothing = jnp.zeros(shape.shape), True
+    else:
+        nothing = False
+    blank = jnp.zeros_like(next(iter(outputs.values())))
+    y = [blank if nothing else outputs.get(t, blank) for t in range(len(x))]
+    every = [states.get(t, zeros) for t in range(len(x))]
+    return jnp.stack(y), every, last
+
+
+def oracle(
+    cell: Any, weights: Any, x: Any, hx: Any, lengths: Any, resets: Any, directions: int
+) -> Any:
+    """Outputs (T, N, F*R), all states (T, F*L, N, S) and last states (F*L, N, S) of a stack."""
+    steps, rows = x.shape[:2]
+    lengths = [steps] * rows if lengths is None else lengths
+    resets = np.zeros((steps, rows), bool) if resets is None else resets
+    every, last = [], []
+    for first in range(0, len(weights), directions):
+        outputs = []
+        for index in range(first, first + directions):
+            w = weights[index]
+            ran = [
+                one_row(cell, w, x[:, n], tuple(s[index, n] for s in hx), int(lengths[n]),
+                        resets[:, n], index > first)
+                for n in range(rows)
+            ]  # fmt: skip
+            outputs.append(jnp.stack([y for y, _, _ in ran], 1))
+            every.append([jnp.stack([jnp.stack([s[k] for s in states]) for _, states, _ in ran], 1)
+                          for k in range(len(hx))])  # fmt: skip
+            last.append([jnp.stack([final[k] for _, _, final in ran]) for k in range(len(hx))])
+        x = jnp.concatenate(outputs, -1)
+    at = lambda which, axis: tuple(jnp.stack(s, axis) for s in zip(*which))  # noqa: E731
+    return x, at(every, 1), at(last, 0)
+
+
+# What is compared
+
+
+@functools.cache
+def made(cell: Any, layers: int = 1, bidirectional: bool = False, **options: Any) -> Any:
+    return Recurrent(
+        cell, D, H, layers, bidirectional=bidirectional, rngs=nnx.Rngs(1), param_dtype=jnp.float64,
+        **options,
+    )  # fmt: skip
+
+
+def drawn(shape: tuple[int, ...], dtype: Any = np.float64) -> Any:
+    real = RANDOM.uniform(-1, 1, shape)
+    whole = real + 1j * RANDOM.uniform(-1, 1, shape) if np.dtype(dtype).kind == "c" else real
+    return jnp.asarray(whole, dtype)
+
+
+X = drawn((T, N, D))
+
+
+@functools.cache
+def start(cell: Any, rows: int) -> Any:
+    sizes, dtypes = made(cell).state_sizes, cell.state_dtypes(np.float64)
+    return tuple(drawn((rows, N, s), d) for s, d in zip(sizes, dtypes, strict=True))
+
+
+def alone(states: Any) -> Any:
+    return states[0] if len(states) == 1 else states
+
+
+def close(got: Any, want: Any, tolerance: float = 1e-10) -> None:
+    check = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(check, got, want)
+
+
+@every_cell
+@pytest.mark.parametrize(
+    ("layers", "bidirectional", "ragged"),
+    [(1, False, "resets"), (2, True, "both"), (3, False, "lengths"), (1, True, "resets")],
+    ids=lambda value: str(value),
+)
+def test_a_stack_equals_a_loop(cell: Any, layers: int, bidirectional: bool, ragged: str) -> None:
+    """Output, last states and all states, with initial states."""
+    layer, directions = made(cell, layers, bidirectional), 2 if bidirectional else 1
+    hx = start(cell, layers * directions)
+    lengths = LENGTHS if ragged != "resets" else None
+    resets = RESETS if ragged != "lengths" else None
+    y, every, last = oracle(cell, layer.weights(), X, hx, lengths, resets, directions)
+    if layers == 2:
+        got = layer(X, alone(hx), lengths=lengths, resets=resets, return_all_states=True)
+        close(got, (y, alone(every)))
+    else:
+        close(layer(X, alone(hx), lengths=lengths, resets=resets), (y, alone(last)))
+
+
+@every_cell
+def test_layouts_zeros_and_no_bias(cell: Any) -> None:
+    layer = made(cell, batch_first=True, bias=False)
+    zeros = tuple(jnp.zeros_like(s) for s in start(cell, 1))
+    weights = [w._replace(own=complete(cell, w.own)) for w in layer.weights()]
+    assert not any("bias" in name for name in layer.parameter_names)
+    y, _, last = oracle(cell, weights, X, zeros, None, None, 1)
+    close(layer(X.swapaxes(0, 1)), (y.swapaxes(0, 1), alone(last)))
+    close(layer(X[:, 0]), (y[:, 0], alone(tuple(s[:, 0] for s in last))))
+
+
+def complete(cell: Any, own: Any) -> Any:
+    """The parameters of a cell with zeros for the biases of its own."""
+    shapes = cells.AnyCell.shapes(cell, cells.Sizes(D, H, H))
+    return {n: (own or {}).get(n, jnp.zeros(s)) for n, s in shapes.items()} or None
+
+
+@every_cell
+def test_packed_rows_pieces_and_single_steps_equal_the_whole(cell: Any) -> None:
+    layer = made(cell, 2)
+    hx, lengths = start(cell, 2), np.array([4, 1, 3])
+    y, last = layer(X, alone(hx), lengths=lengths, resets=RESETS)
+
+    first, state = layer(X[:2], alone(hx), lengths=piece_lengths(lengths, 0, 2), resets=RESETS[:2])
+    rest, state = layer(X[2:], state, lengths=piece_lengths(lengths, 2, 3), resets=RESETS[2:])
+    close((jnp.concatenate([first, rest]), state), (y, last))
+
+    packed = jaxrnn.pack_padded_sequence(X, lengths, enforce_sorted=False)
+    plain, plain_last = layer(X, alone(hx), lengths=lengths)
+    out, state = layer(packed, alone(hx))
+    close((jaxrnn.pad_packed_sequence(out)[0], state), (plain[:4], plain_last))
+
+    step, state, outputs = jit_step(layer), alone(hx), []
+    for t in range(T):
+        output, state = step(X[t], state, RESETS[t])
+        outputs.append(output)
+    close((jnp.stack(outputs), state), layer(X, alone(hx), resets=RESETS))
+
+
+@every_cell
+def test_a_single_step_is_the_layers(cell: Any) -> None:
+    layer = made(cell)
+    single = RecurrentCell(cell, D, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    named = {n.removesuffix("_l0"): a for n, a in jaxrnn.state_dict(layer).items()}
+    jaxrnn.load_state_dict(single, named)
+    hx = start(cell, 1)
+    y, last = layer(X[:1], alone(hx))
+    got = single(X[0], alone(tuple(s[0] for s in hx)))
+    new = jax.tree.map(lambda s: s[0], last)
+    close(got, (y[0], new) if gives_output(cell) else new)
+
+
+@every_cell
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+def test_derivatives(cell: Any, remat: bool) -> None:
+    """jvp is the limit of differences, grad.v is jvp, and so again one order higher."""
+    plan = stack.Stack(cell, bidirectional=not remat, remat=remat, backend="scan")
+    if isinstance(cell, LinearCell) and not remat:
+        plan = dataclasses.replace(plan, backend="parallel")
+    weights = made(cell, 1, plan.bidirectional).weights()
+    hx, lengths = start(cell, plan.directions), jnp.asarray(LENGTHS)
+    x, resets = X, jnp.asarray(RESETS)
+
+    def f(weights: Any, x: Any, hx: Any) -> Any:
+        y, last = stack.run(plan, weights, x, hx, None, lengths, resets)
+        return (y * jnp.cos(y)).sum() + sum((s * s.conj()).real.sum() for s in last)
+
+    at = (weights, x, hx)
+    v, w = (jax.tree.map(lambda a: drawn(a.shape, a.dtype), at) for _ in range(2))
+    moved = lambda eps: jax.tree.map(lambda a, d: a + eps * d, at, v)  # noqa: E731
+    # What JAX calls the gradient by a complex number is the conjugate of what `dot` needs.
+    dot = lambda a, b: sum(  # noqa: E731
+        (p * q).real.sum() for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    grad = jax.grad(f, (0, 1, 2))
+
+    @jax.jit
+    def everything(at: Any, v: Any) -> Any:
+        value, forward = jax.jvp(f, at, v)
+        return value, forward, *(jax.jvp(grad, at, v) if remat else (grad(*at), None))
+
+    value, forward, g, hv = everything(at, v)
+    run = jax.jit(f)
+    close(value, run(*at))
+    close(forward, (run(*moved(1e-5)) - run(*moved(-1e-5))) / 2e-5, 1e-6)
+    close(dot(g, v), forward)
+    if remat:
+        again = jax.jit(jax.grad(lambda *a: dot(grad(*a), v), (0, 1, 2)))(*at)
+        close(dot(again, w), dot(hv, w), 1e-9)
+
+
+# What is no cell
+
+
+def gated(**members: Any) -> Any:
+    """An instance of a cell of gates with some members changed."""
+    base = {"gates": ("f",), "step": lambda self, z, state: (z,)}
+    return dataclasses.dataclass(frozen=True)(type("Own", (Cell,), base | members))()
+
+
+def linear(**members: Any) -> Any:
+    base: dict[str, Any] = {"coefficients": lambda self, x, params: (params["a"], params["a"])}
+    base["parameters"] = {"a": ("H",)}
+    return dataclasses.dataclass(frozen=True)(type("Own", (LinearCell,), base | members))()
+
+
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "a class": (MinimalGatedUnit, TypeError, "should be an instance, got the class MinimalGated"),
+    "no cell": ("lstm", TypeError, "should be a jaxrnn.cells.Cell.*got str: 'lstm'"),
+    "no step": (gated(step=Cell.step), TypeError, r"Own must define step\(z, state\)"),
+    "no coefficients": (
+        linear(coefficients=LinearCell.coefficients),
+        TypeError,
+        "Own must define coefficients",
+    ),
+    "no gates": (gated(gates=()), ValueError, r"Own\(\) should name its gates"),
+    "no states": (gated(states=()), ValueError, r"Own\(\) should name its states"),
+    "letters": (gated(states="h"), ValueError, r"should name its states in a tuple, got 'h'"),
+    "a size": (gated(parameters={"u": ("K",)}), ValueError, "has a size 'K'.*'K' is none"),
+    "a shape": (gated(parameters={"u": "H"}), ValueError, "'u'.*should be a shape.*got 'H'"),
+    "a name": (gated(parameters={"weight_ih": ("H",)}), ValueError, "'weight_ih', but so have all"),
+    "taken": (gated(parameters={"bias": ("H",)}), ValueError, "'bias', as a module has"),
+    "nothing split": (gated(split=True, recurrent=False), ValueError, "nothing to split"),
+    "states of a gated cell": (
+        gated(states={"h": StateSpec(2)}),
+        ValueError,
+        "states of its own size or dtype",
+    ),
+    "two linear states": (linear(states=("h", "c")), ValueError, "one state, got .'h', 'c'"),
+    "a single array": (
+        gated(step=lambda self, z, state: z),
+        ValueError,
+        r"Own.step should give h float32\[4, 2\], a tuple of 1; got float32\[4, 2\]",
+    ),
+    "too many": (gated(step=lambda self, z, state: (z, z)), ValueError, "of 1; got 2 of them"),
+    "another shape": (
+        gated(step=lambda self, z, state: (z[:1],)),
+        ValueError,
+        r"should give h float32\[4, 2\]; got float32\[1, 2\]",
+    ),
+    "integers": (
+        gated(step=lambda self, z, state: (z.astype(int),)),
+        ValueError,
+        r"should give h float32\[4, 2\]; got int",
+    ),
+    "complex coefficients": (
+        linear(coefficients=lambda self, x, params: (1j * params["a"], params["a"])),
+        ValueError,
+        r"Own.coefficients should give a float32\[4\], b float32\[4\]; got complex64",
+    ),
+    "a complex output": (
+        linear(states={"s": StateSpec(complex=True)}),
+        ValueError,
+        r"Own.output should give output float32\[4\]; got complex64\[4\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("module", [Recurrent, RecurrentCell])
+@pytest.mark.parametrize(("cell", "error", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_cell_is_refused_at_construction(
+    cell: Any, error: Any, message: str, module: Any
+) -> None:
+    with pytest.raises(error, match=message):
+        module(cell, D, H, rngs=nnx.Rngs(0))
+
+
+def test_an_error_of_the_step_itself_says_where() -> None:
+    cell = gated(step=lambda self, z, state: (z + jnp.zeros(3),))
+    with pytest.raises((TypeError, ValueError)) as raised:
+        Recurrent(cell, D, H, rngs=nnx.Rngs(0))
+    assert raised.value.__notes__[:1] == [
+        "in Own().step, called with float32[4, 2], (float32[4, 2],)"
+    ]
+
+
+def test_the_states_of_a_call() -> None:
+    layer = made(Peephole())
+    for hx, message in (
+        (jnp.zeros((1, N, H)), r"expected 2 states \(h, c\) as a tuple, got one"),
+        ((jnp.zeros((1, N, H)),), r"expected 2 states \(h, c\), got 1"),
+        ((jnp.zeros((1, N, H)), jnp.zeros((1, N, 3))), r"hidden\[1\] size \(1, 3, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(X, hx)
+    with pytest.raises(ValueError, match=r"float64 \(hx\) and complex128"):
+        made(Rotation())(X, jnp.zeros((1, N, 3)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "backend", "reason"),
+    [
+        (Peephole(), "kernel", "Peephole has parameters of its own"),
+        (Independent(), "kernel", "Independent has no recurrent matrix"),
+        (ResetBefore(), "kernel", "ResetBefore is no cell of gates"),
+        (MinimalGatedUnit(), "parallel", "MinimalGatedUnit is not linear in its state"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_backend_that_cannot_serve_says_why(cell: Any, backend: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        made(cell, backend=backend)(X)
