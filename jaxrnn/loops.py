@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
+from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.products import paired_product, product_of_rows, rows_product, wide_dtype
 from jaxrnn.step import (
@@ -37,6 +37,7 @@ from jaxrnn.step import (
     wide,
     with_biases,
 )
+from jaxrnn.tuning import choices
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def forward(
     each step is (T, N, R), (T, N, H), ...
     """
     cell = plan.cell
+    keep = Keep.STATES if keep is Keep.ALL and not choices().keep_saved else keep
     every_step = inputs_at_each_step(cell, x, weights)
     if not cell.split:
         weights = one_bias(weights)
@@ -118,7 +120,7 @@ def forward(
         # Where a cell takes its gate inputs apart, those of a step are fetched during the step
         # before, through the carry. Sliced from the block within the pointwise function, as XLA
         # would fuse it, they keep a CPU from vectorising that: a GRU took twice as long.
-        prefetch = cell.split and keep is Keep.NOTHING and not every_step
+        prefetch = choices().prefetch and cell.split and keep is Keep.NOTHING and not every_step
         first: jax.Array | None = None
         if prefetch:
             first = gate_inputs(cell, weights, x[-1 if plan.reverse else 0])
@@ -126,7 +128,7 @@ def forward(
         if not every_step:
             x = with_biases(cell, weights, rows_product(x, weights.weight_ih), axis=-1)
             x = x.swapaxes(1, 2)
-        (state, _), outputs = lax.scan(step, (state, first), (x, masks), reverse=plan.reverse)
+        (state, _), outputs = scan_steps(plan, step, (state, first), (x, masks))
         return state, outputs, start
 
     steps, length = x.shape[0], length_of_blocks(plan, x, keep)
@@ -143,7 +145,14 @@ def forward(
 def length_of_blocks(plan: Plan, x: jax.Array, keep: Keep) -> int:
     """The steps in a block, for x (T, N, D)."""
     del keep  # the products of a block are best in a cache, whatever is kept
-    return block_length(x.shape[0], x.shape[1], plan.block)
+    here = choices()
+    return block_length(x.shape[0], x.shape[1], plan.block, rows=here.rows, longest=here.longest)
+
+
+def scan_steps(plan: Plan, step: Any, carry: Any, steps: Any) -> tuple[Any, Any]:
+    """`lax.scan` over the steps of a block, in the order of the run, unrolled as it pays."""
+    unroll = choices().unroll if known(jax.tree.leaves(steps)[0].shape[0]) else 1
+    return lax.scan(step, carry, steps, reverse=plan.reverse, unroll=unroll)
 
 
 def before_blocks(plan: Plan, length: int, first: jax.Array, after: jax.Array) -> jax.Array:
@@ -245,7 +254,7 @@ def linear_loop(
         return dstate, narrow(plan.given_out(dstate), dtype)
 
     steps = (coefficients, direct, from_hr, masks)
-    dstate, given = lax.scan(step, dstate, steps, reverse=plan.reverse)
+    dstate, given = scan_steps(plan, step, dstate, steps)
     # Turned apart from the loop, which a CPU then vectorises.
     return dstate, turned(given)
 
@@ -279,7 +288,7 @@ def _replay(
 
     steps = z, before.swapaxes(1, 2), masks
     if known is None and len(start) > 1:
-        return lax.scan(step, start[1:], steps, reverse=plan.reverse)[1]
+        return scan_steps(plan, step, start[1:], steps)[1]
     rest = tuple(map(shift, start[1:], known or ()))
     return jax.vmap(step)(rest, steps)[1]
 
