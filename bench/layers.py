@@ -122,8 +122,8 @@ def compared(spec: Spec) -> tuple[int, int]:
 def draw_cotangent(spec: Spec) -> np.ndarray:
     """The cotangent of the output (T, N, F*H) in comparisons: ones where there is a reference.
 
-    >>> draw_cotangent(Spec("rnn", N=3, T=4, D=1, H=2, sample=(1, 2))).sum()
-    4.0
+    >>> int(draw_cotangent(Spec("rnn", N=3, T=4, D=1, H=2, sample=(1, 2))).sum())
+    4
     """
     rows, steps = compared(spec)
     cotangent = np.zeros((spec.T, spec.N, spec.directions * spec.H), np.float32)

@@ -40,7 +40,11 @@ def stated() -> dict[str, str]:
     """The libraries' settings as they are now."""
     import jax
 
-    found = {"jax_default_matmul_precision": str(jax.config.jax_default_matmul_precision)}
+    found = {
+        "jax_default_matmul_precision": str(
+            getattr(jax.config, "jax_default_matmul_precision", None)
+        )
+    }
     torch = sys.modules.get("torch")
     if torch is not None:
         found["torch.backends.cuda.matmul.allow_tf32"] = str(torch.backends.cuda.matmul.allow_tf32)

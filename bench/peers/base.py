@@ -33,6 +33,12 @@ class Layer:
     convert: Callable[[Weights], Any]
 
 
+def temporary_bytes(compiled: Any) -> float:
+    """What a compiled program reserves beside its arguments and results; NaN if it doesn't say."""
+    analysis = compiled.memory_analysis()
+    return float("nan") if analysis is None else float(analysis.temp_size_in_bytes)
+
+
 class JaxPeer:
     """Base of the adapters of JAX libraries."""
 
@@ -150,5 +156,5 @@ class JaxPeer:
             note=different or self.note(spec.cell),
             check=None if different else check,
             no_check="n/a (other formula)" if different else "",
-            memory=lambda: float(compiled.memory_analysis().temp_size_in_bytes),
+            memory=lambda: temporary_bytes(compiled),
         )

@@ -35,6 +35,7 @@ class Peer(JaxPeer):
             zeros = jnp.zeros((spec.num_layers * spec.directions, N, spec.H), x.dtype)
             lengths = jnp.full((N,), T, jnp.int32)
             sizes = (D, spec.H, spec.num_layers, 0.0, spec.bidirectional)
-            return rnn.lstm(x, zeros, zeros, params, lengths, *sizes)[0]
+            given: Any = rnn.lstm(x, zeros, zeros, params, lengths, *sizes)
+            return given[0]
 
         return Layer(apply, lambda weights: pack(spec, weights))

@@ -28,7 +28,7 @@ def compiled_launches(peer: Any, spec: Spec, backward: bool) -> float:
     params = tuple(there(param.shape, param.dtype) for param in params)
     arguments = (params, x, dy) if backward else (params, x)
     lowered = jax.jit(gradient if backward else forward).lower(*arguments)
-    return launches(lowered.compile().as_text()) / spec.T
+    return launches(lowered.compile().as_text() or "") / spec.T
 
 
 def build(spec: Spec, backward: bool, name: str) -> Contender:
