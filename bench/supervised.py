@@ -20,6 +20,10 @@ SIGNS = ("illegal memory access", "ILLEGAL_ADDRESS", "LAUNCH_FAILED", "misaligne
 """What an error says after which a process can do nothing more on its GPU."""
 
 
+START_S = 120.0
+"""How long a process may take to write its first line: it imports and looks for its device."""
+
+
 def poisoned(reason: str) -> bool:
     """Whether an error leaves the device unusable for the process."""
     return any(sign.lower() in reason.lower() for sign in SIGNS)
@@ -81,7 +85,8 @@ def watch(
     process: subprocess.Popen, path: Path, deadline: float, silence_s: float, every_s: float
 ) -> str | None:
     """Why the process was lost; None if it finished."""
-    size, heard = -1, time.time()
+    size, heard = path.stat().st_size if path.exists() else -1, time.time()
+    patience_s = max(silence_s, START_S)
     while True:
         status = process.poll()
         if status is not None:
@@ -92,11 +97,11 @@ def watch(
             return f"the process died ({f'signal {-status}' if status < 0 else f'status {status}'})"
         now, found = time.time(), path.stat().st_size if path.exists() else -1
         if found != size:
-            size, heard = found, now
+            size, heard, patience_s = found, now, silence_s
         if stopped(process.pid):
             heard = now  # Somebody stopped it; it does not hang.
         if now >= deadline:
             return "the time was over"
-        if now - heard > silence_s:
-            return f"no sign of life for {silence_s:g} s"
+        if now - heard > patience_s:
+            return f"no sign of life for {patience_s:g} s"
         time.sleep(every_s)
