@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from difflib import get_close_matches
@@ -179,6 +180,14 @@ def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) 
     return Settings(reps, target_s, patience_s, args.quick, deadline, suite.case_s)
 
 
+def import_peers(names: Sequence[str]) -> None:
+    """Import the libraries before the first case, of whose time it would take seconds."""
+    for name in names:
+        if name in PEERS:
+            with suppress(Exception):  # It is told where the peer is built.
+                PEERS[name].load()
+
+
 def measure(
     suite: Suite,
     cases: Sequence[Case],
@@ -240,6 +249,8 @@ def measure(
         report.write(data, folder)
 
     note()
+    if args.worker is not None:
+        import_peers([name for name in everyone if name in peers])
     try:
         runner.run_suite(suite, kept, peers, settings, peak, finished, say, journal)
     finally:

@@ -85,7 +85,7 @@ def run_case(
         return None if limit_s is None else part * limit_s - (perf_counter() - start)
 
     with case.within():
-        contenders, entries = build_all(case, peers, watch, lost, left(0.7))
+        contenders, entries = build_all(case, peers, watch, lost, left(0.75))
         reps = 1 if case.exact else settings.reps
         patience_s = 0.0 if case.exact else settings.patience_s
         measured = interleave(

@@ -135,7 +135,7 @@ SUITE = Suite(
     quick=("tiny",),
     reps=5,
     budget_s=480.0,
-    case_s=30.0,
+    case_s=40.0,
     notes=(
         "float32: without TF32 on either side (jax_default_matmul_precision highest, "
         "torch.backends.cuda.matmul.allow_tf32 and cudnn.allow_tf32 False); tf32: with it on both "
