@@ -1,10 +1,12 @@
-"""The command line: which suites, cases and peers, and where the results go."""
+"""The command line: which suites, cases and peers, for how long, and where the results go."""
 
 import argparse
 import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from difflib import get_close_matches
@@ -22,6 +24,8 @@ examples:
   python -m bench --quick                          its small sizes, under two minutes
   python -m bench layers stacks --peers torch      two suites, jaxrnn beside PyTorch only
   python -m bench layers --cases lstm-small,gru    cases by name, by words of it or by pattern
+  python -m bench gpu --out DIR                    the GPU's suite, at most eight minutes
+  python -m bench --journal DIR/gpu.jsonl          the report of a run that was killed
 
 Each suite writes NAME.json, NAME.md and NAME.png, the first two anew after every case. A peer that
 is not installed is left out, and the report says so, and --quick leaves out those that compile for
@@ -55,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cases", metavar="X,Y", help="only cases that match one of these")
     p.add_argument("--reps", type=int, metavar="N", help="rounds a case (7; 3 with --quick)")
     p.add_argument("--out", type=Path, metavar="DIR", help="default bench/results/DATE-SUITES")
+    p.add_argument(
+        "--budget", type=float, metavar="S", help="seconds that a suite may take (480 for gpu)"
+    )
+    p.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    p.add_argument(
+        "--journal", type=Path, metavar="FILE", help="write the report of a run that was cut short"
+    )
+    p.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     p.add_argument("--markdown", action="store_true", help="print the Markdown report to stdout")
     return p
 
@@ -159,60 +171,183 @@ def prepare_environment() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs what was asked for."""
-    suites = choose_suites(args.suites)
-    if args.list:
-        show_list(suites if args.suites else list(SUITES.values()))
-        return 0
-    if args.reps is not None and args.reps < 1:
-        raise Wrong(f"--reps must be at least 1, got {args.reps}")
-    peers = choose_peers(args.peers, suites, args.quick)
-    chosen = choose_cases(suites, args.cases, args.quick)
-    folder = output_folder(args.out, list(chosen), args.quick)
+def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) -> Settings:
+    """How long to measure."""
+    reps = args.reps or (min(3, suite.reps) if args.quick else suite.reps)
+    target_s, patience_s = (0.02, 2.0) if args.quick else (0.075, 60.0)
+    if deadline is not None:
+        patience_s = 0.0
+    return Settings(reps, target_s, patience_s, args.quick, deadline, suite.case_s)
+
+
+def import_peers(names: Sequence[str]) -> None:
+    """Import the libraries before the first case, of whose time it would take seconds."""
+    for name in names:
+        if name in PEERS:
+            with suppress(Exception):  # It is told where the peer is built.
+                PEERS[name].load()
+
+
+def measure(
+    suite: Suite,
+    cases: Sequence[Case],
+    peers: Sequence[str],
+    args: argparse.Namespace,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Run the cases of a suite in this process; the report, if there was anything to run."""
     prepare_environment()
 
     from bench import machine, picture, report, runner
+    from bench.journal import Journal
+    from bench.precision import stated
+
+    journal = None if args.worker is None else Journal(folder / f"{suite.name}.jsonl")
+    settings = settings_of(suite, args, args.worker)
+    kept, left_out = for_backend(cases, machine.backend())
+    everyone = dict.fromkeys(name for case in kept for name in case.peers)
+    not_asked = [name for name in everyone if name not in peers]
+    if not_asked:
+        why = "not asked for" if args.peers else "compiles for seconds a case, not in --quick"
+        left_out.append(f"{', '.join(not_asked)} ({why})")
+    if not kept:
+        say(f"{suite.name}: nothing to run; left out: {'; '.join(left_out)}")
+        return None
+    peaks: dict[Any, dict[str, Any]] = {}
+    data: dict[str, Any] = {
+        "suite": suite.name,
+        "about": suite.about,
+        "header": machine.describe_machine() | {"defaults": stated()},
+        "settings": asdict(settings),
+        "cases": [case.name for case in kept],
+        "peak": [],
+        "notes": list(suite.notes),
+        "left_out": left_out,
+        "records": [],
+    }
+
+    def note() -> None:
+        if journal:
+            journal.write({"event": "report", "report": data | {"records": []}})
+
+    def peak(case: Case) -> float | None:
+        if not case.flops:
+            return None
+        if case.precision not in peaks:
+            dtype, tf32 = case.precision
+            size = 1024 if args.quick and dtype != "float32" else None
+            peaks[case.precision] = machine.gemm_peak(dtype=dtype, tf32=tf32, size=size)
+            data["peak"] = list(peaks.values())
+            note()
+        return peaks[case.precision]["flops"]
+
+    def finished(records: list[dict[str, Any]]) -> None:
+        data["records"] = records
+        data["header"] |= machine.describe_end() | {"defaults": stated()}
+        note()
+        report.write(data, folder)
+
+    note()
+    if args.worker is not None:
+        import_peers([name for name in everyone if name in peers])
+    try:
+        runner.run_suite(suite, kept, peers, settings, peak, finished, say, journal)
+    finally:
+        if data["records"]:
+            picture.draw(data, folder / f"{suite.name}.png")
+    return data
+
+
+def supervise(
+    suite: Suite,
+    cases: Sequence[Case],
+    args: argparse.Namespace,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Run a suite within its time, in a process of its own; the report of what was measured."""
+    from bench.supervised import supervise as watched
+
+    budget = args.budget or suite.budget_s or 0.0
+    path = folder / f"{suite.name}.jsonl"
+    if path.exists() and not args.resume:
+        raise Wrong(f"{path} is of another run; name another folder, or go on with it by --resume")
+    deadline = time.time() + budget
+    command = [sys.executable, "-m", "bench", suite.name, "--out", str(folder)]
+    command += ["--worker", repr(deadline)] + ["--quick"] * args.quick
+    command += ["--cases", ",".join(case.name for case in cases)]
+    for name in ("peers", "reps"):
+        if getattr(args, name):
+            command += [f"--{name}", str(getattr(args, name))]
+    # The last call may end after the deadline; then the process is stopped.
+    silence_s = max(60.0, 2 * suite.case_s)
+    done = watched(command, path, deadline + min(15.0, 0.1 * budget), silence_s, say)
+    data = recovered(path, folder, f"not reached within {budget:g} s" if not done else None)
+    if data is None:
+        raise Wrong(f"{suite.name}: nothing was measured")
+    return data
+
+
+def recovered(path: Path, folder: Path, why: str | None = None) -> dict[str, Any] | None:
+    """The report of a journal, written as the others are; None if it holds nothing."""
+    from bench import picture, report
+    from bench.journal import read, records
+
+    events = read(path)
+    reports = [event["report"] for event in events if event["event"] == "report"]
+    if not reports:
+        return None
+    data = reports[-1]
+    known = {case.name: case for case in SUITES[data["suite"]].cases}
+    data["records"] = records(events, known)
+    found = {record["case"] for record in data["records"]}
+    missing = [name for name in data["cases"] if name not in found]
+    if missing:
+        why = why or "not reached"
+        data["left_out"].append(f"{len(missing)} cases, {why}: {', '.join(missing)}")
+    report.write(data, folder)
+    if data["records"]:
+        picture.draw(data, folder / f"{data['suite']}.png")
+    return data
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what was asked for."""
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if args.markdown else sys.stdout, flush=True)
 
-    for suite in (SUITES[name] for name in chosen):
-        reps = args.reps or (min(3, suite.reps) if args.quick else suite.reps)
-        target_s, patience_s = (0.02, 2.0) if args.quick else (0.075, 60.0)
-        settings = Settings(reps, target_s, patience_s, args.quick)
-        cases, left_out = for_backend(chosen[suite.name], machine.backend())
-        everyone = dict.fromkeys(name for case in cases for name in case.peers)
-        not_asked = [name for name in everyone if name not in peers]
-        if not_asked:
-            why = "not asked for" if args.peers else "compiles for seconds a case, not in --quick"
-            left_out.append(f"{', '.join(not_asked)} ({why})")
-        if not cases:
-            say(f"{suite.name}: nothing to run; left out: {'; '.join(left_out)}")
-            continue
-        peak = machine.gemm_peak() if any(case.flops for case in cases) else None
-        data: dict[str, Any] = {
-            "suite": suite.name,
-            "about": suite.about,
-            "header": machine.describe_machine(),
-            "settings": asdict(settings),
-            "peak": peak,
-            "notes": list(suite.notes),
-            "left_out": left_out,
-            "records": [],
-        }
-
-        def finished(records: list[dict[str, Any]], data: dict[str, Any] = data) -> None:
-            data["records"] = records
-            data["header"] |= machine.describe_end()
-            report.write(data, folder)
-
-        flops = peak["flops"] if peak else None
+    if args.journal is not None:
         try:
-            runner.run_suite(suite, cases, peers, settings, flops, finished, say)
-        finally:
-            if data["records"]:
-                picture.draw(data, folder / f"{suite.name}.png")
+            data = recovered(args.journal, args.out or args.journal.parent)
+        except (OSError, KeyError, TypeError) as error:
+            raise Wrong(f"{args.journal} is no journal of a run: {error}") from error
+        if data is None:
+            raise Wrong(f"{args.journal} holds nothing that was measured")
+        say(f"written: {(args.out or args.journal.parent) / data['suite']}.json, .md, .png")
+        return 0
+    suites = choose_suites(args.suites)
+    if args.list:
+        show_list(suites if args.suites else list(SUITES.values()))
+        return 0
+    for name in ("reps", "budget"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise Wrong(f"--{name} must be at least 1, got {value:g}")
+    peers = choose_peers(args.peers, suites, args.quick)
+    chosen = choose_cases(suites, args.cases, args.quick)
+    folder = output_folder(args.out, list(chosen), args.quick)
+
+    from bench import report
+
+    for suite in (SUITES[name] for name in chosen):
+        if args.worker is None and (args.budget or suite.budget_s):
+            data = supervise(suite, chosen[suite.name], args, folder, say)
+        else:
+            data = measure(suite, chosen[suite.name], peers, args, folder, say)
+        if data is None or args.worker is not None:
+            continue
         if args.markdown:
             print(report.markdown(data))
         say(f"written: {folder / suite.name}.json, .md, .png")

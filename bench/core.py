@@ -4,14 +4,15 @@ Nothing here imports JAX, PyTorch or a peer, so listing suites is quick and work
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 BASELINE = "jaxrnn"
 """What every ratio is taken against: contender / baseline, above 1 if the contender is slower."""
 
-UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0, "MB": 1e-6}
-"""What a stored value (seconds, or bytes for MB) is multiplied with to be printed in the unit."""
+UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0, "MB": 1e-6, "launches": 1.0}
+"""What a stored value (seconds, bytes, a count) is multiplied with to be printed in the unit."""
 
 
 class Unsupported(Exception):
@@ -30,6 +31,7 @@ class Contender:
         check: returns named relative errors against the case's reference.
         no_check: why there is no error, if `check` is None.
         value: for cases that measure themselves: runs once, returns seconds (or bytes).
+        memory: returns the temporary bytes of a run, beyond arguments and results if it is known.
     """
 
     run: Callable[[], object] | None = None
@@ -39,6 +41,7 @@ class Contender:
     check: Callable[[], dict[str, float]] | None = None
     no_check: str = ""
     value: Callable[[], float] | None = None
+    memory: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Case:
         flops: floating-point operations of its matrix products, for the fraction of the GEMM peak.
         unit: a key of `UNITS`.
         exact: the value does not vary, so one measurement is enough.
+        steps: time steps, for microseconds a step.
+        precision: (dtype, whether TF32 is allowed) of the products, for the GEMM peak.
+        within: a context in which all contenders are built and run.
         gpu_only: why the case is too much for a CPU, where it is left out; empty if it is not.
     """
 
@@ -69,12 +75,27 @@ class Case:
     flops: float | None = None
     unit: str = "ms"
     exact: bool = False
+    steps: int | None = None
+    precision: tuple[str, bool | None] = ("float32", None)
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
     gpu_only: str = ""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of cases. `quick` names the cases (patterns) that ``--quick`` keeps."""
+    """A named list of cases, the most important first.
+
+    Attributes:
+        name: as it is called on the command line.
+        about: what it measures.
+        cases: in the order in which they are run.
+        quick: names the cases (patterns) that ``--quick`` keeps.
+        reps: interleaved rounds a case.
+        notes: what a reader must know.
+        budget_s: seconds of wall clock that all of it may take; None for no limit. A suite with a
+            limit writes a journal and runs in a process that is watched (`bench.supervised`).
+        case_s: seconds that one case may take of them.
+    """
 
     name: str
     about: str
@@ -82,6 +103,8 @@ class Suite:
     quick: tuple[str, ...] = ("*",)
     reps: int = 7
     notes: tuple[str, ...] = ()
+    budget_s: float | None = None
+    case_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -93,9 +116,13 @@ class Settings:
         target_s: about how long one measurement lasts.
         patience_s: how long a case may go on repeating disturbed rounds.
         quick: whether this is the short form, for the report.
+        deadline: when all must be done (`time.time`); None for no limit.
+        case_s: seconds that one case may take where there is a deadline.
     """
 
     reps: int
     target_s: float
     patience_s: float
     quick: bool = False
+    deadline: float | None = None
+    case_s: float = 60.0

@@ -3,7 +3,7 @@
 Axis letters: N batch, T time, D input features, H hidden size, L layers, F directions, G gates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +23,15 @@ class Spec:
     H: int
     num_layers: int = 1
     bidirectional: bool = False
+    dtype: str = "float32"
+    """Of the input, the weights and the output; both are drawn in float32 and rounded to it."""
+    tf32: bool | None = None
+    """Whether float32 products may be TF32, on all sides; None leaves the libraries' defaults."""
+    sample: tuple[int, int] | None = None
+    """(rows, steps), from the first, that are compared with the reference; None for all. Rows do
+    not mix, and neither do later steps with earlier ones in one direction, so the reference need
+    not compute the others: the gradient that is compared is that of a cotangent which is zero
+    there."""
 
     @property
     def gates(self) -> int:
@@ -82,14 +91,44 @@ def draw_weights(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
             ("bias_ih", (rows,)),
             ("bias_hh", (rows,)),
         ):
-            weights[f"{name}_{suffix}"] = rng.uniform(-bound, bound, shape).astype(np.float32)
+            drawn = rng.uniform(-bound, bound, shape).astype(np.float32)
+            weights[f"{name}_{suffix}"] = rounded(drawn, spec.dtype)
     return weights
 
 
 def draw_input(spec: Spec, seed: int = 1) -> np.ndarray:
     """Standard normal input, (T, N, D) float32."""
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((spec.T, spec.N, spec.D), dtype=np.float32)
+    return rounded(rng.standard_normal((spec.T, spec.N, spec.D), dtype=np.float32), spec.dtype)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 values as a narrower dtype holds them, still in float32.
+
+    >>> rounded(np.float32([1.001]), "bfloat16"), rounded(np.float32([1.001]), "float16").round(4)
+    (array([1.], dtype=float32), array([1.001], dtype=float32))
+    """
+    import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16; it comes with JAX)
+
+    return values if dtype == "float32" else values.astype(dtype).astype(np.float32)
+
+
+def compared(spec: Spec) -> tuple[int, int]:
+    """Rows and steps that are compared with the reference."""
+    rows, steps = spec.sample or (spec.N, spec.T)
+    return min(rows, spec.N), spec.T if spec.bidirectional else min(steps, spec.T)
+
+
+def draw_cotangent(spec: Spec) -> np.ndarray:
+    """The cotangent of the output (T, N, F*H) in comparisons: ones where there is a reference.
+
+    >>> int(draw_cotangent(Spec("rnn", N=3, T=4, D=1, H=2, sample=(1, 2))).sum())
+    4
+    """
+    rows, steps = compared(spec)
+    cotangent = np.zeros((spec.T, spec.N, spec.directions * spec.H), np.float32)
+    cotangent[:steps, :rows] = 1.0
+    return cotangent
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
@@ -109,15 +148,21 @@ def expected(spec: Spec, backward: bool) -> tuple[np.ndarray, dict[str, np.ndarr
     """The float64 output and weight gradients of a case, computed once for all its contenders."""
     from bench.reference import run_stack
 
-    return run_stack(spec, draw_weights(spec), draw_input(spec), backward)
+    rows, steps = compared(spec)
+    part = replace(spec, N=rows, T=steps)
+    return run_stack(part, draw_weights(spec), draw_input(spec)[:steps, :rows], backward)
 
 
 def errors(
     spec: Spec, output: np.ndarray, gradients: dict[str, np.ndarray] | None
 ) -> dict[str, float]:
-    """Relative errors of an output and, if given, of the worst weight gradient."""
+    """Relative errors of an output and, if given, of the worst weight gradient.
+
+    The gradients are those for `draw_cotangent`.
+    """
     reference, reference_gradients = expected(spec, gradients is not None)
-    found = {"output": relative_error(output, reference)}
+    rows, steps = compared(spec)
+    found = {"output": relative_error(output[:steps, :rows], reference)}
     if gradients is not None:
         found["gradient"] = max(
             relative_error(gradients[name], g) for name, g in reference_gradients.items()

@@ -12,6 +12,7 @@ from typing import Any
 
 DISTRIBUTIONS = (
     *("jaxrnn", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
     *("torch", "onnx", "onnxruntime", "dm-haiku", "equinox", "keras"),
 )
 FLAG_PREFIXES = ("XLA_", "JAX_", "TF_XLA_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "TORCH_")
@@ -111,25 +112,61 @@ def commit() -> str:
         return ""
 
 
-def gemm_peak(reps: int = 7) -> dict[str, float]:
-    """The best float32 matrix product through JAX: size and achieved FLOP/s.
+def gemm_peak(
+    reps: int = 7, dtype: str = "float32", tf32: bool | None = None, size: int | None = None
+) -> dict[str, Any]:
+    """The best matrix product through JAX in a precision: size and achieved FLOP/s.
 
-    2048 on the CPU; 8192 on an accelerator, where 2048 would time the launch. JAX's default
-    precision, as in the layers (on a GPU this may be TF32).
+    2048 on the CPU; 8192 on an accelerator, where 2048 would time the launch. Without `tf32`, JAX's
+    default precision, as in the layers (on a GPU float32 may be TF32 then).
     """
     import jax
     import jax.numpy as jnp
 
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
-    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    from bench.precision import precision
+
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    with precision(tf32):
+        product = jax.jit(jnp.matmul).lower(a, a).compile()
     jax.block_until_ready(product(a, a))
     best = float("inf")
     for _ in range(reps):
         start = perf_counter()
         jax.block_until_ready(product(a, a))
         best = min(best, perf_counter() - start)
-    return {"size": size, "flops": 2.0 * size**3 / best}
+    label = dtype if tf32 is None else f"{dtype}, {'TF32' if tf32 else 'no TF32'}"
+    return {"size": size, "flops": 2.0 * size**3 / best, "precision": label}
+
+
+def gpu() -> list[str]:
+    """Each NVIDIA GPU's name, driver, memory and clock limit, as its own tool says."""
+    fields = "name,driver_version,memory.total,clocks.max.sm,power.limit"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.strip().splitlines()
+
+
+def cuda() -> dict[str, str]:
+    """The CUDA and cuDNN versions that the libraries were made with or found."""
+    found = {}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["torch CUDA"] = str(torch.version.cuda)
+        found["torch cuDNN"] = str(torch.backends.cudnn.version() if torch.version.cuda else None)
+    if backend() == "gpu":
+        import jax
+
+        found["jax"] = " ".join(jax.devices()[0].client.platform_version.split())
+    return found
 
 
 def backend() -> str:
@@ -152,6 +189,7 @@ def describe_machine() -> dict[str, Any]:
         "system": platform.platform(),
         "backend": jax.default_backend(),
         "devices": sorted({device.device_kind for device in jax.devices()}),
+        "gpu": gpu(),
         "load_at_start": load_average(),
         "versions": versions(),
         "flags": flags(),
@@ -161,6 +199,7 @@ def describe_machine() -> dict[str, Any]:
 def describe_end() -> dict[str, Any]:
     """What is only known once the contenders have been imported and run."""
     found: dict[str, Any] = {"load_at_end": load_average(), "versions": versions()}
+    found["cuda"] = cuda()
     if "torch" in sys.modules:
         found["torch_threads"] = sys.modules["torch"].get_num_threads()
     return found

@@ -53,6 +53,8 @@ def legend(records: list[Record]) -> str:
     ]
     if any(entry.get("error") for entry in entries):
         words.append("the largest error relative to a float64 reference")
+    if any("us_a_step" in entry for entry in entries):
+        words.insert(1, "microseconds a step")
     if any("gemm_fraction" in entry for entry in entries):
         words.append("the fraction of the GEMM peak is jaxrnn's")
     return "; ".join(words) + "."
@@ -73,6 +75,8 @@ def cell(entry: Record | None, unit: str, best: bool) -> str:
         return "—" if entry["status"] == "left out" else "failed"
     value = number(entry["min"] * UNITS[unit])
     parts = [f"**{value}**" if best else value]
+    if "us_a_step" in entry:
+        parts.append(f"{number(entry['us_a_step'])} us")
     if "ratio" in entry:
         parts.append(f"{entry['ratio']:.2f}x")
     error = worst_error(entry)
@@ -148,11 +152,18 @@ def details_table(records: list[Record]) -> str:
                     ", ".join(f"{key} {value:.1e}" for key, value in error.items())
                     or e["no_error"],
                     f"{100 * e['gemm_fraction']:.0f} %" if "gemm_fraction" in e else "",
+                    number(megabytes(e)),
                     e["layout"],
                 ]
             )
     header = ["case", "peer", "min", "median", "ratio", "ratio of minima", "rounds x calls"]
-    return table([*header, "compile s", "errors", "of GEMM peak", "layout"], rows)
+    return table([*header, "compile s", "errors", "of GEMM peak", "temporary MB", "layout"], rows)
+
+
+def megabytes(entry: Record) -> float | None:
+    """The temporary memory of a contender, if it is known."""
+    found = entry.get("temporary_bytes")
+    return None if found is None or not math.isfinite(float(found)) else 1e-6 * float(found)
 
 
 def header_lines(report: Record) -> list[str]:
@@ -170,9 +181,16 @@ def header_lines(report: Record) -> list[str]:
         "during which other processes took a core were repeated"
         + (", `--quick`" if settings["quick"] else ""),
     ]
-    if report["peak"]:
-        size, flops = report["peak"]["size"], report["peak"]["flops"]
-        lines.append(f"GEMM peak: {flops / 1e9:.0f} GFLOP/s ({size} x {size} float32 through JAX)")
+    lines += [f"GPU: {text}" for text in h.get("gpu", [])]
+    if h.get("cuda"):
+        lines.append("CUDA: " + ", ".join(f"{name} {v}" for name, v in h["cuda"].items()))
+    if h.get("defaults"):
+        lines.append("Defaults: " + ", ".join(f"`{k}={v}`" for k, v in h["defaults"].items()))
+    peaks = report["peak"] or []
+    for peak in [peaks] if isinstance(peaks, dict) else peaks:
+        size, what = peak["size"], peak.get("precision", "float32")
+        gflops = peak["flops"] / 1e9
+        lines.append(f"GEMM peak: {gflops:.0f} GFLOP/s ({size} x {size} {what} through JAX)")
     return lines
 
 

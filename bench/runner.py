@@ -1,31 +1,51 @@
 """Runs one suite: builds the contenders of a case, times them together, writes, goes on."""
 
 import gc
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 from bench.core import BASELINE, UNITS, Case, Contender, Settings, Suite, Unsupported
+from bench.journal import Journal, Watch, lost, read
 from bench.peers import OURS
+from bench.supervised import POISONED, poisoned
 from bench.timing import busy_cores, describe, interleave, summarise
 
 Record = dict[str, Any]
 
 
-def build_all(case: Case, peers: Sequence[str]) -> tuple[dict[str, Contender], dict[str, Record]]:
+def build_all(
+    case: Case,
+    peers: Sequence[str],
+    watch: Watch = lambda event: None,
+    lost: Mapping[str, str] | None = None,
+    limit_s: float | None = None,
+) -> tuple[dict[str, Contender], dict[str, Record]]:
     """Contenders that could be built, and an entry for every peer, with why the others could not.
 
-    One peer's failure is its own: it is recorded and the rest go on.
+    One peer's failure is its own: it is recorded and the rest go on. `lost` are those with which a
+    process was lost before; after `limit_s` nobody but the first is built.
     """
     contenders: dict[str, Contender] = {}
     entries: dict[str, Record] = {}
+    start = perf_counter()
     for name in case.peers:
         if name not in peers:
             continue
+        if lost and name in lost:
+            entries[name] = {"status": "failed", "reason": lost[name]}
+            continue
+        if entries and limit_s is not None and perf_counter() - start > limit_s:
+            entries[name] = {"status": "left out", "reason": "the time for the case was over"}
+            continue
+        watch({"event": "begin", "peer": name, "what": "build"})
         try:
             contender = case.build(name)
             error, why = None, contender.no_check
             if contender.check is not None:
                 error = contender.check()
+            memory = None if contender.memory is None else contender.memory()
         except Unsupported as reason:
             entries[name] = {"status": "left out", "reason": str(reason)}
         except Exception as failure:
@@ -39,22 +59,60 @@ def build_all(case: Case, peers: Sequence[str]) -> tuple[dict[str, Contender], d
                 "note": contender.note,
                 "error": error,
                 "no_error": why,
+                "temporary_bytes": memory,
             }
+        watch({"event": "built", "peer": name, "entry": entries[name]})
+        if entries[name]["status"] == "failed":
+            watch({"event": "failed", "peer": name, "reason": entries[name]["reason"]})
     return contenders, entries
 
 
-def run_case(case: Case, peers: Sequence[str], settings: Settings, peak: float | None) -> Record:
+def run_case(
+    case: Case,
+    peers: Sequence[str],
+    settings: Settings,
+    peak: float | None,
+    watch: Watch = lambda event: None,
+    lost: Mapping[str, str] | None = None,
+) -> Record:
     """One case as a plain record, ready for JSON. Values are seconds (bytes for unit MB)."""
-    contenders, entries = build_all(case, peers)
-    reps = 1 if case.exact else settings.reps
-    patience_s = 0.0 if case.exact else settings.patience_s
-    measured = interleave(contenders, reps, settings.target_s, patience_s)
+    start, limit_s = perf_counter(), None
+    if settings.deadline is not None:
+        limit_s = max(0.0, min(settings.case_s, settings.deadline - time.time()))
+
+    def left(part: float) -> float | None:
+        """Of a part of the case's time, what is not spent."""
+        return None if limit_s is None else part * limit_s - (perf_counter() - start)
+
+    with case.within():
+        contenders, entries = build_all(case, peers, watch, lost, left(0.75))
+        reps = 1 if case.exact else settings.reps
+        patience_s = 0.0 if case.exact else settings.patience_s
+        measured = interleave(
+            contenders, reps, settings.target_s, patience_s, limit_s=left(1.0), watch=watch
+        )
     for name, reason in measured.failed.items():
         entries[name] |= {"status": "failed", "reason": reason}
     for name, numbers in summarise(measured.samples).items():
         entries[name] |= numbers | {"calls": measured.calls[name]}
+    return record(case, entries, measured.rounds, measured.others_cores, peak)
+
+
+def record(
+    case: Case,
+    entries: dict[str, Record],
+    rounds: int,
+    others_cores: float | None,
+    peak: float | None = None,
+) -> Record:
+    """A case's record, from the entries of its contenders."""
+    for entry in entries.values():
+        if "min" not in entry:
+            continue
         if case.flops and peak:
-            entries[name]["gemm_fraction"] = case.flops / numbers["min"] / peak
+            entry["gemm_fraction"] = case.flops / entry["min"] / peak
+        if case.steps:
+            entry["us_a_step"] = 1e6 * entry["min"] / case.steps
     times = {name: e["min"] for name, e in entries.items() if e["status"] == "ok"}
     others = {name: e for name, e in entries.items() if name not in (BASELINE, *OURS)}
     ratios = [e["ratio"] for e in others.values() if "ratio" in e]
@@ -66,9 +124,11 @@ def run_case(case: Case, peers: Sequence[str], settings: Settings, peak: float |
         "detail": case.detail,
         "unit": case.unit,
         "flops": case.flops,
-        "rounds_measured": measured.rounds,
-        "others_cores": measured.others_cores,
-        "disturbed": (measured.others_cores or 0.0) >= busy_cores(),
+        "steps": case.steps,
+        "precision": case.precision,
+        "rounds_measured": rounds,
+        "others_cores": others_cores,
+        "disturbed": (others_cores or 0.0) >= busy_cores(),
         "peers": entries,
         "fastest": min(times, key=lambda name: times[name]) if times else None,
         "baseline_fastest": bool(ratios) and all(ratio >= 1 for ratio in ratios),
@@ -95,15 +155,35 @@ def run_suite(
     cases: Sequence[Case],
     peers: Sequence[str],
     settings: Settings,
-    peak: float | None,
+    peak: Callable[[Case], float | None],
     finished: Callable[[list[Record]], None],
     say: Callable[[str], None],
+    journal: Journal | None = None,
 ) -> list[Record]:
-    """All cases in order. `finished` is called after each with the records so far."""
-    records: list[Record] = []
+    """All cases in order. `finished` is called after each with the records so far.
+
+    With a journal, what it holds is not measured again, and all that is measured goes into it.
+    Where there is a deadline, no case is begun after it.
+    """
+    events = read(journal.path) if journal and journal.path.exists() else []
+    records: list[Record] = [event["record"] for event in events if event["event"] == "case"]
+    done = {record["case"] for record in records}
     for number, case in enumerate(cases, 1):
-        record = run_case(case, peers, settings, peak)
+        if case.name in done:
+            continue
+        if settings.deadline is not None and time.time() >= settings.deadline:
+            break
+
+        def watch(event: Record, case: Case = case) -> None:
+            if journal is None:
+                return
+            journal.write(event | {"case": case.name})
+            if event["event"] == "failed" and poisoned(event["reason"]):
+                raise SystemExit(POISONED)  # A fresh process goes on without the one who failed.
+
+        record = run_case(case, peers, settings, peak(case), watch, lost(events, case.name))
         records.append(record)
+        watch({"event": "case", "record": record})
         say(f"{suite.name} {number}/{len(cases)} {line(record)}")
         finished(records)
         gc.collect()  # Compiled programs and buffers of this case: not a burden on the next.

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench.core import BASELINE
-from bench.peers import JAX_PEERS
+from bench.peers import PEERS
 from bench.timing import geometric_mean
 
 Record = dict[str, Any]
@@ -21,7 +21,8 @@ def ratios(record: Record) -> dict[str, float]:
 
 def best_jax(record: Record) -> float | None:
     """The smallest ratio among the JAX peers: how far the best of them is behind (or ahead)."""
-    found = [ratio for name, ratio in ratios(record).items() if name in JAX_PEERS]
+    jax_peers = [name for name, entry in PEERS.items() if entry.uses_jax and not entry.ours]
+    found = [ratio for name, ratio in ratios(record).items() if name in jax_peers]
     return min(found) if found else None
 
 

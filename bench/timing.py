@@ -95,43 +95,57 @@ class Measured:
 
 
 def interleave(
-    contenders: dict[str, Contender], reps: int, target_s: float, patience_s: float = 0.0
+    contenders: dict[str, Contender],
+    reps: int,
+    target_s: float,
+    patience_s: float = 0.0,
+    *,
+    limit_s: float | None = None,
+    watch: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Measured:
     """Times all contenders in rounds until `reps` of them were quiet.
 
     A round in which other processes took a core from the contenders is repeated while the case has
     lasted less than `patience_s`. What is kept are the `reps` rounds with the least use by others:
-    chosen by the machine's state, never by the times measured.
+    chosen by the machine's state, never by the times measured. After `limit_s` no round is begun
+    but the first. `watch` is told who is about to run, and what a round gave.
     """
     start = perf_counter()
     rounds: list[dict[str, float]] = []
     busy: list[float | None] = []
     result = Measured({}, {}, {})
     for name, contender in contenders.items():
+        watch({"event": "begin", "peer": name, "what": "first calls"})
         try:
             result.calls[name] = 1
             if contender.value is None and contender.run is not None:
                 result.calls[name] = calibrate(contender.run, target_s)
         except Exception as error:
             result.failed[name] = describe(error)
+            watch({"event": "failed", "peer": name, "reason": result.failed[name]})
     collecting = gc.isenabled()
     gc.disable()
     try:
         while len(rounds) < reps or (
             len(quiet(busy)) < reps and perf_counter() - start < patience_s
         ):
+            if rounds and limit_s is not None and perf_counter() - start > limit_s:
+                break
             others, times = Others(), {}
             for name in rotated(list(contenders), len(rounds)):
                 if name in result.failed:
                     continue
+                watch({"event": "begin", "peer": name, "what": "a round"})
                 try:
                     times[name] = measure(contenders[name], result.calls[name])
                 except Exception as error:
                     result.failed[name] = describe(error)
+                    watch({"event": "failed", "peer": name, "reason": result.failed[name]})
                     continue
                 if contenders[name].value is None:  # Calibrated in a bad moment: more calls.
                     again = calls_for(times[name], target_s)
                     result.calls[name] = max(result.calls[name], again)
+            watch({"event": "round", "seconds": times})
             rounds.append(times)
             busy.append(others.cores())
             gc.collect()

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# A block should hold about this many rows (steps x batch): enough for a fast product, few enough
-# that its gates stay in the cache. Measured on a CPU with sizes from H = 128 to 512.
-ROWS = 640
-SHORTEST, LONGEST = 10, 50
+from jaxrnn.tuning import CPU
+
+SHORTEST = 10
 
 
 def known(*sizes: Any) -> bool:
@@ -25,7 +24,12 @@ def known(*sizes: Any) -> bool:
 
 
 def block_length(
-    steps: int, batch: int, wish: int | None = None, *, rows: int = ROWS, longest: int = LONGEST
+    steps: int,
+    batch: int,
+    wish: int | None = None,
+    *,
+    rows: int = CPU.rows,
+    longest: int = CPU.longest,
 ) -> int:
     """The number of steps in a block, for T `steps` of N `batch` rows: about `rows` in all.
 

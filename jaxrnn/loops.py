@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import parallel
-from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
+from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
 from jaxrnn.cells import AnyCell, State
 from jaxrnn.products import paired_product, product_of_rows, wide_dtype
 from jaxrnn.step import (
@@ -42,6 +42,7 @@ from jaxrnn.step import (
     two_columns,
     wide,
 )
+from jaxrnn.tuning import choices
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def forward(
     each step is (T, N, R), (T, N, H), ..., before it the output (T, N, F) where that is no state.
     """
     cell = plan.cell
+    keep = Keep.STATES if keep is Keep.ALL and not choices().keep_saved else keep
     every_step = inputs_at_each_step(cell, x, weights)
     apart = gives_output(cell)
     if not cell.split:
@@ -131,7 +133,7 @@ def forward(
         # Where a cell takes its gate inputs apart, those of a step are fetched during the step
         # before, through the carry. Sliced from the block within the pointwise function, as XLA
         # would fuse it, they keep a CPU from vectorising that: a GRU took twice as long.
-        prefetch = cell.split and keep is Keep.NOTHING and not every_step
+        prefetch = choices().prefetch and cell.split and keep is Keep.NOTHING and not every_step
         first: jax.Array | None = None
         if prefetch:
             first = gate_inputs(cell, weights, x[-1 if plan.reverse else 0])
@@ -144,8 +146,8 @@ def forward(
             after = after.astype(state[0].dtype)
             state, given, kept = (after[0 if plan.reverse else -1],), turned((after,)), None
         else:
-            (state, _), (given, kept) = lax.scan(
-                step, (state, first), (x, masks), length=len(entered), reverse=plan.reverse
+            (state, _), (given, kept) = scan_steps(
+                plan, step, (state, first), (x, masks), entered.shape[0]
             )
         if apart:
             output = outputs(cell, weights, entered, given)
@@ -169,7 +171,14 @@ def forward(
 def length_of_blocks(plan: Plan, x: jax.Array, keep: Keep) -> int:
     """The steps in a block, for x (T, N, D)."""
     del keep  # the products of a block are best in a cache, whatever is kept
-    return block_length(x.shape[0], x.shape[1], plan.block)
+    here = choices()
+    return block_length(x.shape[0], x.shape[1], plan.block, rows=here.rows, longest=here.longest)
+
+
+def scan_steps(plan: Plan, step: Any, carry: Any, steps: Any, length: int) -> tuple[Any, Any]:
+    """`lax.scan` over the steps of a block, in the order of the run, unrolled as it pays."""
+    unroll = choices().unroll if known(length) else 1
+    return lax.scan(step, carry, steps, length, reverse=plan.reverse, unroll=unroll)
 
 
 def before_blocks(plan: Plan, length: int, first: jax.Array, after: jax.Array) -> jax.Array:
@@ -284,7 +293,7 @@ def linear_loop(
         return dstate, narrow(plan.given_out(dstate), dtype)
 
     steps = (coefficients, direct, from_hr, masks)
-    dstate, given = lax.scan(step, dstate, steps, reverse=plan.reverse)
+    dstate, given = scan_steps(plan, step, dstate, steps, direct[0].shape[0])
     # Turned apart from the loop, which a CPU then vectorises.
     return dstate, turned(given)
 
@@ -319,7 +328,7 @@ def _replay(
 
     steps = z, before.swapaxes(1, 2), masks
     if known is None and len(start) > 1:
-        return lax.scan(step, start[1:], steps, reverse=plan.reverse)[1]
+        return scan_steps(plan, step, start[1:], steps)[1]
     rest = tuple(map(shift, start[1:], known or ()))
     return jax.vmap(step)(rest, steps)[1]
 

@@ -16,6 +16,7 @@ from jaxrnn.blocks import known
 from jaxrnn.cells import AnyCell, Cell, GeneralCell, Sizes, State
 from jaxrnn.checks import ShapeError
 from jaxrnn.products import product, product_of_rows, rows_product, wide_dtype
+from jaxrnn.tuning import choices
 
 
 class Weights(NamedTuple):
@@ -210,7 +211,7 @@ def inputs_at_each_step(cell: AnyCell, x: jax.Array, weights: Weights) -> bool:
     cores with N from 1 to 170 and H from 25 to 1024: a wrong choice costs 10 to 40 %.
     """
     _, batch, features = x.shape
-    if weights.weight_ih is None:
+    if weights.weight_ih is None or not choices().inputs_in_loop:
         return False
     if features == 1:
         return True  # no product at all

@@ -26,6 +26,8 @@ class Entry:
     """What the adapter's `Peer` is made with."""
     ours: bool = False
     """It is another way of ours: a figure for the table, not somebody to be ahead of."""
+    gpu: bool = False
+    """It is for a GPU: only the suites that name it have it."""
     slow_to_build: bool = False
     """It compiles for seconds a case: ``--quick`` leaves it out unless it is asked for."""
 
@@ -44,11 +46,27 @@ class Entry:
         return import_module(f"bench.peers.{self.adapter}").Peer(**self.arguments)
 
 
+GRAPHS = {
+    "xla_gpu_enable_command_buffer": (
+        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE"
+    ),
+    "xla_gpu_graph_min_graph_size": 1,
+}
+"""Options of XLA's GPU compiler for one function: its loops too as CUDA graphs."""
+
 PEERS = {
     entry.name: entry
     for entry in (
         Entry("jaxrnn", "jaxrnn", "ours"),
         Entry("jaxrnn.scan", "jaxrnn", "ours", arguments={"backend": "scan"}, ours=True),
+        *(
+            Entry(f"jaxrnn.{name}", "jaxrnn", "ours", arguments=arguments, ours=True, gpu=True)
+            for name, arguments in (
+                ("kernel", {"backend": "kernel"}),
+                ("cudnn", {"backend": "cudnn"}),
+                ("graph", {"backend": "scan", "compiler": GRAPHS}),
+            )
+        ),
         Entry("torch", "torch", "pytorch", uses_jax=False),
         Entry(
             "torch.compile",
@@ -59,6 +77,10 @@ PEERS = {
             slow_to_build=True,
         ),
         Entry("onnxruntime", "onnxruntime", "onnx_runtime", uses_jax=False, also=("onnx",)),
+        Entry(
+            "torch.graph", "torch", "pytorch", uses_jax=False, arguments={"graphed": True}, gpu=True
+        ),
+        Entry("jax.rnn", "jax", "jax_rnn", gpu=True),
         Entry("flax.linen", "flax", "flax_linen"),
         Entry("flax.nnx", "flax", "flax_nnx"),
         Entry("haiku", "haiku", "dm_haiku"),
@@ -68,4 +90,7 @@ PEERS = {
 }
 
 OURS = tuple(name for name, entry in PEERS.items() if entry.ours)
-JAX_PEERS = tuple(name for name, entry in PEERS.items() if entry.uses_jax and not entry.ours)
+ANYWHERE = tuple(name for name, entry in PEERS.items() if not entry.gpu)
+"""The peers of suites that are not for a GPU alone."""
+
+JAX_PEERS = tuple(name for name in ANYWHERE if PEERS[name].uses_jax and name not in OURS)

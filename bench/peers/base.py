@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.core import Contender
-from bench.layers import Spec, draw_input, draw_weights, errors
+from bench.layers import Spec, draw_cotangent, draw_input, draw_weights, errors
 
 Weights = dict[str, Any]
 
@@ -33,11 +33,23 @@ class Layer:
     convert: Callable[[Weights], Any]
 
 
+def temporary_bytes(compiled: Any) -> float:
+    """What a compiled program reserves beside its arguments and results; NaN if it doesn't say."""
+    analysis = compiled.memory_analysis()
+    return float("nan") if analysis is None else float(analysis.temp_size_in_bytes)
+
+
 class JaxPeer:
     """Base of the adapters of JAX libraries."""
 
     batch_major = False
     """Whether input and output are (N, T, features) instead of (T, N, features)."""
+
+    dtype = "float32"
+    """Of the case that is being built, for libraries that must be told."""
+
+    options: dict[str, Any] | None = None
+    """For the compiler, if there are any."""
 
     def direction(self, cell: str, D: int, H: int, reverse: bool) -> Layer:
         """One layer in one direction, from a zero state. Its output is in the input's order.
@@ -88,8 +100,11 @@ class JaxPeer:
             forward ``(params, x) -> output``; backward ``(params, x, dy) -> (output, gradients)``;
             the parameters; and the map of a gradient tuple to PyTorch's layout.
         """
+        self.dtype = spec.dtype
         layer = self.layer(spec)
-        weights = {name: jnp.asarray(value) for name, value in draw_weights(spec).items()}
+        weights = {
+            name: jnp.asarray(value, spec.dtype) for name, value in draw_weights(spec).items()
+        }
         params, tree = jax.tree.flatten(layer.convert(weights))
 
         def forward(params: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
@@ -114,16 +129,18 @@ class JaxPeer:
     def contender(self, spec: Spec, backward: bool) -> Contender:
         """The layer compiled for a case: forward, or forward and backward."""
         forward, gradient, params, to_torch = self.functions(spec)
-        x = jnp.asarray(np.ascontiguousarray(self.to_layout(draw_input(spec))))
-        shape = (spec.T, spec.N, spec.directions * spec.H)
-        dy = jnp.ones(self.to_layout(np.empty(shape, np.bool_)).shape, x.dtype)
+        x = jnp.asarray(np.ascontiguousarray(self.to_layout(draw_input(spec))), spec.dtype)
+        cotangent = np.ascontiguousarray(self.to_layout(draw_cotangent(spec)))
+        dy = jnp.ones(cotangent.shape, x.dtype)
         arguments = (params, x, dy) if backward else (params, x)
         start = perf_counter()
-        compiled = jax.jit(gradient if backward else forward).lower(*arguments).compile()
+        lowered = jax.jit(gradient if backward else forward).lower(*arguments)
+        compiled = lowered.compile(compiler_options=self.options)
         compile_s = perf_counter() - start
 
         def check() -> dict[str, float]:
-            result = compiled(*arguments)
+            last = (jnp.asarray(cotangent, x.dtype),) if backward else ()
+            result = compiled(params, x, *last)
             output, gradients = result if backward else (result, None)
             return errors(
                 spec,
@@ -139,4 +156,5 @@ class JaxPeer:
             note=different or self.note(spec.cell),
             check=None if different else check,
             no_check="n/a (other formula)" if different else "",
+            memory=lambda: temporary_bytes(compiled),
         )

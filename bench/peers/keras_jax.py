@@ -42,7 +42,8 @@ class Peer(JaxPeer):
             "gru": keras.layers.GRU,
             "rnn": keras.layers.SimpleRNN,
         }
-        extra = {"reset_after": True} if cell == "gru" else {}
+        extra: dict[str, Any] = {"reset_after": True} if cell == "gru" else {}
+        extra |= {"dtype": self.dtype, "recurrent_initializer": "zeros"}  # Replaced at once.
         layer = layers[cell](H, return_sequences=True, go_backwards=reverse, **extra)
         layer.build((None, None, D))
         fixed = [variable.value for variable in layer.non_trainable_variables]

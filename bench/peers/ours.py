@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import jaxrnn
+from bench.core import Contender, Unsupported
 from bench.layers import NAMES, Spec
 from bench.peers.base import JaxPeer, Layer, Weights
 
@@ -18,19 +20,29 @@ def module(spec: Spec, **options: Any) -> Any:
         spec.H,
         num_layers=spec.num_layers,
         bidirectional=spec.bidirectional,
+        param_dtype=jnp.dtype(spec.dtype),
         rngs=nnx.Rngs(0),
         **options,
     )
 
 
 class Peer(JaxPeer):
-    """The layers; `options` go to their constructors."""
+    """The layers; the first argument is for the compiler, the others for their constructors."""
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    def __init__(self, compiler: dict[str, Any] | None = None, **arguments: Any) -> None:
+        self.options = compiler
+        self.arguments = arguments
+
+    def contender(self, spec: Spec, backward: bool) -> Contender:
+        try:
+            return super().contender(spec, backward)
+        except ValueError as error:  # A backend that can't serve says why.
+            if "backend" not in str(error):
+                raise
+            raise Unsupported(str(error)) from error
 
     def layer(self, spec: Spec) -> Layer:
-        graphdef, state, rest = nnx.split(module(spec, **self.options), nnx.Param, ...)
+        graphdef, state, rest = nnx.split(module(spec, **self.arguments), nnx.Param, ...)
 
         def convert(weights: Weights) -> Any:
             filled = jax.tree.map(lambda leaf: leaf, state)

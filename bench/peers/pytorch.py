@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""PyTorch on the device that JAX uses: torch.nn.LSTM, GRU and RNN eager, or torch.compile."""
+"""PyTorch on JAX's device: torch.nn.LSTM, GRU and RNN, eager, as CUDA graphs, or compiled."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ import jax
 import torch
 
 from bench.core import Contender, Unsupported
-from bench.layers import NAMES, Spec, draw_input, draw_weights, errors
+from bench.layers import NAMES, Spec, draw_cotangent, draw_input, draw_weights, errors
 from bench.peers import pytorch_compiled
 
 
@@ -18,7 +18,7 @@ def device() -> torch.device:
     """The same kind of device as JAX's, so that the comparison is of software."""
     if jax.default_backend() == "gpu":
         if not torch.cuda.is_available():
-            raise Unsupported("JAX runs on a GPU and this torch has no CUDA")
+            raise Unsupported(f"JAX runs on a GPU and torch {torch.__version__} has no CUDA there")
         return torch.device("cuda")
     return torch.device("cpu")
 
@@ -49,17 +49,55 @@ def settle(run: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-class Peer:
-    """Eager PyTorch, or with `compiled` the same layer as torch.compile can compile it."""
+def captured(run: Callable[[], Any]) -> Callable[[], Any]:
+    """`run` as a CUDA graph: all its kernels in one launch, its results always the same tensors."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # Warmed up where no capture can meet a first allocation.
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
 
-    def __init__(self, compiled: bool = False) -> None:
+    def replay() -> Any:
+        graph.replay()
+        torch.cuda.synchronize()
+        return results
+
+    return replay
+
+
+def peak_bytes(run: Callable[[], Any], where: torch.device) -> float:
+    """What a run takes of the device beyond what was held before it, its results included."""
+    if where.type != "cuda":
+        return float("nan")
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return float(torch.cuda.max_memory_allocated() - before)
+
+
+class Peer:
+    """Eager PyTorch, or with `compiled` the same layer as torch.compile can compile it.
+
+    With `graphed` it is eager PyTorch as a CUDA graph.
+    """
+
+    def __init__(self, compiled: bool = False, graphed: bool = False) -> None:
         self.compiled = compiled
+        self.graphed = graphed
 
     def contender(self, spec: Spec, backward: bool) -> Contender:
-        where = device()
-        layer = module(spec, where)
-        x = torch.from_numpy(draw_input(spec)).to(where)
-        dy = torch.ones(spec.T, spec.N, spec.directions * spec.H, device=where)
+        where, dtype = device(), getattr(torch, spec.dtype)
+        if self.graphed and where.type != "cuda":
+            raise Unsupported("CUDA graphs need a GPU and a torch with CUDA")
+        layer = module(spec, where).to(dtype)
+        x = torch.from_numpy(draw_input(spec)).to(where, dtype)
+        ones = torch.ones(spec.T, spec.N, spec.directions * spec.H, device=where, dtype=dtype)
+        dy = ones.clone()
         names, params = zip(*layer.named_parameters(), strict=True)
 
         def eager() -> torch.Tensor:
@@ -70,34 +108,41 @@ class Peer:
             call = partial(pytorch_compiled.compiled(spec, backward, where), x, *params)
 
         def forward() -> Any:
-            with torch.inference_mode():
-                output = call()
-            wait(where)
-            return output, None
+            with torch.no_grad() if self.graphed else torch.inference_mode():
+                return call(), None
 
         def gradient() -> Any:
             output = call()
-            gradients = torch.autograd.grad(output, params, dy)
-            wait(where)
-            return output, gradients
+            return output, torch.autograd.grad(output, params, dy)
 
-        run = gradient if backward else forward
+        once = gradient if backward else forward
+
+        def finished() -> Any:
+            results = once()
+            wait(where)
+            return results
+
+        run = finished
+        if self.graphed:
+            run = captured(once)
 
         def check() -> dict[str, float]:
+            dy.copy_(torch.from_numpy(draw_cotangent(spec)))
             output, gradients = run()
             found = None
             if gradients is not None:
-                arrays = [g.cpu().numpy() for g in gradients]
+                arrays = [g.float().cpu().numpy() for g in gradients]
                 found = dict(zip(names, arrays, strict=True))
-            relative = errors(spec, output.detach().cpu().numpy(), found)
+            relative = errors(spec, output.detach().float().cpu().numpy(), found)
+            dy.copy_(ones)
             return pytorch_compiled.checked(spec, relative) if self.compiled else relative
 
-        if not self.compiled:
-            return Contender(run=run, layout="(T, N, D)", check=check)
+        note = "its formulas over torch's scan (nn.LSTM, GRU and RNN are not compiled)"
         return Contender(
             run=run,
-            compile_s=settle(run),
+            compile_s=settle(run) if self.compiled else None,
             layout="(T, N, D)",
-            note="its formulas over torch's scan (nn.LSTM, GRU and RNN are not compiled)",
+            note=note if self.compiled else "",
             check=check,
+            memory=None if self.graphed else lambda: peak_bytes(run, where),
         )

@@ -6,6 +6,8 @@ from bench.suites import (
     deepbench,
     dispatch,
     fit,
+    gpu,
+    launches,
     layers,
     memory,
     ragged,
@@ -19,11 +21,13 @@ _MODULES = (
     stacks,
     ragged,
     deepbench,
+    gpu,
     training,
     fit,
     sweep,
     memory,
     compiling,
+    launches,
     dispatch,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in _MODULES}

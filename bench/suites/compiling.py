@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.core import Case, Contender, Suite
 from bench.layers import Spec
-from bench.peers import JAX_PEERS, PEERS
+from bench.peers import ANYWHERE, JAX_PEERS, PEERS
 
 SPECS = {
     **{f"T{T}": (Spec("lstm", 8, T, 64, 64), f"LSTM T {T}") for T in (20, 100, 500, 2000)},
@@ -82,7 +82,7 @@ SUITE = Suite(
         Case(
             name="import",
             build=build_import,
-            peers=tuple(n for n in PEERS if n not in SHARED),
+            peers=tuple(n for n in ANYWHERE if n not in SHARED),
             table="import, beyond jax and flax.nnx",
             row="import",
             unit="s",

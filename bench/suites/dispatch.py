@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.core import Case, Contender, Suite
 from bench.layers import NAMES, Spec, draw_input, draw_weights
-from bench.peers import PEERS
+from bench.peers import ANYWHERE, PEERS
 
 SPECS = {
     **{cell: Spec(cell, 1, 1, 4, 4) for cell in NAMES},
@@ -54,7 +54,7 @@ SUITE = Suite(
         Case(
             name=name,
             build=partial(build, spec),
-            peers=("jaxrnn", "jaxrnn+nnx.jit", *(n for n in PEERS if n != "jaxrnn")),
+            peers=("jaxrnn", "jaxrnn+nnx.jit", *(n for n in ANYWHERE if n != "jaxrnn")),
             table="a call of a tiny layer",
             row=NAMES[spec.cell] + (f", {spec.num_layers} layers" if spec.num_layers > 1 else ""),
             unit="us",

@@ -231,17 +231,20 @@ def build_step(spec: Spec, name: str) -> Contender:
     return Contender(run=run, layout="(N, D)", check=check)
 
 
-def ragged_case(cell: str, H: int, kind: str) -> Case:
-    ragged = Ragged(Spec(cell, 64, 100, H, H), kind)
-    part = draw_lengths(kind, ragged.spec).mean() / 100
+def ragged_case(spec: Spec, kind: str, name: str) -> Case:
+    ragged, T = Ragged(spec, kind), spec.T
+    part = draw_lengths(kind, spec).mean() / T
     return Case(
-        name=f"{cell}-{H}-{kind}",
+        name=name,
         build=partial(build, ragged),
         peers=CONTENDERS,
         table="forward+backward",
-        row=f"{NAMES[cell]} {H}, {kind}",
+        row=f"{NAMES[spec.cell]} {spec.H}, {kind}",
         group=kind,
-        detail={"N": 64, "T": 100, "D": H, "H": H, "sum of lengths / N T": round(float(part), 3)},
+        detail={
+            **{"N": spec.N, "T": T, "D": spec.D, "H": spec.H},
+            "sum of lengths / N T": round(float(part), 3),
+        },
     )
 
 
@@ -263,7 +266,7 @@ SUITE = Suite(
     about="rows of unequal length, resets inside of rows, and single steps",
     cases=(
         *(
-            ragged_case(cell, H, kind)
+            ragged_case(Spec(cell, 64, 100, H, H), kind, f"{cell}-{H}-{kind}")
             for cell in ("lstm", "gru")
             for H in (128, 256)
             for kind in ("uniform", "lognormal")
