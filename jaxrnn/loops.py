@@ -328,7 +328,7 @@ def _replay(
 
     steps = z, before.swapaxes(1, 2), masks
     if known is None and len(start) > 1:
-        return scan_steps(plan, step, start[1:], steps)[1]
+        return scan_steps(plan, step, start[1:], steps, hs.shape[0])[1]
     rest = tuple(map(shift, start[1:], known or ()))
     return jax.vmap(step)(rest, steps)[1]
 

@@ -53,7 +53,8 @@ def draw(cell: cells.Cell, *, proj: int = 0, bias: bool = True, seed: int = 0) -
     random = np.random.RandomState(seed)
     array = lambda *s: jnp.asarray(random.uniform(-1, 1, s))  # noqa: E731
     shapes = stack.shapes(cell, D, H, bias=bias, proj_size=proj)
-    weights = Weights(**{name: array(*shape) for name, shape in shapes.items()})
+    named: dict[str, Any] = {name: array(*shape) for name, shape in shapes.items()}
+    weights = Weights(**named)
     state = (array(N, proj or H), array(N, H))[: len(cell.states)]
     masks = Masks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
     return weights, array(T, N, D), state, masks, array(T, N, proj or H)
