@@ -4,6 +4,7 @@ from bench.core import Suite
 from bench.suites import (
     compiling,
     deepbench,
+    devices,
     dispatch,
     fit,
     layers,
@@ -19,6 +20,7 @@ _MODULES = (
     stacks,
     ragged,
     deepbench,
+    devices,
     training,
     fit,
     sweep,
