@@ -109,7 +109,7 @@ def linear_block(
     return tuple(last), (dh,)
 
 
-def _how(plan: Plan, flags: tuple[jax.Array, ...]) -> dict[str, Any]:
+def _how(plan: Plan, flags: tuple[jax.Array, ...]) -> Any:
     """What the operations are told beside their operands."""
     return dict(cell=plan.cell, reverse=plan.reverse, masked=bool(flags), mesh=devices.mesh())
 
@@ -442,8 +442,8 @@ def _backward_shared(cell: Cell, **_: Any) -> set[int]:
 
 
 def _backward_sums(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
-    dx, *weights, _ = _linear_counts(cell, wanted)
-    return set(range(dx, dx + sum(weights)))
+    counts = _linear_counts(cell, wanted)  # by x, by the weights, by the states
+    return set(range(counts[0], sum(counts[:-1])))
 
 
 forward_p = _operation(

@@ -210,7 +210,7 @@ def fit(
             parameters=before, key=root, steps=(steps, batch_size, due), data=source.data
         )
         copied = jax.tree.map(lambda a: jnp.array(a, copy=True), before)
-        placed = (*map(layout.weights, copied[:2]), layout.whole(copied[2]))
+        placed = layout.weights(copied[0]), layout.weights(copied[1]), layout.whole(copied[2])
         now = Snapshot(0, *placed, best=Best(early_stopping), recorder=Recorder())
         saver = None
         if checkpoints is not None:
