@@ -26,7 +26,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxrnn import loops, native
+from jaxrnn import devices, loops, native
 from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.loops import Keep, Kept, Plan, turned
@@ -44,7 +44,7 @@ def forward(
 ) -> tuple[State, State, Kept | None, State]:
     """As `loops.forward`, rows first."""
     operands = _biased(weights)
-    how = dict(cell=plan.cell, reverse=plan.reverse, masked=bool(_flags(masks)))
+    how = _how(plan, _flags(masks))
     last = 0 if plan.reverse else -1
     length = length_of_blocks(plan, x, keep)
     if keep is Keep.ALL:
@@ -92,7 +92,7 @@ def linear_block(
     del transposed
     cell = plan.cell
     flags = _flags(masks)
-    how = dict(cell=cell, reverse=plan.reverse, masked=bool(flags))
+    how = _how(plan, flags)
     if kept is None:
         operands = _biased(weights)
         _, *more = forward_p.bind(x, *operands, *start, *flags, **how, keep=True)
@@ -107,6 +107,11 @@ def linear_block(
     )
     dh, *last = linear_p.bind(*linear, *bias, *dstate, *residuals, **how, wanted=wanted)
     return tuple(last), (dh,)
+
+
+def _how(plan: Plan, flags: tuple[jax.Array, ...]) -> Any:
+    """What the operations are told beside their operands."""
+    return dict(cell=plan.cell, reverse=plan.reverse, masked=bool(flags), mesh=devices.mesh())
 
 
 def _biases(cell: Cell, weights: Weights) -> tuple[jax.Array | None, jax.Array | None]:
@@ -160,14 +165,15 @@ def _split_operands(operands: Any, *counts: int) -> list[Any]:
 
 
 def _forward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool, **_: Any
 ) -> list[jax.Array]:
     (x,), weights, state, flags = _split_operands(operands, 1, 4, len(cell.states))
     plan = Plan(cell, reverse)
     how = Keep.ALL if keep else Keep.NOTHING
     masks = _masks(flags)
+    w: Any = weights
     (h,), last, kept, _ = loops.forward(
-        plan, Weights(*weights), only(masks.valid, x), turned(state), masks, how
+        plan, Weights(*w), only(masks.valid, x), turned(state), masks, how
     )
     if not keep:
         return [h, *turned(last[1:])]
@@ -176,7 +182,7 @@ def _forward_reference(
 
 
 def _linear_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted, **_: Any
 ) -> list[jax.Array]:
     pieces = _split_operands(operands, *_linear_counts(cell, wanted), *_residual_counts(cell))
     dx, dw_ih, dw_hh, bias, dstate, (x, w_ih, w_hh), start, after, saved, flags = pieces
@@ -212,10 +218,10 @@ def _by_weights(x: jax.Array, dw: jax.Array) -> jax.Array:
     The barriers keep XLA from exchanging operands of that product for the sake of a layout; a CPU
     then takes from 1.1 to twice as long.
     """
-    rows = x.reshape(-1, x.shape[2])
+    rows = devices.merged(x)
     columns = lax.optimization_barrier(rows.T)
     z = paired_product(rows, columns, lax.optimization_barrier(dw.T))
-    return z.reshape(*x.shape[:2], -1)
+    return devices.unmerged(z, len(x))
 
 
 def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -225,7 +231,7 @@ def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.
 
 
 def _backward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted, **_: Any
 ) -> list[jax.Array]:
     cts, residuals = _split_operands(operands, 1 + len(cell.states))
     linear = functools.partial(
@@ -293,8 +299,9 @@ def _operation(
     name: str,
     reference: Callable[..., list[jax.Array]],
     shapes: Callable[..., list[tuple[int, ...]]],
-    shared: Callable[..., set[int] | None],
+    shared: Callable[..., set[int]],
     kernel: Callable[..., Any] | None,
+    sums: Callable[..., set[int]] = lambda **_: set(),
 ) -> Primitive:
     """A primitive that computes what a function does, with a kernel on the CPU.
 
@@ -303,8 +310,9 @@ def _operation(
         reference: what it computes.
         shapes: of the results.
         shared: which operands have no rows; where these are one for all, `jax.vmap` makes a larger
-            batch of the others. None if results have no rows either, but are sums over them.
+            batch of the others.
         kernel: what to call in its place.
+        sums: which results have no rows either, but are sums over them.
     """
     p = Primitive(name)
     p.multiple_results = True
@@ -329,7 +337,7 @@ def _operation(
 
     def batch(operands: Any, axes: Any, **parameters: Any) -> Any:
         alike = shared(**parameters)
-        if alike is None or any(axes[i] is not None for i in alike):
+        if sums(**parameters) or any(axes[i] is not None for i in alike):
             each = functools.partial(reference, **parameters)
             out = jax.vmap(each, in_axes=tuple(axes))(*operands)
             return out, [0] * len(out)
@@ -351,9 +359,17 @@ def _operation(
     ad.primitive_jvps[p] = jvp
     batching.primitive_batchers[p] = batch
 
-    def lower(context: Any, *operands: Any, **parameters: Any) -> Any:
-        chosen = reference if kernel is None or _portable(context) else kernel
-        return mlir.lower_fun(chosen, multiple_results=True)(context, *operands, **parameters)
+    def lower(context: Any, *operands: Any, mesh: Any = None, **parameters: Any) -> Any:
+        chosen = None
+        if kernel is not None:
+            same, added = shared(**parameters), sums(**parameters)
+            rows = [None if i in same else _row_axis(a) for i, a in enumerate(context.avals_in)]
+            out = [None if i in added else _row_axis(a) for i, a in enumerate(context.avals_out)]
+            told = functools.partial(kernel, **parameters)
+            chosen = _possible(context, told, mesh, rows, out)
+        if chosen is None:
+            chosen = functools.partial(reference, **parameters)
+        return mlir.lower_fun(chosen, multiple_results=True)(context, *operands)
 
     mlir.register_lowering(p, mlir.lower_fun(reference, multiple_results=True))
     mlir.register_lowering(p, lower, platform="cpu")
@@ -375,15 +391,33 @@ def _more_rows(a: jax.Array, axis: int | None, size: int) -> jax.Array:
     return a.reshape(*a.shape[:rows], -1, *a.shape[rows + 2 :])
 
 
-def _portable(context: Any) -> bool:
-    """Whether a program is lowered that a kernel can't be part of.
+def _possible(
+    context: Any, kernel: Callable[..., Any], mesh: Any, rows: list[Any], out: list[Any]
+) -> Callable[..., Any] | None:
+    """A kernel as the program that is lowered can have it; None if it can't.
 
-    One to export, as a kernel is code of this machine and process; or one that XLA is to split
-    among devices, which it can't do with a kernel. Inside of `jax.shard_map` it is split already.
+    A program to export has none, as a kernel is code of this machine and process. One that XLA is
+    to split among devices has one where it was traced with their mesh (`jax.set_mesh`): each device
+    runs it on rows of its own. Inside of `jax.shard_map` it is split already.
+
+    Args:
+        context: of the lowering.
+        kernel: what to call.
+        mesh: the mesh that it was traced with, if there was one.
+        rows: the axis of the rows of each operand; None for one that is the same for all rows.
+        out: the axis of the rows of each result; None for a sum over them.
     """
     module = context.module_context
-    for_export = getattr(getattr(module, "lowering_parameters", None), "for_export", False)
-    return for_export or getattr(module.axis_context, "num_devices", 1) not in (None, 1)
+    if getattr(getattr(module, "lowering_parameters", None), "for_export", False):
+        return None
+    count = getattr(module.axis_context, "num_devices", 1) or 1
+    if count == 1:
+        return kernel
+    first = next(a for a, axis in zip(context.avals_in, rows, strict=True) if axis == 1)
+    if mesh is None or mesh.size != count or first.shape[1] % count:
+        return None
+    each = functools.partial(kernel, at_once=jax.local_device_count())
+    return devices.split_rows(each, mesh, rows, out)
 
 
 def _forward_kernel(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
@@ -403,9 +437,14 @@ def _linear_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
     return {*range(dx, dx + sum(weights)), x + 1, x + 2}
 
 
-def _backward_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int] | None:
+def _backward_shared(cell: Cell, **_: Any) -> set[int]:
     x = 1 + len(cell.states)
-    return None if any(wanted[1:]) else {x + 1, x + 2}
+    return {x + 1, x + 2}
+
+
+def _backward_sums(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
+    counts = _linear_counts(cell, wanted)  # by x, by the weights, by the states
+    return set(range(counts[0], sum(counts[:-1])))
 
 
 forward_p = _operation(
@@ -413,7 +452,12 @@ forward_p = _operation(
 )
 linear_p = _operation("rnn_linear", _linear_reference, _linear_shapes, _linear_shared, None)
 backward_p = _operation(
-    "rnn_backward", _backward_reference, _backward_shapes, _backward_shared, _backward_kernel
+    "rnn_backward",
+    _backward_reference,
+    _backward_shapes,
+    _backward_shared,
+    _backward_kernel,
+    _backward_sums,
 )
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import parallel
+from jaxrnn import devices, parallel
 from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
 from jaxrnn.cells import AnyCell, State
 from jaxrnn.products import paired_product, product_of_rows, wide_dtype
@@ -103,7 +103,6 @@ def forward(
     each step is (T, N, R), (T, N, H), ..., before it the output (T, N, F) where that is no state.
     """
     cell = plan.cell
-    keep = Keep.STATES if keep is Keep.ALL and not choices().keep_saved else keep
     every_step = inputs_at_each_step(cell, x, weights)
     apart = gives_output(cell)
     if not cell.split:
@@ -225,9 +224,9 @@ def linear_block(
     if dx is not None:
         # The barrier keeps XLA from exchanging the operands of the transposed product for the sake
         # of the layout of its result, which took a CPU three times as long.
-        columns = lax.optimization_barrier(dx.reshape(-1, dx.shape[2]).T)
+        columns = lax.optimization_barrier(devices.merged(dx).T)
         through = paired_product(weights.weight_ih, ih_t, columns)
-        from_x.append(through.reshape(-1, *dx.shape[:2]).swapaxes(0, 1))
+        from_x.append(devices.unmerged(through, len(dx), axis=1).swapaxes(0, 1))
     from_h = [product_of_rows(dweights.weight_hh, old_h), dweights.bias_hh]
     shape = (hs.shape[0], weights.weight_ih.shape[0], hs.shape[1])
     if cell.split:

@@ -37,6 +37,7 @@ from jaxrnn.cells.checking import check_step
 from jaxrnn.loops import Keep, Plan, turned
 from jaxrnn.products import wide_dtype
 from jaxrnn.step import Masks, Weights, completed, like, sizes_of, zero_state
+from jaxrnn.tuning import choices
 
 
 def unroll(
@@ -166,6 +167,7 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     )
     gates = x.shape[0] * x.shape[1] * weights.weight_ih.shape[0]
     few = known(gates) and gates * x.dtype.itemsize <= KEPT_BYTES
+    few = few and (plan.fused or choices().keep_saved)
     keep = Keep.NOTHING if plan.remat else Keep.ALL if few else Keep.STATES
     # The loops have their states the one way or the other.
     loop, entering = (fused, tuple) if plan.fused else (loops, turned)

@@ -261,10 +261,27 @@ assert "jaxrnn_forward" not in run.lower(state, split).as_text()
 out = run(state, split)
 assert not out.sharding.is_fully_replicated, out.sharding
 np.testing.assert_allclose(out, run(state, x), rtol=1e-5, atol=1e-6)
+
+lengths = jnp.array([4, 3, 2, 0, 4, 1, 1, 2])
+for backend in ("kernel", "scan"):
+    layer = jaxrnn.GRU(3, 5, 2, bidirectional=True, backend=backend, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    loss = lambda state, x: (nnx.merge(graph, state)(x, lengths=lengths)[0] ** 2).sum()
+    grad = jax.jit(jax.value_and_grad(loss))
+    with jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))):
+        lowered = grad.lower(state, split)
+        assert ("jaxrnn_backward" in lowered.as_text()) == (backend == "kernel")
+        compiled = lowered.compile()
+        text = compiled.as_text()
+        assert not any(word in text for word in ("all-gather(", "all-to-all(", "permute(")), text
+        assert "all-reduce(" in text
+        got = compiled(state, split)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(grad(state, x)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 """
 
 
-def test_among_devices_the_scan_is_split() -> None:
+def test_among_devices_scans_and_kernels_are_split_and_only_gradients_are_sent() -> None:
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True

@@ -4,6 +4,7 @@ from bench.core import Suite
 from bench.suites import (
     compiling,
     deepbench,
+    devices,
     dispatch,
     fit,
     gpu,
@@ -22,6 +23,7 @@ _MODULES = (
     ragged,
     deepbench,
     gpu,
+    devices,
     training,
     fit,
     sweep,

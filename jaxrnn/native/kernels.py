@@ -53,7 +53,13 @@ def _handler(kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: ti
 
 
 def run_forward(
-    cell: Any, operands: Sequence[jax.Array], *, masked: bool, keep: bool, reverse: bool
+    cell: Any,
+    operands: Sequence[jax.Array],
+    *,
+    masked: bool,
+    keep: bool,
+    reverse: bool,
+    at_once: int = 1,
 ) -> list[jax.Array]:
     """The forward kernel: h at each step, the other states, and what the cell saves.
 
@@ -65,11 +71,12 @@ def run_forward(
         keep: give out the other states at each step (T, N, H), and what is saved (T, N, s*H),
             instead of the last other states (N, H).
         reverse: from the last step to the first.
+        at_once: how many such calls share the processor: one for each device there is.
     """
     x, _, w_hh = operands[:3]
     sizes, dtype = Sizes(x.shape[0], x.shape[1], x.shape[2], w_hh.shape[1]), x.dtype.name
     kind = variant(cell, dtype, masked, keep)
-    machine = compiler.machine()
+    machine = compiler.machine().shared(at_once)
     lanes = machine.bits // 8 // x.dtype.itemsize
     tile = tiles.choose(machine, lanes, kind.gates, sizes.H)
     planned = forward.plan(kind, machine, tile, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
@@ -82,7 +89,13 @@ def run_forward(
 
 
 def run_backward(
-    cell: Any, operands: Sequence[jax.Array], *, masked: bool, reverse: bool, wanted: Sequence[bool]
+    cell: Any,
+    operands: Sequence[jax.Array],
+    *,
+    masked: bool,
+    reverse: bool,
+    wanted: Sequence[bool],
+    at_once: int = 1,
 ) -> list[jax.Array]:
     """The backward kernel: the derivatives that are wanted, and those by the first states.
 
@@ -95,10 +108,11 @@ def run_backward(
         reverse: as in the forward kernel.
         wanted: by x (T, N, D), by W_ih, by W_hh, by the bias (G*H,), or by both biases where the
             cell takes its gate inputs apart.
+        at_once: as in the forward kernel.
     """
     _, x, w_ih, w_hh = operands[:4]
     sizes, dtype = Sizes(x.shape[0], x.shape[1], x.shape[2], w_hh.shape[1]), x.dtype.name
-    machine = compiler.machine()
+    machine = compiler.machine().shared(at_once)
     lanes = machine.bits // 8 // x.dtype.itemsize
     kind = Backward(
         variant(cell, dtype, masked, True),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxrnn.native.ir import INT, Function, Module
@@ -34,6 +34,10 @@ class Machine:
     bits: int
     registers: int
     cores: int
+
+    def shared(self, among: int) -> Machine:
+        """What one of so many has of it."""
+        return replace(self, cores=max(1, self.cores // among))
 
 
 @dataclass(frozen=True)

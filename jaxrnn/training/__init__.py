@@ -4,6 +4,7 @@ from jaxrnn.data import streams
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.fit import Fitted, fit
 from jaxrnn.training.history import History
+from jaxrnn.training.processes import ProcessLost, initialize
 from jaxrnn.training.progress import Progress
 from jaxrnn.training.results import Groups, grouped, results_table
 from jaxrnn.training.running import NonFiniteLoss
@@ -22,6 +23,7 @@ __all__ = [
     "Groups",
     "History",
     "NonFiniteLoss",
+    "ProcessLost",
     "Progress",
     "Swept",
     "Timed",
@@ -29,6 +31,7 @@ __all__ = [
     "compile_and_run",
     "fit",
     "grouped",
+    "initialize",
     "jit_steps",
     "results_table",
     "streams",

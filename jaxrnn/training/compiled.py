@@ -17,7 +17,8 @@ import optax
 from flax import nnx
 from jax import lax
 
-from jaxrnn.training import sources
+from jaxrnn import devices
+from jaxrnn.training import meshes, sources
 from jaxrnn.training.steps import Trained, train_steps
 
 
@@ -85,6 +86,7 @@ class Job(NamedTuple):
         how: how to make the batch of a step.
         carries: whether the loss takes and gives a carry.
         keyed: whether the loss takes a key.
+        places: where the arrays of the state lie, one after another, if among several devices.
     """
 
     form: Form
@@ -93,6 +95,7 @@ class Job(NamedTuple):
     how: Any
     carries: bool
     keyed: bool
+    places: tuple[Any, ...] | None = None
 
 
 def takes_key(loss: Callable[..., Any]) -> bool:
@@ -155,15 +158,17 @@ def run_steps(
     def loss(params: Any, carry: Any, inputs: Any) -> Any:
         (state, own), (step, piece) = carry, inputs
         step_key = jax.random.fold_in(key, step)
-        model = job.form.merge(Parts(params, state, random), step_key)
-        batch = job.how.batch(data, piece)
+        model = job.form.merge(Parts(meshes.gathered(params), state, random), step_key)
+        batch = devices.share(job.how.batch(data, devices.share(piece)))
         keys = {"key": step_key} if job.keyed else {}
         value, own, metrics = call_loss(job.loss, job.carries, model, own, batch, **keys)
         return value, ((job.form.split(model).state, own), metrics)
 
     steps = start + jnp.arange(count, dtype=jnp.int32)
     batches = (steps, job.how.pieces(feed, count))
-    return train_steps(loss, job.optimizer, params, carry, batches, opt_state=opt_state)
+    trained = train_steps(loss, job.optimizer, params, carry, batches, opt_state=opt_state)
+    state = meshes.kept((trained.params, trained.opt_state, trained.carry), job.places)
+    return Trained(*state, *devices.gathered((trained.losses, trained.outputs)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -171,9 +176,9 @@ def run_evaluation(
     form: Form, evaluate: Callable[..., Any], parts: Parts, validation: Any, key: jax.Array
 ) -> dict[str, jax.Array]:
     """What a function measures of a model."""
-    model = form.merge(parts, key)
+    model = form.merge(parts._replace(params=meshes.gathered(parts.params)), key)
     measured = numbers("evaluate", evaluate(model, *validation))
-    return {name: jnp.asarray(value) for name, value in measured.items()}
+    return devices.gathered({name: jnp.asarray(value) for name, value in measured.items()})
 
 
 class MeanLoss(NamedTuple):
@@ -194,6 +199,7 @@ class MeanLoss(NamedTuple):
         keys = {"key": jax.random.key(0)} if self.keyed else {}
 
         def measure(batch: Any) -> dict[str, Any]:
+            batch = devices.share(batch)
             value, _, metrics = call_loss(self.loss, False, model, None, batch, **keys)
             return {"loss": jnp.asarray(value), **metrics}
 

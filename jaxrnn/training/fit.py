@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from jaxrnn import checks
-from jaxrnn.training import sources
+from jaxrnn.training import meshes, processes, sources
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.compiled import Form, Job, MeanLoss, takes_key
 from jaxrnn.training.history import History, Recorder
@@ -68,6 +68,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     chunk: int | None = None,
+    mesh: Any = None,
     progress: Progress | bool = True,
 ) -> Fitted:
     """Train a model: batches, steps, evaluation, checkpoints, and a bar to watch.
@@ -127,6 +128,13 @@ def fit(
             as they were, `steps` may be more.
         chunk: steps in one compiled call, between which there is the host: the bar, the check of
             the losses, Ctrl-C. None for at most 100, fewer where that fits the intervals above.
+        mesh: the devices to train on, a ``jax.sharding.Mesh`` with the axes "data" and "model", or
+            how many of ``jax.devices()``; None for one. Each has a part of the rows of every batch,
+            the first axis of its arrays. The parameters are on all of them; along "model", the
+            recurrent weights and what the optimiser keeps of them lie in pieces, and are put
+            together for each step. In the end all is where it was before. Where there are several
+            processes, all call `fit` alike, with the same arrays; an iterable gives out the
+            process's own part of each batch.
         progress: the bar: True for one on standard error if that is a terminal, False for none.
 
     Returns:
@@ -138,6 +146,7 @@ def fit(
         ValueError, TypeError: for arguments that can't be, before anything is computed; for a
             checkpoint of another model, optimiser, key or data.
         CheckpointError: for checkpoints that can't be written or read.
+        ProcessLost: if there are several processes and another one has ended.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -169,50 +178,69 @@ def fit(
     Differs from PyTorch: there it is a loop of one's own. `shuffle` and batches are as of a
     ``DataLoader``, except for the batch that goes over the end of an epoch.
     """
-    root = _key(key)
-    shuffle_key, step_key = jax.random.split(root)
-    source = sources.make(data, batch_size, shuffle, take, examples, shuffle_key)
-    steps = _steps(steps, epochs, source.epoch)
-    if chunk is not None:
-        checks.at_least("chunk", chunk, 1)
-    if resume and checkpoints is None:
-        raise ValueError("resume=True needs checkpoints to go on from")
-    form, evaluated_form = _forms(model, wrt)
-    parts = form.split(model)
-    if not jax.tree.leaves(parts.params):
-        raise ValueError("the model has no parameters to train")
-    job = Job(form, loss, optimizer, source.how, carry is not None, takes_key(loss))
-    evaluation = _evaluation(job, evaluate, validation, evaluate_every, source.epoch, batch_size)
-    if evaluation is not None:
-        evaluation = evaluation._replace(form=evaluated_form, key=step_key)
-        evaluation.check(parts, early_stopping)
-    elif early_stopping is not None or evaluate_every is not None:
-        raise ValueError("early_stopping and evaluate_every need evaluate or validation")
-    due = [what.every for what in (evaluation, checkpoints) if what and what.every < steps]
-    due.append(sources.chunks(steps, due) if chunk is None else chunk)
+    layout = meshes.make(mesh)
+    with processes.together():
+        root = _key(key)
+        shuffle_key, step_key = jax.random.split(root)
+        source = sources.make(data, batch_size, shuffle, take, examples, shuffle_key, layout)
+        steps = _steps(steps, epochs, source.epoch)
+        if chunk is not None:
+            checks.at_least("chunk", chunk, 1)
+        if resume and checkpoints is None:
+            raise ValueError("resume=True needs checkpoints to go on from")
+        form, evaluated_form = _forms(model, wrt)
+        parts = form.split(model)
+        if not jax.tree.leaves(parts.params):
+            raise ValueError("the model has no parameters to train")
+        layout.check_model(parts.params)
+        job = Job(form, loss, optimizer, source.how, carry is not None, takes_key(loss))
+        every = evaluate_every
+        evaluation = _evaluation(job, evaluate, validation, every, source.epoch, batch_size, layout)
+        if evaluation is not None:
+            evaluation = evaluation._replace(form=evaluated_form, key=layout.whole(step_key))
+            evaluation.check(parts, early_stopping)
+        elif early_stopping is not None or evaluate_every is not None:
+            raise ValueError("early_stopping and evaluate_every need evaluate or validation")
+        due = [what.every for what in (evaluation, checkpoints) if what and what.every < steps]
+        due.append(sources.chunks(steps, due) if chunk is None else chunk)
 
-    opt_state = optimizer.init(parts.params) if opt_state is None else opt_state
-    copied = jax.tree.map(
-        lambda a: jnp.array(a, copy=True), (parts.params, opt_state, (parts.state, carry))
-    )
-    now = Snapshot(0, *copied, best=Best(early_stopping), recorder=Recorder())
-    saver = None
-    if checkpoints is not None:
-        saver = Saver(checkpoints, source, root)
-        now = saver.begin(now, steps, resume)
-    run = Run(job, source, parts.random, step_key, evaluation, saver, now)
-    bar = Progress("fit", steps) if progress is True else progress or None
-    try:
-        with contextlib.nullcontext() if bar is None else bar:
-            run.until(steps, due, bar)
-    except NonFiniteLoss:
-        raise
-    except BaseException:
-        run.give(model)
-        raise
-    now = run.now
-    trained = run.give(model, best=True)
-    return Fitted(trained, now.opt_state, now.carry[1], now.recorder.history(), now.best.over)
+        opt_state = optimizer.init(parts.params) if opt_state is None else opt_state
+        before = (parts.params, opt_state, (parts.state, carry))
+        processes.agree(
+            parameters=before, key=root, steps=(steps, batch_size, due), data=source.data
+        )
+        copied = jax.tree.map(lambda a: jnp.array(a, copy=True), before)
+        placed = layout.weights(copied[0]), layout.weights(copied[1]), layout.whole(copied[2])
+        now = Snapshot(0, *placed, best=Best(early_stopping), recorder=Recorder())
+        saver = None
+        if checkpoints is not None:
+            saver = Saver(checkpoints, source, root)
+            now = saver.begin(now, steps, resume)
+        if layout.mesh is not None:
+            job = job._replace(places=tuple(jax.tree.leaves(meshes.places(placed))))
+        random, step_key = layout.whole((parts.random, step_key))
+        run = Run(job, source, random, step_key, evaluation, saver, now)
+        bar = Progress("fit", steps) if progress is True else progress or None
+        if not processes.is_first():
+            bar = None
+
+        def finish(best: bool = False) -> tuple[Any, Any, Any]:
+            """The model, the optimiser's state and the carry, where they were before."""
+            run.now = run.now.back(layout, before)
+            return run.give(model, best=best), run.now.opt_state, run.now.carry[1]
+
+        try:
+            shown = contextlib.nullcontext() if bar is None else bar
+            with layout.here(), shown, processes.together():
+                run.until(steps, due, bar)
+        except (NonFiniteLoss, processes.ProcessLost):
+            raise
+        except BaseException:
+            finish()
+            raise
+        trained, opt_state, carry = finish(best=True)
+        now = run.now
+        return Fitted(trained, opt_state, carry, now.recorder.history(), now.best.over)
 
 
 def _key(key: Any) -> jax.Array:
@@ -264,6 +292,7 @@ def _evaluation(
     every: int | None,
     epoch: float | None,
     batch_size: int | None,
+    layout: meshes.Layout,
 ) -> Evaluation | None:
     """What to measure; None for nothing."""
     if every is not None:
@@ -274,7 +303,7 @@ def _evaluation(
         if job.carries:
             raise ValueError("a loss with a carry needs an evaluate beside validation")
         evaluate = MeanLoss(job.loss, batch_size, job.keyed)
-    given = () if validation is None else (jax.tree.map(jnp.asarray, validation),)
+    given = () if validation is None else (layout.whole(validation),)
     if every is None:
         every = NEVER if epoch is None else math.ceil(epoch)
     return Evaluation(job.form, evaluate, given, every)

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn.training import sources
+from jaxrnn import devices
+from jaxrnn.training import meshes, processes, sources
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.history import History, Recorder
 from jaxrnn.training.stopping import Best
-from jaxrnn.training.written import Saved, named, unnamed
+from jaxrnn.training.written import Saved, named, plain, unnamed
 
 
 class Snapshot(NamedTuple):
@@ -37,6 +38,19 @@ class Snapshot(NamedTuple):
         """What is trained, by the names that it has in a checkpoint."""
         state, own = self.carry
         return {"params": self.params, "opt_state": self.opt_state, "state": state, "carry": own}
+
+    def back(self, layout: meshes.Layout, before: Any) -> Snapshot:
+        """The same, its arrays where those are that a training began with."""
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves((self.params, self.carry[0]))):
+            return self  # interrupted in the middle of a call, which had them
+        params, opt_state, carry = before
+        if self.best.kept is not None:
+            self.best.kept = layout.back(self.best.kept, (params, carry[0]))
+        return self._replace(
+            params=layout.back(self.params, params),
+            opt_state=layout.back(self.opt_state, opt_state),
+            carry=layout.back(self.carry, carry),
+        )
 
 
 class Saver:
@@ -73,7 +87,11 @@ class Saver:
             "evaluated": history.evaluated.tolist(),
             "best": {"value": best.value, "step": best.step, "since": best.since},
         }
-        self.checkpoints.save(now.step, _named(trees), facts)
+        arrays = _named(trees)
+        if jax.process_count() > 1:
+            arrays = {name: devices.local(plain(leaf)) for name, leaf in arrays.items()}
+        if processes.is_first():
+            self.checkpoints.save(now.step, arrays, facts)
 
     def begin(self, start: Snapshot, steps: int, resume: bool) -> Snapshot:
         """The snapshot to begin with: of the newest checkpoint, or the one given if there is none.
@@ -82,7 +100,9 @@ class Saver:
             ValueError: if there is one and it is not to be gone on from, or can't be.
             CheckpointError: if the folder can't be written to, or no checkpoint is whole.
         """
-        self.checkpoints.prepare()
+        if processes.is_first():
+            self.checkpoints.prepare()
+        processes.agree()  # nobody looks before that is done
         there = self.checkpoints.steps()
         if there and not resume:
             raise ValueError(
@@ -90,6 +110,7 @@ class Saver:
                 "resume=True goes on from it, or give an empty folder"
             )
         saved = self.checkpoints.newest()
+        processes.agree(checkpoint=None if saved is None else saved.step)
         if saved is None:
             return start
         if saved.step > steps:

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks
+from jaxrnn import checks, devices
+from jaxrnn.training.meshes import Layout
 
 Take = Callable[[Any, jax.Array], Any]
 
@@ -93,6 +94,7 @@ class Arrays:
         take: makes a batch of the data and the numbers of its examples; None for `rows`.
         examples: S; None for the length of the first axes.
         key: where the orders come from.
+        layout: the devices.
     """
 
     def __init__(
@@ -103,16 +105,20 @@ class Arrays:
         take: Take | None,
         examples: int | None,
         key: jax.Array,
+        layout: Layout,
     ):
-        self.data = jax.tree.map(jnp.asarray, data)
+        self.data = layout.whole(data)
         self.how: How = Whole()
         self.epoch, self._size, self._examples = 1.0, 0, 0
-        self._key = key if shuffle else None
+        self._key = layout.whole(key) if shuffle else None
         self._made: tuple[Any, Any] = (None, None)
         if batch_size is not None:
             self._size, self._examples = batch_size, examples or length("data", data)
             self.how = Rows(take or rows, batch_size, self._examples)
             self.epoch = self._examples / batch_size
+        if layout.mesh is not None:
+            piece = jax.ShapeDtypeStruct((self._size,), jnp.int32)
+            layout.check_batch(jax.eval_shape(self.how.batch, self.data, piece))
         self.settings = {
             "batch_size": batch_size,
             "examples": self._examples or None,
@@ -154,7 +160,7 @@ def _orders(key: jax.Array, first: Any, epochs: int, examples: int) -> jax.Array
         numbers = jnp.arange(examples, dtype=jnp.int32)
         return jax.random.permutation(jax.random.fold_in(key, epoch), numbers)
 
-    return jax.vmap(order)(first + jnp.arange(epochs, dtype=jnp.int32))
+    return devices.gathered(jax.vmap(order)(first + jnp.arange(epochs, dtype=jnp.int32)))
 
 
 class Batches:
@@ -162,9 +168,11 @@ class Batches:
 
     Args:
         data: an iterator; or an iterable, which is begun again at its end.
+        layout: the devices. Each process has batches of its own, its part of the whole ones.
     """
 
-    def __init__(self, data: Any):
+    def __init__(self, data: Any, layout: Layout):
+        self._layout = layout
         self.how: How = Given()
         self.data: Any = None
         self.epoch: float | None = None
@@ -184,7 +192,9 @@ class Batches:
                     f"{shapes}, the ones before it {self._shapes}: chunk=1 takes each by itself"
                 )
             self._shapes = shapes
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+            if self._layout.mesh is not None:
+                self._layout.check_batch(batch, jax.process_count())
+        return self._layout.fed(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
 
     def _next(self, step: int) -> Any:
         for _ in range(2):
@@ -231,6 +241,7 @@ def make(
     take: Take | None,
     examples: int | None,
     key: jax.Array,
+    layout: Layout,
 ) -> Arrays | Batches:
     """The source that some data is, after all that can be wrong with it."""
     if batch_size is not None:
@@ -249,14 +260,14 @@ def make(
                 f"batch_size={batch_size} is for arrays: a {type(data).__name__} gives out its "
                 "batches as they are"
             )
-        return Batches(data)
+        return Batches(data, layout)
     if batch_size is not None:
         if examples is not None:
             checks.at_least("examples", examples, 1)
         count = length("data", data) if examples is None else examples
         if batch_size > count:
             raise ValueError(f"batch_size={batch_size} is more than the {count} examples there are")
-    return Arrays(data, batch_size, shuffle, take, examples, key)
+    return Arrays(data, batch_size, shuffle, take, examples, key, layout)
 
 
 def is_number(leaf: Any) -> bool:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn import devices
+
 FORMAT = "jaxrnn checkpoint 1"
 MANIFEST, ARRAYS = "manifest.json", "arrays"
 
@@ -76,7 +78,8 @@ class Saved:
             for name, a in wanted.items()
             if a.size
         }
-        for name in names or []:
+        among = jax.process_count() > 1  # each process reads all of it, and keeps its part
+        for name in [*(names or []), *(arguments if among else [])]:
             arguments[name] = ocp.RestoreArgs(restore_type=np.ndarray)
         item: Any = {name: wanted.get(name, 0) for name in arguments}
 
@@ -93,6 +96,8 @@ class Saved:
         wrong = failure(restore) if arguments else None
         if wrong is not None:
             raise CheckpointError(f"checkpoint {self.path} can't be read: {wrong[1]}")
+        for name in wanted if among else []:
+            read[name] = devices.put(read[name], jnp.asarray(wanted[name]).sharding)
         for name, leaf in (like or {}).items():
             if _is_key(leaf):
                 read[name] = jax.random.wrap_key_data(read[name], impl=jax.random.key_impl(leaf))
@@ -108,7 +113,7 @@ def named(tree: Any, prefix: str = "") -> dict[str, Any]:
     """
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = _name(prefix, path)
+        name = name_of(path, prefix)
         if name in leaves:
             raise ValueError(f"two arrays have the name {name!r}")
         leaves[name] = leaf
@@ -117,10 +122,11 @@ def named(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def unnamed(tree: Any, leaves: dict[str, Any], prefix: str = "") -> Any:
     """A pytree like another, with the leaves of these names."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_name(prefix, path)], tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[name_of(path, prefix)], tree)
 
 
-def _name(prefix: str, path: Any) -> str:
+def name_of(path: Any, prefix: str = "") -> str:
+    """The name of a leaf, of its path in a pytree."""
     words = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
     if words and isinstance(path[-1], jax.tree_util.GetAttrKey) and words[-1] == "value":
         words = words[:-1]  # of a Flax variable
@@ -194,7 +200,13 @@ def checkpointer() -> Any:
     """What writes and reads the arrays."""
     import orbax.checkpoint as ocp  # slow to import
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    # Each process reads for itself, and one of them writes: none waits for another.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    options: Any = {} if jax.process_count() == 1 else {"multiprocessing_options": alone}
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options)
 
 
 def failure(action: Callable[[], None]) -> tuple[int, str] | None:

@@ -1,0 +1,161 @@
+"""What the tests of several devices run in processes of their own.
+
+python -m tests.devices_job FOLDER [eight | kill | "other parameters"]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import jaxrnn
+from jaxrnn.models import ManyToMany
+from jaxrnn.training import Checkpoints, EarlyStopping, fit, initialize
+
+ROWS, STEPS, BATCH = 24, 8, 8
+
+
+def examples() -> dict[str, np.ndarray]:
+    """Rows of unequal length."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((ROWS, 6, 3)).astype(np.float32)
+    return {"x": x, "y": x.sum(-1, keepdims=True), "lengths": random.integers(0, 7, ROWS)}
+
+
+def loss(model: Any, batch: Any) -> Any:
+    """The mean of the squared error over the steps that are no padding."""
+    y, _ = model.rnn(batch["x"], lengths=batch["lengths"])
+    own = jnp.arange(6)[None, :, None] < batch["lengths"][:, None, None]
+    wrong = jnp.where(own, model.fc(y) - batch["y"], 0.0)
+    return (wrong**2).sum() / own.sum(), {"largest": jnp.abs(wrong).max()}
+
+
+def make(kind: Any = jaxrnn.LSTM, hidden: int = 8, **options: Any) -> ManyToMany:
+    """An LSTM of two layers with dropout between them, or a layer of another kind."""
+    rngs = nnx.Rngs(0)
+    options |= {"num_layers": 2, "dropout": 0.3} if kind is jaxrnn.LSTM else {}
+    rnn = kind(3, hidden, batch_first=True, rngs=rngs, **options)
+    model = ManyToMany(rnn, 1, rngs=rngs)
+    model.fc = nnx.Linear(hidden, 1, param_dtype=rnn.param_dtype, rngs=rngs)
+    return model
+
+
+OPTIMIZER = optax.adam(0.01)
+HOW = {"LSTM": ("data", "both"), "GRU": ("both",), "RNN": ("one", "data")}
+PLAIN: dict[str, Any] = {"validation": None, "evaluate_every": None, "early_stopping": None}
+
+
+def train(mesh: Any, model: Any = None, data: Any = None, **options: Any) -> Any:
+    """A training with all that has to work among devices."""
+    data = examples() if data is None else data
+    usual: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "key": 1, "chunk": 4}
+    usual |= {"validation": data if isinstance(data, dict) else None, "evaluate_every": 4}
+    usual |= {"early_stopping": EarlyStopping("loss", patience=9), "mesh": mesh}
+    return fit(make() if model is None else model, OPTIMIZER, loss, data, **usual | options)
+
+
+def numbers(run: Any) -> dict[str, Any]:
+    """What is compared."""
+    history = run.history
+    params = [np.asarray(a).ravel() for a in jax.tree.leaves(nnx.state(run.model, nnx.Param))]
+    return {
+        "losses": history.losses.tolist(),
+        "validation": history.validation.get("loss", np.zeros(0)).tolist(),
+        "params": np.concatenate(params).tolist(),
+    }
+
+
+def parts(batches: int) -> list[Any]:
+    """Batches of this process: its part of each."""
+    count, me, data = jax.process_count(), jax.process_index(), examples()
+    each = BATCH // count
+    starts = [(BATCH * k) % ROWS + each * me for k in range(batches)]
+    return [{n: a[s : s + each] for n, a in data.items()} for s in starts]
+
+
+def eight(folder: Path) -> None:
+    """Trainings on one device and on all, in float64; what can't be."""
+    devices = np.array(jax.devices())
+    both = jax.sharding.Mesh(devices.reshape(4, 2), ("data", "model"))
+    data = jax.tree.map(lambda a: a.astype(float) if a.dtype == np.float32 else a, examples())
+    meshes = {"none": None, "one": 1, "data": len(devices), "both": both}
+    found: dict[str, Any] = {}
+    for kind in (jaxrnn.LSTM, jaxrnn.GRU, jaxrnn.RNN):
+        for name in ("none", *HOW[kind.__name__]):
+            mesh = meshes[name]
+            model = make(kind, param_dtype=jnp.float64)
+            saved = Checkpoints(folder / f"{kind.__name__}-{name}", every=4, keep=9)
+            more = {} if kind is jaxrnn.LSTM else PLAIN
+            run = train(mesh, model, data, checkpoints=saved, **more)
+            found[f"{kind.__name__} {name}"] = numbers(run)
+            assert all(len(a.devices()) == 1 for a in jax.tree.leaves((run.opt_state, run.model)))
+    for before, after in (("both", "none"), ("none", "data"), ("data", "both")):
+        there = folder / f"LSTM-{before}"
+        shutil.copytree(there / "step-00000004", folder / f"{before}-{after}" / "step-00000004")
+        saved = Checkpoints(folder / f"{before}-{after}", every=4)
+        model = make(param_dtype=jnp.float64)
+        run = train(meshes[after], model, data, checkpoints=saved, resume=True)
+        found[f"from {before} to {after}"] = numbers(run)
+    wrong: dict[str, dict[str, Any]] = {
+        "batch": {"batch_size": 12},
+        "all of the data": {"batch_size": None, "data": {n: a[:20] for n, a in data.items()}},
+        "fed": PLAIN | {"batch_size": None, "data": [{n: a[:3] for n, a in data.items()}]},
+        "names": {"mesh": jax.sharding.Mesh(devices, ("rows",))},
+        "too many": {"mesh": 9},
+        "kind": {"mesh": "all"},
+        "units": {"model": make(hidden=12), "mesh": jax.sharding.Mesh(devices, ("model",))},
+    }
+    for name, options in wrong.items():
+        try:
+            train(**{"mesh": len(devices)} | options)
+        except (ValueError, TypeError) as error:
+            found[f"wrong {name}"] = f"{type(error).__name__}: {error}"
+    (folder / "found").write_text(json.dumps(found))
+
+
+def main(folder: Path, what: str) -> None:
+    """A training of each kind, its numbers in a file; or one to be killed."""
+    if what == "eight":
+        return eight(folder)
+    initialize(timeout=300)  # these may be suspended for long
+    me, mesh = jax.process_index(), jax.device_count()
+    if what == "kill":
+        (folder / f"pid-{me}").write_text(str(os.getpid()))
+
+        def batches() -> Any:
+            for batch in parts(STEPS) * 10_000:
+                time.sleep(0.01)
+                yield batch
+
+        saved = Checkpoints(folder / "saved", every=4)
+        options = PLAIN | {"batch_size": None, "steps": 10**5, "checkpoints": saved}
+        train(mesh, make(jaxrnn.RNN), batches(), **options)
+        return
+    found = {}
+    if what == "other parameters":
+        model = make(jaxrnn.RNN)
+        nnx.update(model.fc, jax.tree.map(lambda a: a + me, nnx.state(model.fc)))
+        train(mesh, model)
+    pieces = jax.sharding.Mesh(np.array(jax.devices()), ("model",))
+    saved = Checkpoints(folder / f"saved-{jax.process_count()}", every=4)
+    train(pieces, make(jaxrnn.GRU), steps=4, checkpoints=saved)
+    again = train(pieces, make(jaxrnn.GRU), checkpoints=saved, resume=True)
+    found["resumed"] = numbers(again)
+    fed = train(mesh, make(jaxrnn.RNN), parts(STEPS), **PLAIN | {"batch_size": None})
+    found["fed"] = numbers(fed)
+    (folder / f"numbers-{jax.process_count()}-{me}").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")

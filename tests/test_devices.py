@@ -1,0 +1,127 @@
+"""Several devices and several processes: the numbers of one, and an end when one is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import devices_job
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(folder: Path, *words: str, processes: int = 1, **environment: str) -> list[Any]:
+    """Processes of the job; each one's standard error in a file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    begun = []
+    for index in range(processes):
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+        with (folder / f"error-{index}").open("w") as error:
+            command = [sys.executable, "-m", "tests.devices_job", str(folder), *words]
+            env = {**os.environ, **environment}
+            begun.append(subprocess.Popen(command, env=env, cwd=ROOT, stderr=error, text=True))
+    return begun
+
+
+def said(folder: Path, index: int = 0) -> str:
+    return (folder / f"error-{index}").read_text()
+
+
+def close(one: Any, other: Any, tolerance: float) -> None:
+    for name in ("losses", "validation", "params"):
+        np.testing.assert_allclose(one[name], other[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What eight devices of one process gave."""
+    folder = tmp_path_factory.mktemp("eight")
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    (job,) = start(folder, "eight", XLA_FLAGS=flags, JAX_ENABLE_X64="1")
+    assert job.wait(600) == 0, said(folder)
+    return json.loads((folder / "found").read_text())
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_devices_have_the_numbers_of_one(found: dict[str, Any], kind: str) -> None:
+    alone = found[f"{kind} none"]
+    assert len(alone["losses"]) == devices_job.STEPS
+    others = [name for name in found if name.startswith(kind) and name != f"{kind} none"]
+    assert others == [f"{kind} {how}" for how in devices_job.HOW[kind]]
+    for name in others:
+        close(found[name], alone, 1e-12)
+
+
+def test_a_checkpoint_goes_from_any_devices_to_any(found: dict[str, Any]) -> None:
+    moved = [name for name in found if name.startswith("from")]
+    assert len(moved) == 3
+    for name in moved:
+        close(found[name], found["LSTM none"], 1e-12)
+
+
+WRONG = {
+    "batch": r"ValueError: .*12 rows.* 8 devices",
+    "all of the data": r"ValueError: .*20 rows.* 8 devices",
+    "fed": r"ValueError: .*3 rows.* 8 devices",
+    "names": r"ValueError: .*'data' and 'model', got \('rows',\)",
+    "too many": r"ValueError: mesh=9 .* 8 devices",
+    "kind": r"TypeError: .*Mesh.*str",
+    "units": r"ValueError: .*'model'.* 8 devices.* 12 hidden units",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_devices_can_not_share_is_one_clear_error(found: dict[str, Any], name: str) -> None:
+    said = found[f"wrong {name}"]
+    assert re.match(WRONG[name], said), said
+    assert "\n" not in said
+
+
+def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        for index, job in enumerate(start(tmp_path, processes=processes)):
+            assert job.wait(600) == 0, said(tmp_path, index)
+    one, *two = [json.loads((tmp_path / f"numbers-{n}").read_text()) for n in ("1-0", "2-0", "2-1")]
+    assert two[0] == two[1]
+    for name in one:
+        close(two[0][name], one[name], 1e-6)
+    assert (tmp_path / "saved-2" / "step-00000008").is_dir()
+
+
+def test_processes_that_begin_unlike_say_so(tmp_path: Path) -> None:
+    jobs = start(tmp_path, "other parameters", processes=2)
+    assert all(job.wait(600) for job in jobs)
+    assert "but process 1 has other parameters than process 0" in said(tmp_path)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_says_why(tmp_path: Path, killed: int) -> None:
+    jobs = start(tmp_path, "kill", processes=2)
+    limit = time.monotonic() + 600
+    while not (tmp_path / "saved" / "step-00000012").exists() and time.monotonic() < limit:
+        assert all(job.poll() is None for job in jobs), said(tmp_path, 0) + said(tmp_path, 1)
+        time.sleep(0.02)
+    jobs[killed].kill()
+    begun = time.monotonic()
+    assert jobs[1 - killed].wait(120) != 0
+    assert time.monotonic() - begun < 60
+    words = said(tmp_path, 1 - killed)
+    assert re.search("ProcessLost: another of the 2 processes has ended|another task died", words)
+    assert jobs[killed].wait() == -9
