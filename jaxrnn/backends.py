@@ -9,7 +9,7 @@ kernel is code of this machine, one for `jax.export`.
 
 The choice is for `platform()`. A program that is lowered for another one keeps the choice that was
 made when it was traced; its kernels are those of the platform it is lowered for, see
-`jaxrnn.tuning.traced_for`. `jaxrnn.recurrent.Recurrent.explain` and `explain` say who would run what, and why.
+`jaxrnn.tuning.traced_for`. `explain`, and that of a layer, say who would run what, and why.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Choice(NamedTuple):
 
 
 def platform() -> str:
-    """What is computed on: that of `tuning.traced_for`, of ``jax.default_device``, or JAX's default."""
+    """What is computed on: as `tuning.traced_for` or ``jax.default_device`` say, or by default."""
     asked = tuning.asked_platform()
     if asked is not None:
         return "cuda" if asked == "gpu" else asked

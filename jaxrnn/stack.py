@@ -111,6 +111,7 @@ def run(
         states = None if states is None else tuple(s[:, None] for s in states)
     masks = ragged.masks(x.shape[0], lengths, resets)
     valid = masks[0].valid
+    check(stack.cell)
     chosen = backends.explain(stack, weights, x, resets=resets is not None, full=False).choices
 
     if chosen[0].backend == "cudnn":

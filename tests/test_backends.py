@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn import backends, cells, kernels, stack
+from jaxrnn import backends, cells, kernels, stack, tuning
 from jaxrnn.stack import Stack
 from tests.test_fused import Mixing
 
@@ -104,7 +104,7 @@ def test_the_platform_is_that_of_the_call() -> None:
         return jax.export.export(jax.jit(lambda x: layer(x)[0]), platforms=["tpu"])(x).mlir_module()
 
     assert "tpu_custom_call" not in program()
-    with backends.lowered_for("tpu"):
+    with tuning.traced_for("tpu"):
         assert backends.platform() == "tpu"
         assert "tpu_custom_call" in program()
     with jax.default_device(jax.devices("cpu")[0]):
