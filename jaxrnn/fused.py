@@ -165,8 +165,9 @@ def _split_operands(operands: Any, *counts: int) -> Any:
 
 
 def _forward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool, **_: Any
+    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool, **more: Any
 ) -> list[jax.Array]:
+    del more
     (x,), weights, state, flags = _split_operands(operands, 1, 4, len(cell.states))
     plan = Plan(cell, reverse)
     how = Keep.ALL if keep else Keep.NOTHING
