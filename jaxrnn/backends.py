@@ -1,32 +1,145 @@
-"""Who runs the loop of a recurrence.
+"""Who runs the loop of a recurrence: one table of what each can do, and the choice.
 
-| backend | cells | platforms | dtypes | derivatives |
-|---|---|---|---|---|
-| scan | all | all | all floating | all |
-| kernel | of gates, elementwise, see below | CPU, with llvmlite | float32, float64 | all |
-| parallel | linear in the state (`LinearCell`) | all | all floating | all |
+"auto", the default, takes the first that can serve of those in `ORDER` for the platform, and on a
+CPU the scan where a kernel would not pay. A kernel serves cells of gates that have a recurrent
+matrix and no parameters of their own. All compute the same to rounding. What a kernel or cuDNN
+has no code for (forward mode, a second derivative, `jax.vmap` with weights of its own) is done by
+the scans that define them, and so are a program that XLA is to split among devices and, where a
+kernel is code of this machine, one for `jax.export`.
 
-A kernel serves cells without a projection, without parameters of their own and with a recurrent
-matrix. "auto", the default, takes the parallel form of a cell that has one, the kernel where it can
-serve and pays, and else the scan. All compute
-the same to rounding. The kernel's own derivatives are those of reverse mode once; what goes beyond,
-and what is under `jax.vmap` with weights of its own, is done by the scans that define it.
-
-A kernel is code of this machine: in a program for `jax.export`, or one that XLA is to split among
-devices, the scan stands in its place.
+The choice is for `platform()`. A program that is lowered for another one keeps the choice that was
+made when it was traced; its kernels are those of the platform it is lowered for, see
+`jaxrnn.tuning.traced_for`. `explain`, and that of a layer, say who would run what, and why.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxrnn import checks, native
+from jaxrnn import checks, kernels, tuning
 from jaxrnn.blocks import known
 from jaxrnn.cells import Cell, LinearCell
+from jaxrnn.step import sizes_of
 
-CHOICES = ("auto", "scan", "kernel", "parallel")
+CHOICES = ("auto", "scan", "kernel", "parallel", "cudnn")
+
+ORDER = {"cpu": ("kernel", "scan"), "tpu": ("kernel", "scan"), "cuda": ("kernel", "cudnn", "scan")}
+"""What "auto" tries on a platform for a cell of gates; the scan elsewhere.
+
+A cell that is linear in its state is run in parallel, where it can be.
+
+Measured on a CPU only. For a GPU it follows public figures: a kernel is one launch for all steps,
+cuDNN in float32 launches some for each, a scan several times as many.
+"""
+
+
+class Row(NamedTuple):
+    """What one backend can do on one platform.
+
+    Attributes:
+        backend, platform: which.
+        cells: "all"; "elementwise", those that treat each hidden unit alike and apart; or a name.
+        dtypes: of the weights and the input; () for all that are floating.
+        sizes: in words.
+        without: the options that it has no code for, of `OPTIONS`.
+        derivatives: that are its own; all others are done by the scan.
+        measured: on this platform, by `bench`.
+    """
+
+    backend: str
+    platform: str
+    cells: str
+    dtypes: tuple[str, ...]
+    sizes: str
+    without: tuple[str, ...]
+    derivatives: str
+    measured: bool
+
+
+OPTIONS = {
+    "projection": "it does not project h",
+    "all states": "it does not give out all states",
+    "resets": "it does not reset a row between its first step and its last",
+    "dropout": "it draws no dropout between layers that could be repeated",
+    "remat": "it keeps all that its derivative needs, whatever `remat` says",
+    "one layer": "it runs whole stacks: `jaxrnn.stack.run` and the layers",
+}
+"""What a run may ask for, and what a backend without it says."""
+
+TABLE = (
+    Row("scan", "all", "all", (), "all", (), "all", True),
+    Row("parallel", "all", "LinearCell", (), "T a number", (), "all", False),
+    Row(
+        *("kernel", "cpu", "elementwise", ("float32", "float64"), "all; needs llvmlite"),
+        *(("projection", "all states"), "reverse mode once", True),
+    ),
+    Row(
+        *("kernel", "tpu", "elementwise", ("float32", "bfloat16"), "W_hh within VMEM"),
+        *(("projection", "all states"), "reverse mode once", False),
+    ),
+    Row(
+        *("cudnn", "cuda", "LSTM", ("float32",), "all; needs JAX's CUDA plugin"),
+        *(("projection", "all states", "resets", "dropout", "remat", "one layer"),),
+        *("reverse mode once", False),
+    ),
+)
+
+
+def table() -> str:
+    """The table as text."""
+    heads = "backend, platform, cells, dtypes, sizes, not with, its own derivatives, measured"
+    lines = [f"| {heads.replace(', ', ' | ')} |", "|---" * 8 + "|"]
+    for r in TABLE:
+        dtypes, without = ", ".join(r.dtypes) or "all floating", ", ".join(r.without) or "-"
+        cells = (r.backend, r.platform, r.cells, dtypes, r.sizes, without, r.derivatives)
+        lines.append(f"| {' | '.join(cells)} | {'yes' if r.measured else 'no'} |")
+    return "\n".join(lines)
+
+
+__doc__ = f"{__doc__}\n{table()}\n"
+
+
+class Asked(NamedTuple):
+    """What is asked of a run: cell, dtype, sizes, and options of `OPTIONS`."""
+
+    cell: Any
+    dtype: Any
+    T: Any
+    N: Any
+    D: Any
+    H: Any
+    options: frozenset[str] = frozenset()
+
+
+class Choice(NamedTuple):
+    """Who runs it, why, and why the others can't or don't."""
+
+    backend: str
+    why: str
+    others: dict[str, str]
+
+
+def platform() -> str:
+    """What is computed on: as `tuning.traced_for` or ``jax.default_device`` say, or by default."""
+    asked = tuning.asked_platform()
+    if asked is not None:
+        return "cuda" if asked == "gpu" else asked
+    device = jax.config.jax_default_device  # pyright: ignore
+    name = device if isinstance(device, str) else getattr(device, "platform", None)
+    name = name or jax.default_backend()
+    return _gpu() if name == "gpu" else name
+
+
+@functools.cache
+def _gpu() -> str:
+    """The platform of a GPU, as programs are lowered for it."""
+    version = getattr(jax.devices("gpu")[0].client, "platform_version", "")
+    return "rocm" if "rocm" in version.lower() else "cuda"
 
 
 def check(backend: str) -> None:
@@ -38,8 +151,16 @@ def check(backend: str) -> None:
     checks.choice("backend", backend, CHOICES)
 
 
-def choose(backend: str, cell: Any, weights: Any, x: Any, *, all_states: bool = False) -> str:
-    """The backend of a run: "scan", "kernel" or "parallel".
+def choose(
+    backend: str,
+    cell: Any,
+    weights: Any,
+    x: Any,
+    *,
+    all_states: bool = False,
+    platform: str | None = None,
+) -> Choice:
+    """The backend of one layer in one direction.
 
     Args:
         backend: one of `CHOICES`.
@@ -47,54 +168,177 @@ def choose(backend: str, cell: Any, weights: Any, x: Any, *, all_states: bool = 
         weights: `jaxrnn.recurrence.Weights`.
         x: (T, N, D).
         all_states: whether all states are given out.
+        platform: what it is to run on; None for `platform()`.
 
     Raises:
-        ValueError: where "kernel" or "parallel" is asked for and can't serve: why.
+        ValueError: for a backend that can't serve: why.
     """
+    options = {"one layer": True, "all states": all_states}
+    return decide(backend, _asked(cell, weights, x, options), platform or _here())
+
+
+def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> Choice:
+    """The backend of what is asked; with `full`, all others are asked as well.
+
+    Raises:
+        ValueError: for a backend that can't serve: why.
+    """
+    tried = (backend,) if backend != "auto" else ORDER.get(platform, ("scan",))
+    if backend == "auto" and isinstance(asked.cell, LinearCell):
+        tried = ("parallel", "scan")
+    reasons: dict[str, str | None] = {}
+    for name in CHOICES[1:] if full else tried:
+        reasons[name] = why_not(name, asked, platform)
+        if reasons[name] is None and not full:
+            break
+    chosen = next((name for name in tried if reasons[name] is None), None)
+    if chosen is None:
+        raise ValueError(f'backend="{backend}" can\'t serve here: {reasons[backend]}')
+    why = "asked for"
+    if backend == "auto":
+        why = f"the first that can serve of {', '.join(tried)}"
+        if chosen == "kernel" and platform == "cpu" and _too_short(asked):
+            chosen = "scan"
+            why = "so few steps and rows are done before a kernel has such large weights in order"
+        elif not _row(chosen, platform).measured:
+            why += f"; not measured on {platform}"
+    others = {k: v or "could serve" for k, v in reasons.items() if k != chosen}
+    return Choice(chosen, why, others)
+
+
+def why_not(backend: str, asked: Asked, platform: str) -> str | None:
+    """Why a backend can't serve; None if it can."""
+    row = _row(backend, platform)
+    if row is None:
+        return f"there is none for {platform}"
     if backend == "scan":
-        return "scan"
-    if backend == "parallel" or (backend == "auto" and isinstance(cell, LinearCell)):
-        reason = _why_not_parallel(cell, x)
-        if backend == "parallel" and reason is not None:
-            raise ValueError(f'backend="parallel" can\'t serve here: {reason}')
-        return "scan" if reason else "parallel"
-    reason = _why_no_kernel(cell, weights, x, all_states)
-    if backend == "kernel" and reason is not None:
-        raise ValueError(f'backend="kernel" can\'t serve here: {reason}')
-    if reason is None and backend == "auto" and _too_short(weights, x):
-        return "scan"
-    return "scan" if reason else "kernel"
+        return None
+    name = type(asked.cell).__name__
+    if backend == "parallel":
+        if not isinstance(asked.cell, LinearCell):
+            return f"{name} is not linear in its state, as a LinearCell is"
+        return None if known(asked.T) else f"the steps should be a number, got {asked.T}"
+    if not isinstance(asked.cell, Cell):
+        return f"{name} is no cell of gates"
+    if not asked.cell.recurrent:
+        return f"{name} has no recurrent matrix"
+    if asked.cell.parameters:
+        return f"{name} has parameters of its own"
+    for option in OPTIONS:
+        if option in asked.options and option in row.without:
+            return OPTIONS[option]
+    sizes = asked.T, asked.N, asked.D, asked.H
+    if not known(*sizes) or 0 in sizes:
+        return f"the sizes should be numbers above 0, got {sizes[:3]}"
+    dtype = jnp.dtype(asked.dtype).name
+    if dtype not in row.dtypes:
+        return f"it computes in {' or '.join(row.dtypes)}, not in {dtype}"
+    if backend == "cudnn":
+        from jaxrnn.kernels import cudnn
+
+        return cudnn.why_not(asked.cell)
+    return kernels.of(platform).why_not(asked.cell, asked.dtype, *sizes)
 
 
-def _too_short(weights: Any, x: Any) -> bool:
+def _row(backend: str, platform: str) -> Any:
+    there = (r for r in TABLE if r.backend == backend and r.platform in ("all", platform))
+    return next(there, None)
+
+
+def _here() -> str:
+    return platform()
+
+
+def _asked(cell: Any, weights: Any, x: Any, options: dict[str, bool]) -> Asked:
+    options = options | {"projection": weights.weight_hr is not None}
+    T, N, D = x.shape
+    H = sizes_of(cell, weights, D).H
+    return Asked(cell, x.dtype, T, N, D, H, frozenset(k for k, on in options.items() if on))
+
+
+def _too_short(asked: Asked) -> bool:
     """Whether a kernel would take longer to put large weights in order than to use them.
 
     Measured on two cores: at H 128 and 512 the scan is ahead below some 32 rows in all, up to ten
     times for a single one; at H 32 hardly ever.
     """
-    large = weights.weight_ih.size + weights.weight_hh.size > 1 << 14
-    return large and x.shape[0] * x.shape[1] < 32
+    large = len(asked.cell.gates) * asked.H * (asked.D + asked.H) > 1 << 14
+    return large and asked.T * asked.N < 32
 
 
-def _why_not_parallel(cell: Any, x: Any) -> str | None:
-    if not isinstance(cell, LinearCell):
-        return f"{type(cell).__name__} is not linear in its state, as a LinearCell is"
-    return None if known(x.shape[0]) else f"the steps should be a number, got {x.shape[0]}"
+class Explanation(NamedTuple):
+    """Who runs each layer of a stack, and why.
+
+    Attributes:
+        platform: what it is for.
+        choices: by layer and direction, the forward direction first.
+        directions: F.
+    """
+
+    platform: str
+    choices: tuple[Choice, ...]
+    directions: int
+
+    def __str__(self) -> str:
+        lines = [f"on {self.platform}:"]
+        for index, choice in enumerate(self.choices):
+            layer, direction = divmod(index, self.directions)
+            name = f"layer {layer}{', reverse' if direction else ''}"
+            lines.append(f"{name}: {choice.backend} ({choice.why})")
+            lines += [f"    {other}: {why}" for other, why in choice.others.items()]
+        return "\n".join(lines)
 
 
-def _why_no_kernel(cell: Any, weights: Any, x: Any, all_states: bool) -> str | None:
-    if jax.default_backend() != "cpu":
-        return f"there is none for {jax.default_backend()}"
-    if not isinstance(cell, Cell):
-        return f"{type(cell).__name__} is no cell of gates"
-    if not cell.recurrent:
-        return f"{type(cell).__name__} has no recurrent matrix"
-    if cell.parameters:
-        return f"{type(cell).__name__} has parameters of its own"
-    if all_states:
-        return "it does not give out all states"
-    if weights.weight_hr is not None:
-        return "it does not project h"
-    if not known(*x.shape) or 0 in x.shape:
-        return f"the sizes should be numbers above 0, got {x.shape}"
-    return native.why_not(cell, x.dtype)
+def explain(
+    stack: Any, weights: Sequence[Any], x: Any, *, resets: bool = False, full: bool = True
+) -> Explanation:
+    """Who runs each layer and direction of a stack: what `jaxrnn.stack.run` asks before it runs.
+
+    cuDNN runs a whole stack or nothing of it.
+
+    Args:
+        stack: `jaxrnn.stack.Stack`; its `platform` may be one that this machine does not have.
+        weights: F*L of `jaxrnn.recurrence.Weights`, or of what has their shapes.
+        x: (T, N, D), or ``jax.ShapeDtypeStruct``.
+        resets: whether rows are reset.
+        full: ask all backends, also those that come after the chosen one.
+
+    Raises:
+        ValueError: for a backend that is asked for and can't serve: why.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn import backends, cells, stack
+        >>> weights = stack.init(jax.random.key(0), cells.LSTM(), 3, 4)
+        >>> x = jax.ShapeDtypeStruct((5, 2, 3), jnp.float16)
+        >>> print(backends.explain(stack.Stack(cells.LSTM(), platform="tpu"), weights, x))
+        on tpu:
+        layer 0: scan (the first that can serve of kernel, scan)
+            kernel: it computes in float32 or bfloat16, not in float16
+            parallel: LSTM is not linear in its state, as a LinearCell is
+            cudnn: there is none for tpu
+    """
+    platform = stack.platform or _here()
+    options = {
+        "all states": stack.all_states,
+        "dropout": stack.dropout > 0 and len(weights) > stack.directions,
+        "remat": stack.remat,
+        "resets": resets,
+    }
+    choices, features = [], x.shape[2]
+    for index, w in enumerate(weights):
+        if index and index % stack.directions == 0:
+            sizes = sizes_of(stack.cell, weights[index - 1], features)
+            features = stack.cell.output_features(sizes) * stack.directions
+        seen = jax.ShapeDtypeStruct((*x.shape[:2], features), x.dtype)
+        asked = _asked(stack.cell, w, seen, options)
+        choices.append(decide(stack.backend, asked, platform, full=full))
+    if len({choice.backend for choice in choices}) > 1:
+        choices = [_scan_instead(c) if c.backend == "cudnn" else c for c in choices]
+    return Explanation(platform, tuple(choices), stack.directions)
+
+
+def _scan_instead(choice: Choice) -> Choice:
+    others = {k: v for k, v in choice.others.items() if k != "scan"}
+    others["cudnn"] = "it runs whole stacks, and a kernel runs other layers of this one"
+    return Choice("scan", "no kernel can serve", others)

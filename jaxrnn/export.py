@@ -12,6 +12,7 @@ Whoever loads it needs jax and nothing else:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export as jax_export
 
+from jaxrnn import backends, kernels, tuning
 from jaxrnn.files import write_whole
 from jaxrnn.recurrent import Recurrent
 
@@ -47,7 +49,8 @@ def export(
             dtype; or a pytree of these, such as the pair of an LSTM's states.
         path: a file to write too; what is there stays if that fails.
         platforms: what it shall run on, of "cpu", "cuda", "rocm" and "tpu"; None for what JAX runs
-            on here.
+            on here. Loops are kernels where those of a platform can be part of a program
+            (`jaxrnn.backends`) and no axis of the input is open; else scans.
         vjp_order: how often reverse mode may be applied to what is loaded.
         named: the same for arguments with names, ``lengths="int32[N]"``.
 
@@ -77,19 +80,23 @@ def export(
         >>> program.call(jnp.ones((5, 1, 3)), lengths=jnp.array([5]))[0].shape
         (5, 1, 4)
     """
+    # A kernel for a CPU is code of this machine; others are part of the program.
+    targets = platforms or (backends.platform(),)
+    carrier = next((name for name in targets if kernels.portable(name)), None)
     function, floating = model, jnp.dtype("float32")
     if isinstance(model, nnx.Module):
         copy = nnx.clone(model)
         copy.eval()
         for _, layer in nnx.iter_graph(copy):
             if isinstance(layer, Recurrent):
-                layer.backend = "scan"  # a kernel is code of this machine
+                layer.backend = layer.backend if carrier else "scan"
         function = lambda *args, **kwargs: copy(*args, **kwargs)  # noqa: E731
         floating = _dtype(model)
     scope = jax_export.SymbolicScope()
     described = jax.tree.map(lambda one: _described(one, floating, scope), (inputs, named))
     lower = jax_export.export(jax.jit(function), platforms=platforms)
-    data = bytes(lower(*described[0], **described[1]).serialize(vjp_order=vjp_order))
+    with contextlib.nullcontext() if carrier is None else tuning.traced_for(carrier):
+        data = bytes(lower(*described[0], **described[1]).serialize(vjp_order=vjp_order))
     if path is not None:
         write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
     return data

@@ -16,7 +16,7 @@ Axis letters as there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,13 +26,13 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxrnn import devices, loops, native
-from jaxrnn.blocks import block_length, first_and_shifted, scan_blocks
+from jaxrnn import devices, kernels, loops
+from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.loops import Keep, Kept, Plan, turned
-from jaxrnn.products import paired_product, rows_product
+from jaxrnn.products import paired_product, rows_product, wide_dtype
 from jaxrnn.ragged import only
-from jaxrnn.step import Masks, Weights, enter, entered_rows
+from jaxrnn.step import Masks, Weights, enter, entered_rows, wide
 
 # A block of the derivative, where it is computed again: so many rows that a call of a kernel costs
 # little beside them, few enough that what the blocks share of memory stays in the cache.
@@ -194,22 +194,29 @@ def _linear_reference(
     old = enter(turned(tuple(map(shift, start, after))), masks.resets)
     tree = jax.tree.structure(_saved_tree(cell))
     coefficients = jax.vmap(cell.linearize)(
-        jax.tree.unflatten(tree, turned(saved)), old, turned(after)
+        *wide((jax.tree.unflatten(tree, turned(saved)), old, turned(after)))
     )
     # All that does not come through the state of the step before, for all steps at once.
     old_h = entered_rows(shift(start[0], after[0]), masks.resets)
-    from_x = [*(_by_weights(x, d) for d in dw_ih), *(rows_product(d, w_ih) for d in dx)]
-    from_h = [_by_weights(old_h, d) for d in dw_hh]
-    parts = (from_x, from_h) if cell.split else (from_x + from_h,)
-    shape = (*x.shape[:2], len(w_hh))
-    dz = turned(tuple(_total(p, bias[i : i + 1], shape, x.dtype) for i, p in enumerate(parts)))
-    zeros = jax.tree.map(jnp.zeros_like, old)
+    dz = turned(_gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h))
+    zeros = jax.tree.map(jnp.zeros_like, wide(old))
     direct = jax.vmap(cell.tangent)(coefficients, dz if cell.split else dz[0], zeros)
     weights = Weights(w_ih, w_hh)
     last, (dh,) = loops.linear_loop(
         plan, weights, (None, w_hh.T, None), coefficients, direct, None, masks, turned(dstate)
     )
     return [dh, *turned(last)]
+
+
+def _gate_inputs(
+    cell: Cell, dx: Any, dw_ih: Any, dw_hh: Any, bias: Any, x: Any, w_ih: Any, old_h: Any
+) -> tuple[jax.Array, ...]:
+    """What the derivatives past the states give to the gate inputs, (T, N, G*H), linear in them."""
+    from_x = [*(_by_weights(x, d) for d in dw_ih), *(rows_product(d, w_ih) for d in dx)]
+    from_h = [_by_weights(old_h, d) for d in dw_hh]
+    parts = (from_x, from_h) if cell.split else (from_x + from_h,)
+    shape = (*x.shape[:2], len(w_ih))
+    return tuple(_total(p, bias[i : i + 1], shape, x.dtype) for i, p in enumerate(parts))
 
 
 def _by_weights(x: jax.Array, dw: jax.Array) -> jax.Array:
@@ -226,7 +233,8 @@ def _by_weights(x: jax.Array, dw: jax.Array) -> jax.Array:
 
 def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """The sum of products (K, N, S) and a bias (S,), of those that are there."""
-    terms = [*products, *(jnp.broadcast_to(b, shape) for b in bias)]
+    dtype = wide_dtype(dtype)
+    terms = [*products, *(jnp.broadcast_to(b.astype(dtype), shape) for b in bias)]
     return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, dtype)
 
 
@@ -237,8 +245,8 @@ def _backward_reference(
     linear = functools.partial(
         _linear_reference, cell=cell, reverse=reverse, masked=masked, wanted=wanted
     )
-    shapes = _backward_shapes(operands, cell=cell, wanted=wanted)
-    zeros = [jnp.zeros(shape, cts[0].dtype) for shape in shapes]
+    kinds = _backward_kinds(operands, cell=cell, wanted=wanted)
+    zeros = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds]
     transpose = jax.linear_transpose(lambda *a: linear(*a, *residuals), *zeros)
     return list(transpose(list(cts)))
 
@@ -274,44 +282,53 @@ def _saved(cell: Cell) -> list[Any]:
 # The operations
 
 
-def _forward_shapes(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> list[tuple[int, ...]]:
-    (T, N), H = operands[0].shape[:2], operands[2].shape[1]
-    steps = (T, N, H)
+def kind(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
+    """A result of a shape, and of another array's dtype."""
+    return jax.ShapeDtypeStruct(shape, like.dtype)
+
+
+Kinds = list[jax.ShapeDtypeStruct]
+
+
+def _forward_kinds(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> Kinds:
+    x, H = operands[0], operands[2].shape[1]
+    steps = (*x.shape[:2], H)
     rest = [steps if keep else steps[1:]] * (len(cell.states) - 1)
-    saved = [(T, N, H * count.shape[0]) for count in _saved(cell)] if keep else []
-    return [steps, *rest, *saved]
+    saved = [(*x.shape[:2], H * count.shape[0]) for count in _saved(cell)] if keep else []
+    return [kind(shape, x) for shape in (steps, *rest, *saved)]
 
 
-def _linear_shapes(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> list[Any]:
+def _linear_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> Kinds:
     pieces = _split_operands(operands, *_linear_counts(cell, wanted), 3)
-    dstate, arrays = pieces[-3:-1]
-    return [(*arrays[0].shape[:2], dstate[0].shape[1]), *(d.shape for d in dstate)]
+    dstate, x = pieces[-3], pieces[-2][0]
+    steps = (*x.shape[:2], dstate[0].shape[1])
+    return [kind(steps, x), *(kind(d.shape, d) for d in dstate)]
 
 
-def _backward_shapes(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> list[Any]:
+def _backward_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> Kinds:
     cts, arrays, _ = _split_operands(operands, 1 + len(cell.states), 3)
-    some = [a.shape for a, yes in zip(arrays, wanted, strict=False) if yes]
-    bias = [arrays[2].shape[:1]] * _linear_counts(cell, wanted)[3]
-    return [*some, *bias, *(d.shape for d in cts[1:])]
+    some = [kind(a.shape, a) for a, yes in zip(arrays, wanted, strict=False) if yes]
+    bias = [kind(arrays[2].shape[:1], arrays[2])] * _linear_counts(cell, wanted)[3]
+    return [*some, *bias, *(kind(d.shape, d) for d in cts[1:])]
 
 
-def _operation(
+def operation(
     name: str,
     reference: Callable[..., list[jax.Array]],
-    shapes: Callable[..., list[tuple[int, ...]]],
+    kinds: Callable[..., Kinds],
     shared: Callable[..., set[int]],
-    kernel: Callable[..., Any] | None,
+    kernel: Mapping[str, Callable[..., Any]],
     sums: Callable[..., set[int]] = lambda **_: set(),
 ) -> Primitive:
-    """A primitive that computes what a function does, with a kernel on the CPU.
+    """A primitive that computes what a function does, with kernels where there are some.
 
     Args:
         name: of the primitive.
         reference: what it computes.
-        shapes: of the results.
+        kinds: shapes and dtypes of the results.
         shared: which operands have no rows; where these are one for all, `jax.vmap` makes a larger
             batch of the others.
-        kernel: what to call in its place.
+        kernel: what to call in its place, by platform; it gives None where it can't serve.
         sums: which results have no rows either, but are sums over them.
     """
     p = Primitive(name)
@@ -322,7 +339,7 @@ def _operation(
         return jax.jit(lambda *operands: p.bind(*operands, **dict(parameters)))
 
     def avals(*operands: Any, **parameters: Any) -> list[ShapedArray]:
-        return [ShapedArray(s, operands[0].dtype) for s in shapes(operands, **parameters)]
+        return [ShapedArray(k.shape, k.dtype) for k in kinds(operands, **parameters)]
 
     def jvp(primals: Any, tangents: Any, **parameters: Any) -> Any:
         moved = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
@@ -359,20 +376,24 @@ def _operation(
     ad.primitive_jvps[p] = jvp
     batching.primitive_batchers[p] = batch
 
-    def lower(context: Any, *operands: Any, mesh: Any = None, **parameters: Any) -> Any:
-        chosen = None
-        if kernel is not None:
-            same, added = shared(**parameters), sums(**parameters)
-            rows = [None if i in same else _row_axis(a) for i, a in enumerate(context.avals_in)]
-            out = [None if i in added else _row_axis(a) for i, a in enumerate(context.avals_out)]
-            told = functools.partial(kernel, **parameters)
-            chosen = _possible(context, told, mesh, rows, out)
-        if chosen is None:
-            chosen = functools.partial(reference, **parameters)
+    def lower(
+        platform: str, context: Any, *operands: Any, mesh: Any = None, **parameters: Any
+    ) -> Any:
+        otherwise = functools.partial(reference, **parameters)
+
+        def run(*operands: jax.Array, **split: int) -> Any:
+            out = kernel[platform](*operands, **parameters, **split)
+            return otherwise(*operands) if out is None else out
+
+        same, added = shared(**parameters), sums(**parameters)
+        rows = [None if i in same else _row_axis(a) for i, a in enumerate(context.avals_in)]
+        out = [None if i in added else _row_axis(a) for i, a in enumerate(context.avals_out)]
+        chosen = _possible(context, platform, run, mesh, rows, out) or otherwise
         return mlir.lower_fun(chosen, multiple_results=True)(context, *operands)
 
     mlir.register_lowering(p, mlir.lower_fun(reference, multiple_results=True))
-    mlir.register_lowering(p, lower, platform="cpu")
+    for platform in kernel:
+        mlir.register_lowering(p, functools.partial(lower, platform), platform=platform)
     return p
 
 
@@ -392,23 +413,29 @@ def _more_rows(a: jax.Array, axis: int | None, size: int) -> jax.Array:
 
 
 def _possible(
-    context: Any, kernel: Callable[..., Any], mesh: Any, rows: list[Any], out: list[Any]
+    context: Any,
+    platform: str,
+    kernel: Callable[..., Any],
+    mesh: Any,
+    rows: list[Any],
+    out: list[Any],
 ) -> Callable[..., Any] | None:
     """A kernel as the program that is lowered can have it; None if it can't.
 
-    A program to export has none, as a kernel is code of this machine and process. One that XLA is
+    A program to export has none that is code of this machine and process. One that XLA is
     to split among devices has one where it was traced with their mesh (`jax.set_mesh`): each device
     runs it on rows of its own. Inside of `jax.shard_map` it is split already.
 
     Args:
-        context: of the lowering.
+        context, platform: of the lowering.
         kernel: what to call.
         mesh: the mesh that it was traced with, if there was one.
         rows: the axis of the rows of each operand; None for one that is the same for all rows.
         out: the axis of the rows of each result; None for a sum over them.
     """
     module = context.module_context
-    if getattr(getattr(module, "lowering_parameters", None), "for_export", False):
+    for_export = getattr(getattr(module, "lowering_parameters", None), "for_export", False)
+    if for_export and not kernels.portable(platform):
         return None
     count = getattr(module.axis_context, "num_devices", 1) or 1
     if count == 1:
@@ -420,15 +447,59 @@ def _possible(
     return devices.split_rows(each, mesh, rows, out)
 
 
-def _forward_kernel(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
-    return native.run_forward(operands, **parameters)
+def _serving(platform: str, cell: Cell, x: jax.Array, w_hh: jax.Array) -> Any:
+    """The kernels of a platform, or None where they can't serve."""
+    module = kernels.of(platform)
+    if not known(*x.shape):
+        return None
+    return None if module.why_not(cell, x.dtype, *x.shape, w_hh.shape[1]) else module
 
 
-def _backward_kernel(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
-    (dh, *dlast), weights_and_x, more = _split_operands(
-        operands, 1 + len(parameters["cell"].states), 3
-    )
-    return native.run_backward((dh, *weights_and_x, *dlast, *more), **parameters)
+def _forward_kernel(
+    platform: str, *operands: jax.Array, cell: Cell, at_once: int = 1, **how: Any
+) -> Any:
+    x, *more = operands
+    module = _serving(platform, cell, x, operands[2])
+    if module is None:
+        return None
+    if kernels.PLATFORMS[platform].products:
+        return module.run_forward(operands, cell=cell, at_once=at_once, **how)
+    x = only(_masks(tuple(more[4 + len(cell.states) :])).valid, x)
+    return module.run_forward((x, *more), cell=cell, **how)
+
+
+def _backward_kernel(
+    platform: str,
+    *operands: jax.Array,
+    cell: Cell,
+    wanted: Wanted,
+    at_once: int = 1,
+    **how: Any,
+) -> Any:
+    counts = _residual_counts(cell)
+    cts, (x, w_ih, w_hh), start, after, more = _split_operands(operands, 1 + counts[1], *counts[:3])
+    module = _serving(platform, cell, x, w_hh)
+    if module is None:
+        return None
+    if kernels.PLATFORMS[platform].products:
+        return module.run_backward(operands, cell=cell, wanted=wanted, at_once=at_once, **how)
+    out = module.run_backward((*cts, w_hh, *start, *after, *more), cell=cell, **how)
+    dz, dstart = _split_operands([a.astype(wide_dtype(x.dtype)) for a in out], 1 + cell.split)
+    masks = _masks(more[counts[3] :])
+    before = first_and_shifted(start[0], after[0], reverse=how["reverse"])
+    old_h = entered_rows(before, masks.resets)
+    x = only(masks.valid, x)
+
+    def gate_inputs(*linear: jax.Array) -> Any:
+        dx, dw_ih, dw_hh, bias, _ = _split_operands(linear, *_linear_counts(cell, wanted)[:4])
+        return _gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h)
+
+    kinds = _backward_kinds(operands, cell=cell, wanted=wanted)[: -len(dstart)]
+    return [*(jax.linear_transpose(gate_inputs, *kinds)(dz) if kinds else ()), *dstart]
+
+
+def _by_platform(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {name: functools.partial(kernel, name) for name in kernels.PLATFORMS}
 
 
 def _linear_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
@@ -447,26 +518,35 @@ def _backward_sums(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
     return set(range(counts[0], sum(counts[:-1])))
 
 
-forward_p = _operation(
-    "rnn_forward", _forward_reference, _forward_shapes, lambda **_: {1, 2, 3, 4}, _forward_kernel
+def transposed_by(linear: Primitive, other: Primitive, count: Callable[..., int]) -> None:
+    """Make one operation the transpose of another by its first `count` operands.
+
+    It takes the cotangents, then the operands in which the first is not linear.
+    """
+
+    def transpose(cts: Any, *operands: Any, **parameters: Any) -> list[Any]:
+        residuals = operands[count(**parameters) :]
+        made = [ad.instantiate_zeros(ct) for ct in cts]
+        out = other.bind(*made, *residuals, **parameters)
+        return [*out, *[None] * len(residuals)]
+
+    ad.primitive_transposes[linear] = transpose
+
+
+forward_p = operation(
+    "rnn_forward",
+    _forward_reference,
+    _forward_kinds,
+    lambda **_: {1, 2, 3, 4},
+    _by_platform(_forward_kernel),
 )
-linear_p = _operation("rnn_linear", _linear_reference, _linear_shapes, _linear_shared, None)
-backward_p = _operation(
+linear_p = operation("rnn_linear", _linear_reference, _linear_kinds, _linear_shared, {})
+backward_p = operation(
     "rnn_backward",
     _backward_reference,
-    _backward_shapes,
+    _backward_kinds,
     _backward_shared,
-    _backward_kernel,
+    _by_platform(_backward_kernel),
     _backward_sums,
 )
-
-
-def _transpose(cts: Any, *operands: Any, **parameters: Any) -> list[Any]:
-    count = sum(_linear_counts(parameters["cell"], parameters["wanted"]))
-    residuals = operands[count:]
-    made = [ad.instantiate_zeros(ct) for ct in cts]
-    out = backward_p.bind(*made, *residuals, **parameters)
-    return [*out, *[None] * len(residuals)]
-
-
-ad.primitive_transposes[linear_p] = _transpose
+transposed_by(linear_p, backward_p, lambda cell, wanted, **_: sum(_linear_counts(cell, wanted)))

@@ -52,6 +52,7 @@ def unroll(
     block: int | None = None,
     all_states: bool = False,
     backend: str = "auto",
+    platform: str | None = None,
 ) -> tuple[Any, State]:
     """Run a cell over a sequence: the pure function under every layer.
 
@@ -66,6 +67,7 @@ def unroll(
         block: steps in a block; the default is chosen from the shapes.
         all_states: give out every state at each step.
         backend: who runs the loop, see `jaxrnn.backends`.
+        platform: what that is chosen for; None for what is computed on here.
 
     Returns:
         The hidden state at each step (T, N, R), and the state after the last step consumed. With
@@ -95,6 +97,7 @@ def unroll(
         block=block,
         all_states=all_states,
         backend=backend,
+        platform=platform,
     )
     return output if states is None else states, last
 
@@ -111,6 +114,7 @@ def outputs_and_states(
     block: int | None = None,
     all_states: bool,
     backend: str,
+    platform: str | None = None,
 ) -> tuple[jax.Array, State | None, State]:
     """`unroll`, with the output (T, N, F) and all states, or None, apart.
 
@@ -122,7 +126,8 @@ def outputs_and_states(
     weights = completed(cell, weights, sizes)
     if state is None:
         state = zero_state(cell, sizes, x.shape[1], x.dtype)
-    who = backends.choose(backend, cell, weights, x, all_states=all_states)
+    how: dict[str, Any] = dict(all_states=all_states, platform=platform)
+    who = backends.choose(backend, cell, weights, x, **how).backend
     plan = Plan(cell, reverse, remat, block, all_states, who == "kernel", who == "parallel")
     if who != "kernel":  # which reads nothing there
         x = ragged.only(masks.valid, x)

@@ -10,13 +10,14 @@ L layers, F directions (2 if bidirectional), G gates.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import backends, cells, checks, packing, ragged, stack
+from jaxrnn import backends, cells, checks, packing, ragged, stack, tuning
 from jaxrnn.packing import PackedSequence
 from jaxrnn.recurrence import Weights
 
@@ -309,7 +310,49 @@ class Recurrent(nnx.Module):
             dtype=self.dtype,
             all_states=all_states,
             backend=self.backend,
+            platform=tuning.asked_platform(),
         )
+
+    def explain(
+        self,
+        input: Any,
+        *,
+        resets: bool = False,
+        return_all_states: bool = False,
+        platform: str | None = None,
+    ) -> backends.Explanation:
+        """Who would run each layer and direction, why, and why no other would; `print` it.
+
+        Args:
+            input: what the layer would be called with, or its shape.
+            resets: whether rows would be reset; lengths change nothing.
+            return_all_states: as in a call.
+            platform: "cpu", "cuda", "rocm" or "tpu", also where this machine has none; None for
+                what is computed on here.
+
+        Raises:
+            ValueError: for a backend that the layer asks for and that can't serve: why.
+
+        Example:
+            >>> import jaxrnn
+            >>> from flax import nnx
+            >>> lstm = jaxrnn.LSTM(3, 4, proj_size=2, rngs=nnx.Rngs(0))
+            >>> print(lstm.explain((5, 2, 3), platform="tpu"))
+            on tpu:
+            layer 0: scan (the first that can serve of kernel, scan)
+                kernel: it does not project h
+                parallel: LSTM is not linear in its state, as a LinearCell is
+                cudnn: there is none for tpu
+        """
+        dtype = self.param_dtype if self.dtype is None else self.dtype
+        shape = getattr(input, "shape", input)
+        x = jax.ShapeDtypeStruct(tuple(shape), getattr(input, "dtype", dtype))
+        layout, _ = self.check(x, None)  # pyright: ignore[reportArgumentType]
+        sizes = dict(zip(layout, x.shape))
+        plan = self.plan(layout, training=self.training, all_states=return_all_states)
+        plan = dataclasses.replace(plan, platform=platform or plan.platform)
+        x = jax.ShapeDtypeStruct((sizes["T"], sizes.get("N", 1), sizes["D"]), self.dtype or x.dtype)
+        return backends.explain(plan, self.weights(), x, resets=resets)
 
     @property
     def kind(self) -> str:

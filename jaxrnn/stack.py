@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import ragged
+from jaxrnn import backends, ragged
 from jaxrnn.cells import AnyCell, Cell, Sizes, State, check
 from jaxrnn.cells.checking import check_step
 from jaxrnn.recurrence import Weights, outputs_and_states
+from jaxrnn.step import sizes_of, zero_state
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Stack:
         dtype: what to compute in; None takes the input's.
         all_states: give out the states after every step instead of those after the last.
         backend: who runs the loops, see `jaxrnn.backends`.
+        platform: what the backend is chosen for, "cpu", "cuda", "rocm" or "tpu"; None for what is
+            computed on here.
     """
 
     cell: AnyCell
@@ -46,6 +49,7 @@ class Stack:
     dtype: Any = None
     all_states: bool = False
     backend: str = "auto"
+    platform: str | None = None
 
     @property
     def directions(self) -> int:
@@ -107,7 +111,12 @@ def run(
         states = None if states is None else tuple(s[:, None] for s in states)
     masks = ragged.masks(x.shape[0], lengths, resets)
     valid = masks[0].valid
+    check(stack.cell)
+    chosen = backends.explain(stack, weights, x, resets=resets is not None, full=False).choices
 
+    if chosen[0].backend == "cudnn":
+        x, states = _by_cudnn(stack, weights, ragged.only(valid, x), states, lengths)
+        return _laid_out(stack, ragged.only(valid, x), states)
     last = []
     for first in range(0, len(weights), stack.directions):
         if first and stack.dropout > 0:
@@ -124,7 +133,8 @@ def run(
                 masks=masks[index - first],
                 remat=stack.remat,
                 all_states=stack.all_states,
-                backend=stack.backend,
+                backend=chosen[index].backend,
+                platform=stack.platform,
             )
             outputs.append(output)
             last.append(final if every is None else tuple(ragged.only(valid, s) for s in every))
@@ -132,12 +142,33 @@ def run(
     x = ragged.only(valid, x)
 
     axis = 1 if stack.all_states else 0  # of the layers and directions, after that of time
-    states = tuple(jnp.stack(s, axis) for s in zip(*last, strict=True))
+    return _laid_out(stack, x, tuple(jnp.stack(s, axis) for s in zip(*last, strict=True)))
+
+
+def _laid_out(stack: Stack, x: jax.Array, states: State) -> tuple[jax.Array, State]:
+    """The output (T, N, F*R) and the states (..., N, R) with the axes of the input."""
     if stack.layout == "NTD":
         x = x.swapaxes(0, 1)
     elif stack.layout == "TD":
         x, states = x[:, 0], tuple(jnp.squeeze(s, -2) for s in states)
     return x, states
+
+
+def _by_cudnn(
+    stack: Stack,
+    weights: Sequence[Weights],
+    x: jax.Array,
+    states: State | None,
+    lengths: jax.Array | None,
+) -> tuple[jax.Array, State]:
+    """All layers at once, see `jaxrnn.kernels.cudnn`."""
+    from jaxrnn.kernels import cudnn
+
+    if states is None:
+        sizes = sizes_of(stack.cell, weights[0], x.shape[2])
+        zeros = zero_state(stack.cell, sizes, x.shape[1], x.dtype)
+        states = tuple(jnp.broadcast_to(z, (len(weights), *z.shape)) for z in zeros)
+    return cudnn.run(weights, x, states, lengths, bidirectional=stack.bidirectional)
 
 
 def _dropout(key: jax.Array | None, index: int, x: jax.Array, p: float) -> jax.Array:

@@ -53,7 +53,12 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 def choices() -> Choices:
     """Those of the platform that is traced for."""
-    return GPU if (_platform.get() or jax.default_backend()) == "gpu" else CPU
+    return GPU if (asked_platform() or jax.default_backend()) in ("gpu", "cuda", "rocm") else CPU
+
+
+def asked_platform() -> str | None:
+    """The platform of `traced_for`, or None."""
+    return _platform.get()
 
 
 @contextmanager
@@ -63,7 +68,7 @@ def traced_for(platform: str) -> Iterator[None]:
     What was traced before stays out of it: JAX's caches are emptied at both ends.
 
     Args:
-        platform: "cpu", "gpu" or "tpu".
+        platform: "cpu", "gpu", "cuda", "rocm" or "tpu"; "gpu" stands for "cuda".
 
     Example:
         >>> from jaxrnn import tuning

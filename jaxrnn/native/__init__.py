@@ -22,8 +22,9 @@ def installed() -> bool:
     return find_spec("llvmlite") is not None
 
 
-def why_not(cell: Any, dtype: Any) -> str | None:
-    """Why a cell can't run in a kernel here; None if it can."""
+def why_not(cell: Any, dtype: Any, *sizes: int) -> str | None:
+    """Why a cell can't run in a kernel here; None if it can, whatever the sizes."""
+    del sizes
     if not installed():
         return 'llvmlite is not installed (pip install "jaxrnn[cpu]")'
     from jaxrnn.native.compiler import multiplies_and_adds
@@ -51,4 +52,7 @@ def run_backward(operands: Any, **parameters: Any) -> list[jax.Array]:
     """The backward kernel, see `jaxrnn.native.kernels`."""
     from jaxrnn.native import kernels
 
-    return kernels.run_backward(operands=operands, **parameters)
+    dh, *rest = operands
+    states = len(parameters["cell"].states)
+    dlast, arrays, more = rest[:states], rest[states : states + 3], rest[states + 3 :]
+    return kernels.run_backward(operands=(dh, *arrays, *dlast, *more), **parameters)

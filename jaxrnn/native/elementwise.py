@@ -206,6 +206,8 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return [_each("ne", inputs[0], _array(0.0)) if to_bool else inputs[0]]
     if name == "integer_pow":
         return [_power(inputs[0], p["y"])]
+    if name == "one_minus_square":  # of the derivative of tanh, since jax 0.12
+        return [_each("sub", _array(1.0), _each("mul", inputs[0], inputs[0]))]
     if name == "clamp":
         return [_each("min", _each("max", inputs[1], inputs[0]), inputs[2])]
     if name == "select_n":

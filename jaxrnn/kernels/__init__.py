@@ -1,0 +1,54 @@
+"""The kernels by platform: what stands in for the loops of `jaxrnn.fused` where they are lowered.
+
+A module of kernels has
+
+.. code-block:: text
+
+    why_not(cell, dtype, T, N, D, H)    why they can't serve, or None; dtype is that of x
+    run_forward(operands, *, cell, masked, reverse, keep)       as `fused.forward_p`
+    run_backward(operands, *, cell, masked, reverse)            dz, and by the first states
+
+The operands of the second are the cotangents of h at each step and of the last states, W_hh, the
+states before the first step and after each, what the cell saved, and flags; dz are the derivatives
+by the gate inputs (T, N, G*H), in the dtype of sums, from which `fused` makes those by the weights
+and the input. Kernels that make these as well take and give what `fused.backward_p` does.
+
+Which one is taken is decided when a program is lowered, for the platform it is lowered for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+
+class Kernels(NamedTuple):
+    """Where the kernels of a platform are.
+
+    Attributes:
+        module: its name; it is imported when it is first needed.
+        portable: whether a kernel is part of the program, so that it can be exported. One that is
+            not is code of this machine and process.
+        products: whether the backward kernel makes the derivatives by weights and input, too.
+    """
+
+    module: str
+    portable: bool
+    products: bool = False
+
+
+PLATFORMS: dict[str, Kernels] = {
+    "cpu": Kernels("jaxrnn.native", portable=False, products=True),
+    "tpu": Kernels("jaxrnn.kernels.tpu", portable=True),
+}
+
+
+def of(platform: str) -> Any:
+    """The module of a platform's kernels, or None."""
+    found = PLATFORMS.get(platform)
+    return found and importlib.import_module(found.module)
+
+
+def portable(platform: str) -> bool:
+    """Whether a program for export may have this platform's kernels in it."""
+    return platform in PLATFORMS and PLATFORMS[platform].portable

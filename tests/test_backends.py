@@ -1,0 +1,122 @@
+"""One table of who can serve: it says what the code does, and the choice says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import jaxrnn
+from jaxrnn import backends, cells, kernels, stack, tuning
+from jaxrnn.stack import Stack
+from tests.test_fused import Mixing
+
+pytest.importorskip("llvmlite", reason="the kernels for CPUs need llvmlite")
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def asked(cell: cells.Cell, dtype: str = "float32", H: int = 7, **options: bool) -> backends.Asked:
+    on = frozenset(name.replace("_", " ") for name, value in options.items() if value)
+    return backends.Asked(cell, jnp.dtype(dtype), 50, 3, 4, H, on)
+
+
+@pytest.mark.parametrize("row", [r for r in backends.TABLE if r.backend == "kernel"])
+def test_the_table_says_what_the_kernels_do(row: backends.Row) -> None:
+    """Its dtypes and cells are those for which a module of kernels has no objection."""
+    module = kernels.of(row.platform)
+    for dtype in DTYPES:
+        own = module.why_not(cells.LSTM(), jnp.dtype(dtype), 50, 3, 4, 7)
+        assert (own is None) == (dtype in row.dtypes)
+        by_table = backends.why_not("kernel", asked(cells.LSTM(), dtype), row.platform)
+        assert (by_table is None) == (dtype in row.dtypes)
+    assert row.cells == "elementwise"
+    assert "unit by unit" in str(module.why_not(Mixing(), jnp.float32, 50, 3, 4, 7))
+    for option in row.without:
+        run = asked(cells.LSTM())._replace(options=frozenset([option]))
+        assert backends.why_not("kernel", run, row.platform) == backends.OPTIONS[option]
+
+
+def test_every_kernel_is_in_the_table() -> None:
+    rows = {r.platform for r in backends.TABLE if r.backend == "kernel"}
+    assert rows == set(kernels.PLATFORMS)
+    assert backends.table() in str(backends.__doc__)
+    assert {r.backend for r in backends.TABLE} == set(backends.CHOICES[1:])
+
+
+@pytest.mark.parametrize(
+    ("platform", "case", "chosen"),
+    [
+        ("cpu", asked(cells.LSTM()), "kernel"),
+        ("cpu", asked(cells.LSTM(), "bfloat16"), "scan"),
+        ("cpu", asked(cells.LSTM(), projection=True), "scan"),
+        ("cpu", asked(cells.LSTM(), H=80)._replace(T=1), "scan"),
+        ("tpu", asked(cells.LSTM(), H=80)._replace(T=1), "kernel"),
+        ("tpu", asked(cells.GRU(), "bfloat16"), "kernel"),
+        ("tpu", asked(cells.LSTM(), "float64"), "scan"),
+        ("tpu", asked(cells.LSTM(), H=4096), "scan"),
+        ("rocm", asked(cells.LSTM()), "scan"),
+        ("cuda", asked(cells.LSTM(), "float64"), "scan"),
+    ],
+    ids=str,
+)
+def test_auto(platform: str, case: backends.Asked, chosen: str) -> None:
+    choice = backends.decide("auto", case, platform, full=True)
+    assert choice.backend == chosen
+    assert set(choice.others) == set(backends.CHOICES[1:]) - {chosen}
+    assert all(choice.others.values())
+
+
+def test_what_cannot_serve_says_why() -> None:
+    with pytest.raises(ValueError, match=r'backend="kernel" can\'t serve here: .* 256.0 MiB'):
+        backends.decide("kernel", asked(cells.LSTM(), H=4096), "tpu")
+    with pytest.raises(ValueError, match="there is none for rocm"):
+        backends.decide("kernel", asked(cells.LSTM()), "rocm")
+    with pytest.raises(ValueError, match="backend"):
+        jaxrnn.LSTM(3, 4, backend="fastest", rngs=nnx.Rngs(0))
+
+
+def test_a_layer_explains() -> None:
+    layer = jaxrnn.GRU(3, 4, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
+    text = str(layer.explain((50, 2, 3), platform="tpu"))
+    assert text.splitlines()[0] == "on tpu:"
+    assert "layer 1, reverse: kernel (the first that can serve of kernel, scan; not me" in text
+    assert text.count("scan: could serve") == 4
+    assert "there is none for tpu" in text
+    here = layer.explain(jnp.ones((50, 2, 3), jnp.float32))
+    assert {c.backend for c in here.choices} == {"kernel"}
+    assert len(here.choices) == 4
+    single = layer.explain((50, 3), return_all_states=True)
+    assert single.choices[0].others["kernel"] == "it does not give out all states"
+    with pytest.raises(ValueError, match="5"):
+        layer.explain((50, 2, 5))
+
+
+def test_the_platform_is_that_of_the_call() -> None:
+    """A layer traced for a TPU takes its kernel where this machine's would not serve."""
+    layer = jaxrnn.LSTM(3, 4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jax.ShapeDtypeStruct((5, 2, 3), jnp.bfloat16)
+
+    def program() -> str:
+        return jax.export.export(jax.jit(lambda x: layer(x)[0]), platforms=["tpu"])(x).mlir_module()
+
+    assert "tpu_custom_call" not in program()
+    with tuning.traced_for("tpu"):
+        assert backends.platform() == "tpu"
+        assert "tpu_custom_call" in program()
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert backends.platform() == "cpu"
+    assert "tpu_custom_call" not in program()
+
+
+def test_layers_choose_each_for_itself() -> None:
+    """An input that no kernel takes does not keep the layers above from theirs."""
+    weights = stack.init(jax.random.key(0), cells.LSTM(), 3, 4, num_layers=2)
+    x: Any = jax.ShapeDtypeStruct((50, 2, 3), jnp.float32)
+    choices = backends.explain(Stack(cells.LSTM(), platform="cpu"), weights, x).choices
+    assert [c.backend for c in choices] == ["kernel", "kernel"]
+    with pytest.raises(ValueError, match="there is none for cpu"):
+        backends.explain(Stack(cells.LSTM(), backend="cudnn", platform="cpu"), weights, x)
