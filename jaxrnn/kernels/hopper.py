@@ -123,7 +123,9 @@ def run_forward(
     device = _device(tiles)
     from jaxrnn.kernels import hopper_loops
 
-    body, scratch = hopper_loops.forward(device, cell, T, masked, order.padded, reverse, keep, x.dtype)
+    body, scratch = hopper_loops.forward(
+        device, cell, T, masked, order.padded, reverse, keep, x.dtype
+    )
     run = device.launch(body, tuple(results), scratch, order.clusters, "rnn_forward")
     h, *kept = run(*inputs)
     out = [order.rows(h)]
@@ -167,7 +169,9 @@ def run_backward(
     device = _device(tiles)
     from jaxrnn.kernels import hopper_loops
 
-    body, scratch = hopper_loops.backward(device, cell, T, masked, order.padded, reverse, w_hh.dtype)
+    body, scratch = hopper_loops.backward(
+        device, cell, T, masked, order.padded, reverse, w_hh.dtype
+    )
     run = device.launch(body, results, scratch, order.clusters, "rnn_backward")
     dz, dfirst = run(*inputs)
     dfirst = order.rows(dfirst[None])[0]

@@ -168,9 +168,7 @@ class Interpreted(Device):
     def _mesh(self) -> dict[str, Any]:
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-        return dict(
-            num_threads=self.tiles.C, thread_name=BLOCKS, interpret=InterpretGPUParams()
-        )
+        return dict(num_threads=self.tiles.C, thread_name=BLOCKS, interpret=InterpretGPUParams())
 
     def _scratch(self, what: Any) -> Any:
         if isinstance(what, Copies):

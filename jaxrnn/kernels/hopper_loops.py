@@ -7,7 +7,7 @@ that what a block reads or writes at a step is one contiguous piece; see `jaxrnn
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,7 +49,14 @@ def _when(mask: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def forward(
-    device: Device, cell: Cell, steps: int, masked: bool, padded: bool, reverse: bool, keep: bool, dtype: Any
+    device: Device,
+    cell: Cell,
+    steps: int,
+    masked: bool,
+    padded: bool,
+    reverse: bool,
+    keep: bool,
+    dtype: Any,
 ) -> tuple[Callable[..., None], dict[str, Any]]:
     """The forward loop, and the shared memory it takes.
 
@@ -74,7 +81,7 @@ def forward(
         device.fetch([(weights.at[me, p, c], w.at[p, c]) for p, c in pieces], copied)
 
         def send(h: jax.Array, s: Any) -> None:
-            """h as step s is to see it."""
+            """H as step s is to see it."""
             if inside is not None:
                 h = _when(device.load(inside.at[me]), h, jnp.zeros_like(h))
             if masked:
@@ -92,11 +99,7 @@ def forward(
             mine = device.own(hs)
             sums[...] = device.products(
                 tiles.M,
-                [
-                    (w.at[i, c], mine.at[slot, j, c])
-                    for i, j in _products(tiles)
-                    for c in range(C)
-                ],
+                [(w.at[i, c], mine.at[slot, j, c]) for i, j in _products(tiles) for c in range(C)],
             )
             plgpu.commit_smem()
             zh = [_gate(device, sums, g * U) for g in range(gates)]

@@ -102,7 +102,8 @@ class Tiles:
     def step(self) -> float:
         """Microseconds of a step forward, by arithmetic: weights read from shared memory at 128
         bytes a cycle or multiplied at 2,048 (TF32: 1,024) a cycle, h sent to all blocks at 32 bytes
-        a cycle, and what a step takes at least; 1,755 cycles are a microsecond."""
+        a cycle, and what a step takes at least; 1,755 cycles are a microsecond.
+        """
         products = 3 if self.parts == 2 else 1
         cells = self.C * self.M * self.U
         read = products * cells * self.itemsize / 128
@@ -113,9 +114,12 @@ class Tiles:
 
 
 @functools.lru_cache(maxsize=256)
-def choose(cell: Cell, itemsize: int, parts: int, N: int, H: int, blocks: int = 132) -> Tiles | None:
+def choose(
+    cell: Cell, itemsize: int, parts: int, N: int, H: int, blocks: int = 132
+) -> Tiles | None:
     """The quickest sharing by `Tiles.step`, counting in how many turns the blocks are run; None
-    where W_hh does not fit into the largest cluster."""
+    where W_hh does not fit into the largest cluster.
+    """
     best: tuple[float, Tiles] | None = None
     for U in UNITS:
         C = -(-H // U)
