@@ -84,7 +84,7 @@ TABLE = (
         *(("projection", "all states"), "reverse mode once", False),
     ),
     Row(
-        *("kernel", "cuda", "elementwise", ("float32", "bfloat16"), "W_hh within a cluster; Hopper"),
+        *("kernel", "cuda", "elementwise", ("float32", "bfloat16"), "W_hh in a cluster; Hopper"),
         *(("projection", "all states"), "reverse mode once", False),
     ),
     Row(

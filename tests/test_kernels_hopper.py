@@ -102,19 +102,22 @@ ALL = {("rnn_forward", 2), ("rnn_backward", 2)}
     ids=str,
 )
 def test_a_kernel_is_its_scan(called: Any, cell: cells.Cell, masked: bool, reverse: bool) -> None:
-    close(*both(cell, SIZES, jnp.float32, masked, reverse), 1e-5)
+    kernel, scan = both(cell, SIZES, jnp.float32, masked, reverse)
+    close(kernel, scan, 1e-5)
     assert set(called) == ALL
 
 
 @pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU()], ids=str)
 def test_bfloat16(called: Any, cell: cells.Cell) -> None:
     """To the rounding of what is kept; the states of the scan are rounded at each step, too."""
-    close(*both(cell, SIZES, jnp.bfloat16, True), 0.1)
+    kernel, scan = both(cell, SIZES, jnp.bfloat16, True)
+    close(kernel, scan, 0.1)
     assert set(called) == ALL
 
 
 def test_clusters_of_rows(called: Any) -> None:
-    close(*both(cells.Elman(), (2, 18, 2, 33), jnp.float32), 1e-5)
+    kernel, scan = both(cells.Elman(), (2, 18, 2, 33), jnp.float32)
+    close(kernel, scan, 1e-5)
     assert {blocks for _, blocks in called} == {3}
 
 

@@ -12,9 +12,9 @@ new h into the shared memory of all blocks of its cluster, twice buffered: each 
 these stores. Backward, each block multiplies its dz by its columns of W_hh and sends each block its
 part of the derivative by h. So weights are read from global memory once, and states never.
 
-Products are of bfloat16, or of TF32: once where ``jax_default_matmul_precision`` is "tensorfloat32",
-and else three of them, on float32 split into two, which keeps 22 of its 24 bits. Sums, states and
-pointwise functions are float32.
+Products are of bfloat16, or of TF32: once where ``jax_default_matmul_precision`` says
+"tensorfloat32", and else three of them, on float32 split into two, which keeps 22 of its 24 bits.
+Sums, states and pointwise functions are float32.
 
 Sources: persistent recurrent networks, G. Diamos et al., ICML 2016; three products of a split
 number, H. Ootomo and R. Yokota, Int. J. High Performance Computing Applications 36 (2022).
@@ -92,7 +92,10 @@ def tiles_of(cell: Cell, dtype: Any, N: int, H: int) -> Tiles | None:
 
 def tensorfloat32() -> bool:
     """Whether products of float32 may be of TF32."""
-    return str(jax.config.jax_default_matmul_precision).lower() in ("tensorfloat32", "high")
+    return str(getattr(jax.config, "jax_default_matmul_precision", None)).lower() in (
+        "tensorfloat32",
+        "high",
+    )
 
 
 def run_forward(

@@ -137,7 +137,7 @@ class Device:
                 plgpu.wgmma(acc, a, turned(b) if turn else b)
             return acc[...]
 
-        return pl.run_scoped(multiply, plgpu.ACC((rows, self.tiles.L), jnp.float32))
+        return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((rows, self.tiles.L), jnp.float32))
 
     def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:
         """Copy from global to shared memory, all at once, and wait."""
@@ -178,17 +178,17 @@ class Interpreted(Device):
         (*shape,), dtype, swizzle = what
         return self._memory((self.tiles.C, *shape), dtype, swizzle)
 
-    def own(self, ref: Any) -> Any:
+    def own(self, ref: Any) -> Any:  # noqa: D102
         return ref.at[self.me]
 
-    def load(self, ref: Any, turn: bool = False) -> jax.Array:
+    def load(self, ref: Any, turn: bool = False) -> jax.Array:  # noqa: D102
         tile = ref[...].astype(jnp.float32)
         return tile.T if turn else tile
 
-    def placed(self, tile: jax.Array) -> jax.Array:
+    def placed(self, tile: jax.Array) -> jax.Array:  # noqa: D102
         return tile
 
-    def products(self, rows: int, pairs: Sequence[tuple[Any, Any]]) -> jax.Array:
+    def products(self, rows: int, pairs: Sequence[tuple[Any, Any]]) -> jax.Array:  # noqa: D102
         if not self.tiles.rows_first:
             return super().products(rows, pairs)
         contract = (((1,), (1,)), ((), ()))
@@ -197,15 +197,15 @@ class Interpreted(Device):
             total += lax.dot_general(a[...], b[...], contract, precision="highest")
         return total
 
-    def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:
+    def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:  # noqa: D102
         for source, target in pairs:
             target[...] = source[...]
 
-    def send(self, tile: jax.Array, ref: Any, at: Any, barriers: Any, slot: Any, peer: int) -> None:
+    def send(self, tile: jax.Array, ref: Any, at: Any, barriers: Any, slot: Any, peer: int) -> None:  # noqa: D102
         ref.at[(peer, *at)][...] = tile
         plgpu.barrier_arrive(barriers.at[2 * peer + slot])
 
-    def wait(self, barriers: Any, slot: Any) -> None:
+    def wait(self, barriers: Any, slot: Any) -> None:  # noqa: D102
         plgpu.barrier_wait(barriers.at[2 * self.me + slot])
 
 

@@ -44,7 +44,7 @@ def _gate(device: Device, sums: Any, first: int) -> jax.Array:
     return device.load(sums.at[pl.ds(first, device.tiles.U)], turn=device.tiles.rows_first)
 
 
-def _when(mask: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
+def _when(mask: Any, one: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.where(mask > 0.5, one, other)
 
 
@@ -71,8 +71,8 @@ def forward(
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
     def body(*refs: Any, w: Any, hs: Any, sums: Any, full: Any, copied: Any) -> None:
-        refs = list(refs)
-        take = lambda there: refs.pop(0) if there else None  # noqa: E731
+        left = list(refs)
+        take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
         zx, bias, first, flags, inside, weights = map(take, (1, cell.split, 1, masked, padded, 1))
         h_out, rest_out, saved_out = map(take, (1, states > 1, keep and saved))
         me, b = device.me, device.cluster
@@ -142,7 +142,13 @@ def forward(
 
 
 def backward(
-    device: Device, cell: Cell, steps: int, masked: bool, padded: bool, reverse: bool, dtype: Any
+    device: Device,
+    cell: Cell,
+    steps: int,
+    masked: bool,
+    padded: bool,
+    reverse: bool,
+    dtype: Any,
 ) -> tuple[Callable[..., None], dict[str, Any]]:
     """The transpose of the linear loop, from the last step to the first, and its shared memory.
 
@@ -150,8 +156,8 @@ def backward(
     the derivative by the h of all units; each block gets the parts of its own and adds them up.
 
     Operands: dh (T, B, C, 1), by the last states (B, C, S), states (T + 1, B, C, S) from the first
-    state on, saved (T, B, C, ...), flags and units as forward, weights (C, parts, G, M_back, U). Results: dz
-    (T, B, C, G or 2 * G), by the first states (B, C, S).
+    on, saved (T, B, C, ...), flags and units as forward, weights (C, parts, G, M_back, U). Results:
+    dz (T, B, C, G or 2 * G), by the first states (B, C, S).
     """
     tiles, graph = device.tiles, values.graph(cell)
     gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
@@ -160,12 +166,12 @@ def backward(
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
     def body(*refs: Any, w: Any, dzs: Any, sums: Any, inbox: Any, full: Any, copied: Any) -> None:
-        refs = list(refs)
-        take = lambda there: refs.pop(0) if there else None  # noqa: E731
+        left = list(refs)
+        take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
         dh, dlast, around, kept, flags, inside, weights = map(
             take, (1, 1, 1, saved, masked, padded, 1)
         )
-        dz_out, dfirst = refs
+        dz_out, dfirst = left
         me, b = device.me, device.cluster
         w, dzs, sums = map(device.own, (w, dzs, sums))
         pieces = [(p, g) for p in range(tiles.parts) for g in range(gates)]

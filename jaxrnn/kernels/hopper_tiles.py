@@ -131,7 +131,7 @@ def choose(
                 continue
             # A cluster lies within one of the processor's 8 groups of some 16 blocks.
             at_once = 8 * (16 // C) if C > 1 else blocks
-            turns = -(-(-(-N // L)) // at_once)
+            turns = _whole(_whole(N, L) // L, at_once) // at_once
             cost = turns * t.step()
             if best is None or cost < best[0]:
                 best = cost, t
