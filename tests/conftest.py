@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Mosaic's interpreter runs the blocks of a cluster as threads of XLA that wait for each other: with
+# as few threads as cores some would never start.
+os.environ.setdefault("NPROC", "16")
 
 import jax
 import pytest

@@ -40,6 +40,7 @@ class Kernels(NamedTuple):
 PLATFORMS: dict[str, Kernels] = {
     "cpu": Kernels("jaxrnn.native", portable=False, products=True),
     "tpu": Kernels("jaxrnn.kernels.tpu", portable=True),
+    "cuda": Kernels("jaxrnn.kernels.hopper", portable=True),
 }
 
 

@@ -1,0 +1,259 @@
+"""The loops of the kernels for Hopper: what a block does with its units, step by step.
+
+All arrays in global memory are in the kernel's own order, (T, clusters, blocks, what, tile), so
+that what a block reads or writes at a step is one contiguous piece; see `jaxrnn.kernels.hopper`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxrnn.cells import Cell
+from jaxrnn.kernels import values
+from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device
+from jaxrnn.kernels.hopper_tiles import Tiles
+
+
+def factors(tile: jax.Array, tiles: Tiles, dtype: Any) -> list[jax.Array]:
+    """What goes into the products for a tile of float32: itself, or two that sum up to it.
+
+    TF32 has 11 bits of float32's 24. The first factor has the upper ones, the second the rest.
+    """
+    if tiles.parts == 1:
+        return [tile.astype(dtype)]
+    bits = lax.bitcast_convert_type(tile, jnp.int32) & jnp.int32(-0x2000)
+    upper = lax.bitcast_convert_type(bits, jnp.float32)
+    return [upper, tile - upper]
+
+
+def _products(tiles: Tiles) -> list[tuple[int, int]]:
+    """Which parts of the weights meet which parts of the other factor; the least first."""
+    return [(0, 0)] if tiles.parts == 1 else [(1, 0), (0, 1), (0, 0)]
+
+
+def _gate(device: Device, sums: Any, first: int) -> jax.Array:
+    """The tile of U rows of the sums."""
+    return device.load(sums.at[pl.ds(first, device.tiles.U)], turn=device.tiles.rows_first)
+
+
+def _when(mask: Any, one: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.where(mask > 0.5, one, other)
+
+
+def forward(
+    device: Device,
+    cell: Cell,
+    steps: int,
+    masked: bool,
+    padded: bool,
+    reverse: bool,
+    keep: bool,
+    dtype: Any,
+) -> tuple[Callable[..., None], dict[str, Any]]:
+    """The forward loop, and the shared memory it takes.
+
+    Operands: zx (T, B, C, G), the bias of h (C, G) if split, first states (B, C, S), resets and
+    own steps (T, B, 2) if masked, which units are
+    no padding (C,) if padded, weights (C, parts, C, M, U). Results: h (T, B, C, 1); other
+    states and what is saved (T, B, C, ...), or the last other states (B, C, S - 1).
+    """
+    tiles, graph = device.tiles, values.graph(cell)
+    gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
+    C, U = tiles.C, tiles.U
+    time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
+
+    def body(*refs: Any, w: Any, hs: Any, sums: Any, full: Any, copied: Any) -> None:
+        left = list(refs)
+        take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
+        zx, bias, first, flags, inside, weights = map(take, (1, cell.split, 1, masked, padded, 1))
+        h_out, rest_out, saved_out = map(take, (1, states > 1, keep and saved))
+        me, b = device.me, device.cluster
+        w, sums = device.own(w), device.own(sums)
+        pieces = [(p, c) for p in range(tiles.parts) for c in range(C)]
+        device.fetch([(weights.at[me, p, c], w.at[p, c]) for p, c in pieces], copied)
+
+        def send(h: jax.Array, s: Any) -> None:
+            """H as step s is to see it."""
+            if inside is not None:
+                h = _when(device.load(inside.at[me]), h, jnp.zeros_like(h))
+            if masked:
+                h = _when(device.load(flags.at[time(s), b, 0]), jnp.zeros_like(h), h)
+            for part, factor in enumerate(factors(h, tiles, dtype)):
+                for peer in range(C):
+                    slot = lax.rem(s, jnp.int32(2))
+                    device.send(factor, hs, (slot, part, me), full, slot, peer)
+
+        def step(s: Any, state: Any) -> Any:
+            t, slot = time(s), lax.rem(s, jnp.int32(2))
+            zs = [device.load(zx.at[t, b, me, g]) for g in range(gates)]
+            reset, own = (device.load(flags.at[t, b, i]) if masked else None for i in (0, 1))
+            device.wait(full, slot)
+            mine = device.own(hs)
+            sums[...] = device.products(
+                tiles.M,
+                [(w.at[i, c], mine.at[slot, j, c]) for i, j in _products(tiles) for c in range(C)],
+            )
+            plgpu.commit_smem()
+            zh = [_gate(device, sums, g * U) for g in range(gates)]
+            if bias is not None:
+                z = zs + [zh[g] + device.load(bias.at[me, g]) for g in range(gates)]
+            else:
+                z = [zs[g] + zh[g] for g in range(gates)]
+            old = state
+            if reset is not None:
+                old = [_when(reset, jnp.zeros_like(x), x) for x in state]
+            leaves = dict(z=z, old=old)
+            leaf = lambda name, i: leaves[name][i]  # noqa: E731
+            new = list(map(device.placed, values.evaluate(graph.forward, leaf, zs[0])))
+            new, kept = new[:states], new[states:]
+            if own is not None:
+                new = [_when(own, x, y) for x, y in zip(new, state, strict=True)]
+            h_out.at[t, b, me, 0][...] = new[0].astype(dtype)
+            if keep:
+                for out, arrays in ((rest_out, new[1:]), (saved_out, kept)):
+                    for i, array in enumerate(arrays):
+                        out.at[t, b, me, i][...] = array.astype(dtype)
+            pl.when(s + 1 < steps)(lambda: send(new[0], s + 1))
+            return tuple(new)
+
+        state = tuple(device.load(first.at[b, me, k]) for k in range(states))
+        send(state[0], jnp.int32(0))
+        state = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, state)
+        if not keep:
+            for k in range(1, states):
+                rest_out.at[b, me, k - 1][...] = state[k].astype(dtype)
+
+    scratch = dict(
+        w=((tiles.parts, C, tiles.M, U), dtype, tiles.swizzle),
+        hs=((2, tiles.parts, C, *tiles.tile), dtype, tiles.swizzle),
+        sums=((tiles.M, tiles.L), jnp.float32, None),
+        full=Arrivals(C * tiles.parts),
+        copied=Copies(tiles.parts * C),
+    )
+    return body, scratch
+
+
+def backward(
+    device: Device,
+    cell: Cell,
+    steps: int,
+    masked: bool,
+    padded: bool,
+    reverse: bool,
+    dtype: Any,
+) -> tuple[Callable[..., None], dict[str, Any]]:
+    """The transpose of the linear loop, from the last step to the first, and its shared memory.
+
+    Each block multiplies the dz of its own units with its columns of W_hh, which gives a part of
+    the derivative by the h of all units; each block gets the parts of its own and adds them up.
+
+    Operands: dh (T, B, C, 1), by the last states (B, C, S), states (T + 1, B, C, S) from the first
+    on, saved (T, B, C, ...), flags and units as forward, weights (C, parts, G, M_back, U). Results:
+    dz (T, B, C, G or 2 * G), by the first states (B, C, S).
+    """
+    tiles, graph = device.tiles, values.graph(cell)
+    gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
+    C, U, chunk = tiles.C, tiles.U, tiles.chunk
+    wanted = values.leaves(cell, "backward")
+    time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
+
+    def body(*refs: Any, w: Any, dzs: Any, sums: Any, inbox: Any, full: Any, copied: Any) -> None:
+        left = list(refs)
+        take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
+        dh, dlast, around, kept, flags, inside, weights = map(
+            take, (1, 1, 1, saved, masked, padded, 1)
+        )
+        dz_out, dfirst = left
+        me, b = device.me, device.cluster
+        w, dzs, sums = map(device.own, (w, dzs, sums))
+        pieces = [(p, g) for p in range(tiles.parts) for g in range(gates)]
+        device.fetch([(weights.at[me, p, g], w.at[p, g]) for p, g in pieces], copied)
+
+        def received(slot: Any) -> jax.Array:
+            device.wait(full, slot)
+            mine = device.own(inbox)
+            parts = [device.load(mine.at[slot, c]) for c in range(C)]
+            return functools.reduce(jnp.add, parts)
+
+        def leaf(s: Any, name: str, i: int) -> jax.Array:
+            if name == "saved":
+                return device.load(kept.at[time(s), b, me, i])
+            after = (name == "new") != reverse
+            return device.load(around.at[time(s) + int(after), b, me, i])
+
+        def step(i: Any, dstate: Any) -> Any:
+            s = steps - 1 - i
+            t = time(s)
+            leaves: Any = {
+                (name, k): leaf(s, name, k) for name, k in sorted(wanted) if name != "ct"
+            }
+            by_output = device.load(dh.at[t, b, me, 0])
+            reset, own = (device.load(flags.at[t, b, k]) if masked else None for k in (0, 1))
+            if reset is not None:
+                for k in range(states):
+                    if ("old", k) in leaves:
+                        leaves["old", k] = _when(reset, nothing, leaves["old", k])
+            ct = [dstate[0] + by_output + received(lax.rem(i, jnp.int32(2))), *dstate[1:]]
+            leaves |= {("ct", k): ct[k] for k in range(states)}
+            by = values.evaluate(graph.backward, lambda name, k: leaves[name, k], nothing)
+            by = list(map(device.placed, by))
+            dz, dold = by[:-states], by[-states:]
+            if own is not None:
+                dz = [_when(own, d, nothing) for d in dz]
+            for k, d in enumerate(dz):
+                dz_out.at[t, b, me, k][...] = d
+            to_h = dz[-gates:]
+            if reset is not None:
+                to_h = [_when(reset, nothing, d) for d in to_h]
+                dold = [_when(reset, nothing, d) for d in dold]
+                dold = [_when(own, d, c) for d, c in zip(dold, ct, strict=True)]
+            if inside is not None:
+                real = device.load(inside.at[me])
+                to_h = [_when(real, d, nothing) for d in to_h]
+            for g, d in enumerate(to_h):
+                for part, factor in enumerate(factors(d, tiles, dtype)):
+                    dzs.at[part, g][...] = factor
+            plgpu.commit_smem()
+            slot = lax.rem(i + 1, jnp.int32(2))
+            for m in range(0, tiles.M_back, chunk):
+                pairs = [
+                    (w.at[p, g, pl.ds(m, chunk)], dzs.at[q, g])
+                    for p, q in _products(tiles)
+                    for g in range(gates)
+                ]
+                part = device.products(chunk, pairs)
+                if m:
+                    plgpu.commit_smem()  # all warps have read the sums before
+                sums[...] = part
+                plgpu.commit_smem()
+                for peer in range(m // U, min((m + chunk) // U, C)):
+                    part = _gate(device, sums, peer * U - m)
+                    device.send(part, inbox, (slot, me), full, slot, peer)
+            return tuple(dold)
+
+        dstate = tuple(device.load(dlast.at[b, me, k]) for k in range(states))
+        nothing = device.placed(jnp.zeros_like(dstate[0]))
+        for peer in range(C):
+            device.send(nothing, inbox, (0, me), full, 0, peer)
+        dstate = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, dstate)
+        dstate = (dstate[0] + received(steps % 2), *dstate[1:])
+        for k in range(states):
+            dfirst.at[b, me, k][...] = dstate[k]
+
+    scratch = dict(
+        w=((tiles.parts, gates, tiles.M_back, U), dtype, tiles.swizzle),
+        dzs=((tiles.parts, gates, *tiles.tile), dtype, tiles.swizzle),
+        sums=((chunk, tiles.L), jnp.float32, None),
+        inbox=((2, C, *tiles.tile), jnp.float32, tiles.inbox_swizzle),
+        full=Arrivals(C),
+        copied=Copies(tiles.parts * gates),
+    )
+    return body, scratch
