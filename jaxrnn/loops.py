@@ -176,8 +176,9 @@ def length_of_blocks(plan: Plan, x: jax.Array, keep: Keep) -> int:
 
 def scan_steps(plan: Plan, step: Any, carry: Any, steps: Any, length: int) -> tuple[Any, Any]:
     """`lax.scan` over the steps of a block, in the order of the run, unrolled as it pays."""
-    unroll = choices().unroll if known(length) else 1
-    return lax.scan(step, carry, steps, length, reverse=plan.reverse, unroll=unroll)
+    # A length that is a symbol is that of the arrays.
+    told, unroll = (length, choices().unroll) if known(length) else (None, 1)
+    return lax.scan(step, carry, steps, told, reverse=plan.reverse, unroll=unroll)
 
 
 def before_blocks(plan: Plan, length: int, first: jax.Array, after: jax.Array) -> jax.Array:
