@@ -28,14 +28,14 @@ from jaxrnn.step import sizes_of
 
 CHOICES = ("auto", "scan", "kernel", "parallel", "cudnn")
 
-ORDER = {"cpu": ("kernel", "scan"), "tpu": ("kernel", "scan"), "cuda": ("cudnn", "scan")}
+ORDER = {"cpu": ("kernel", "scan"), "tpu": ("scan",), "cuda": ("cudnn", "scan")}
 """What "auto" tries on a platform for a cell of gates; the scan elsewhere.
 
 A cell that is linear in its state is run in parallel, where it can be.
 
 Measured on a CPU only. For a GPU it follows public figures: cuDNN in float32 launches some kernels
-for each step, a scan several times as many. The kernel, one launch for all steps, has never run on
-one, so that it is there to be asked for, and not tried by itself.
+for each step, a scan several times as many. Our kernels for GPUs and TPUs have never run on one:
+they are there to be asked for, and not tried by themselves.
 """
 
 

@@ -16,17 +16,14 @@ Axis letters as there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
-from jaxrnn import devices, kernels, loops
+from jaxrnn import devices, kernels, loops, operations
 from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.loops import Keep, Kept, Plan, turned
@@ -282,173 +279,26 @@ def _saved(cell: Cell) -> list[Any]:
 # The operations
 
 
-def kind(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
-    """A result of a shape, and of another array's dtype."""
-    return jax.ShapeDtypeStruct(shape, like.dtype)
-
-
-Kinds = list[jax.ShapeDtypeStruct]
-
-
-def _forward_kinds(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> Kinds:
+def _forward_kinds(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> operations.Kinds:
     x, H = operands[0], operands[2].shape[1]
     steps = (*x.shape[:2], H)
     rest = [steps if keep else steps[1:]] * (len(cell.states) - 1)
     saved = [(*x.shape[:2], H * count.shape[0]) for count in _saved(cell)] if keep else []
-    return [kind(shape, x) for shape in (steps, *rest, *saved)]
+    return [operations.kind(shape, x) for shape in (steps, *rest, *saved)]
 
 
-def _linear_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> Kinds:
+def _linear_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> operations.Kinds:
     pieces = _split_operands(operands, *_linear_counts(cell, wanted), 3)
     dstate, x = pieces[-3], pieces[-2][0]
     steps = (*x.shape[:2], dstate[0].shape[1])
-    return [kind(steps, x), *(kind(d.shape, d) for d in dstate)]
+    return [operations.kind(steps, x), *(operations.kind(d.shape, d) for d in dstate)]
 
 
-def _backward_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> Kinds:
+def _backward_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> operations.Kinds:
     cts, arrays, _ = _split_operands(operands, 1 + len(cell.states), 3)
-    some = [kind(a.shape, a) for a, yes in zip(arrays, wanted, strict=False) if yes]
-    bias = [kind(arrays[2].shape[:1], arrays[2])] * _linear_counts(cell, wanted)[3]
-    return [*some, *bias, *(kind(d.shape, d) for d in cts[1:])]
-
-
-def operation(
-    name: str,
-    reference: Callable[..., list[jax.Array]],
-    kinds: Callable[..., Kinds],
-    shared: Callable[..., set[int] | None],
-    kernel: Mapping[str, Callable[..., Any]],
-    sums: Callable[..., set[int]] = lambda **_: set(),
-) -> Primitive:
-    """A primitive that computes what a function does, with kernels where there are some.
-
-    Args:
-        name: of the primitive.
-        reference: what it computes.
-        kinds: shapes and dtypes of the results.
-        shared: which operands have no rows; where these are one for all, `jax.vmap` makes a larger
-            batch of the others. None if no other batch can be made of one.
-        kernel: what to call in its place, by platform; it gives None where it can't serve.
-        sums: which results have no rows either, but are sums over them.
-    """
-    p = Primitive(name)
-    p.multiple_results = True
-
-    @functools.cache
-    def compiled(parameters: tuple[tuple[str, Any], ...]) -> Any:
-        return jax.jit(lambda *operands: p.bind(*operands, **dict(parameters)))
-
-    def avals(*operands: Any, **parameters: Any) -> list[ShapedArray]:
-        return [ShapedArray(k.shape, k.dtype) for k in kinds(operands, **parameters)]
-
-    def jvp(primals: Any, tangents: Any, **parameters: Any) -> Any:
-        moved = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-        def of_moved(*some: jax.Array) -> list[jax.Array]:
-            operands = list(primals)
-            for i, operand in zip(moved, some, strict=True):
-                operands[i] = operand
-            return reference(*operands, **parameters)
-
-        return jax.jvp(of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])
-
-    def batch(operands: Any, axes: Any, **parameters: Any) -> Any:
-        alike = shared(**parameters)
-        if alike is None or sums(**parameters) or any(axes[i] is not None for i in alike):
-            each = functools.partial(reference, **parameters)
-            out = jax.vmap(each, in_axes=tuple(axes))(*operands)
-            return out, [0] * len(out)
-        size = next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
-        rows = [
-            o if i in alike else _more_rows(o, a, size)
-            for i, (o, a) in enumerate(zip(operands, axes, strict=True))
-        ]
-        out = p.bind(*rows, **parameters)
-        where = [_row_axis(o) for o in out]
-        apart = [
-            o.reshape(*o.shape[:a], size, -1, *o.shape[a + 1 :])
-            for o, a in zip(out, where, strict=True)
-        ]
-        return apart, where
-
-    p.def_impl(lambda *operands, **parameters: compiled(tuple(parameters.items()))(*operands))
-    p.def_abstract_eval(avals)
-    ad.primitive_jvps[p] = jvp
-    batching.primitive_batchers[p] = batch
-
-    def run(platform: str, *operands: jax.Array, **parameters: Any) -> Any:
-        out = kernel[platform](*operands, **parameters)
-        return reference(*operands, **parameters) if out is None else out
-
-    def lower(
-        platform: str, context: Any, *operands: Any, mesh: Any = None, **parameters: Any
-    ) -> Any:
-        same, added = shared(**parameters), sums(**parameters)
-        rows = [None if i in (same or ()) else _row_axis(a) for i, a in enumerate(context.avals_in)]
-        out = [None if i in added else _row_axis(a) for i, a in enumerate(context.avals_out)]
-        told = functools.partial(run, platform, **parameters)
-        mesh = None if same is None else mesh
-        chosen = _possible(context, platform, told, mesh, rows, out)
-        if chosen is None:
-            chosen = functools.partial(reference, **parameters)
-        return mlir.lower_fun(chosen, multiple_results=True)(context, *operands)
-
-    mlir.register_lowering(p, mlir.lower_fun(reference, multiple_results=True))
-    for platform in kernel:
-        mlir.register_lowering(p, functools.partial(lower, platform), platform=platform)
-    return p
-
-
-def _row_axis(a: Any) -> int:
-    """The axis of the rows: of (T, N, ...) and flags (T, N) the second, of states the first."""
-    return 1 if a.ndim == 3 or a.dtype == jnp.uint8 else 0
-
-
-def _more_rows(a: jax.Array, axis: int | None, size: int) -> jax.Array:
-    """An operand whose batch axis becomes one with its rows; one without is repeated."""
-    if axis is None:
-        a, axis = jnp.broadcast_to(a, (size, *a.shape)), 0
-    a = jnp.moveaxis(a, axis, 0)
-    rows = _row_axis(jax.ShapeDtypeStruct(a.shape[1:], a.dtype))
-    a = jnp.moveaxis(a, 0, rows)
-    return a.reshape(*a.shape[:rows], -1, *a.shape[rows + 2 :])
-
-
-def _possible(
-    context: Any,
-    platform: str,
-    kernel: Callable[..., Any],
-    mesh: Any,
-    rows: list[Any],
-    out: list[Any],
-) -> Callable[..., Any] | None:
-    """A kernel as the program that is lowered can have it; None if it can't.
-
-    A program to export has none where a kernel is code of this machine and process. One that XLA is
-    to split among devices has one where it was traced with their mesh (`jax.set_mesh`): each device
-    runs it on rows of its own. Inside of `jax.shard_map` it is split already.
-
-    Args:
-        context: of the lowering.
-        platform: that it is lowered for.
-        kernel: what to call.
-        mesh: the mesh that it was traced with, if there was one.
-        rows: the axis of the rows of each operand; None for one that is the same for all rows.
-        out: the axis of the rows of each result; None for a sum over them.
-    """
-    module = context.module_context
-    for_export = getattr(getattr(module, "lowering_parameters", None), "for_export", False)
-    if for_export and not kernels.portable(platform):
-        return None
-    count = getattr(module.axis_context, "num_devices", 1) or 1
-    if count == 1:
-        return kernel
-    first = next(a for a, axis in zip(context.avals_in, rows, strict=True) if axis == 1)
-    if mesh is None or mesh.size != count or first.shape[1] % count:
-        return None
-    if platform == "cpu":  # whose devices share the cores
-        kernel = functools.partial(kernel, at_once=jax.local_device_count())
-    return devices.split_rows(kernel, mesh, rows, out)
+    some = [operations.kind(a.shape, a) for a, yes in zip(arrays, wanted, strict=False) if yes]
+    bias = [operations.kind(arrays[2].shape[:1], arrays[2])] * _linear_counts(cell, wanted)[3]
+    return [*some, *bias, *(operations.kind(d.shape, d) for d in cts[1:])]
 
 
 def _serving(platform: str, cell: Cell, x: jax.Array, w_hh: jax.Array) -> Any:
@@ -512,30 +362,15 @@ def _backward_sums(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
     return set(range(counts[0], sum(counts[:-1])))
 
 
-def transposed_by(linear: Primitive, other: Primitive, count: Callable[..., int]) -> None:
-    """Make one operation the transpose of another by its first `count` operands.
-
-    It takes the cotangents, then the operands in which the first is not linear.
-    """
-
-    def transpose(cts: Any, *operands: Any, **parameters: Any) -> list[Any]:
-        residuals = operands[count(**parameters) :]
-        made = [ad.instantiate_zeros(ct) for ct in cts]
-        out = other.bind(*made, *residuals, **parameters)
-        return [*out, *[None] * len(residuals)]
-
-    ad.primitive_transposes[linear] = transpose
-
-
-forward_p = operation(
+forward_p = operations.operation(
     "rnn_forward",
     _forward_reference,
     _forward_kinds,
     lambda **_: {1, 2, 3, 4},
     _by_platform(_forward_kernel),
 )
-linear_p = operation("rnn_linear", _linear_reference, _linear_kinds, _linear_shared, {})
-backward_p = operation(
+linear_p = operations.operation("rnn_linear", _linear_reference, _linear_kinds, _linear_shared, {})
+backward_p = operations.operation(
     "rnn_backward",
     _backward_reference,
     _backward_kinds,
@@ -543,4 +378,6 @@ backward_p = operation(
     _by_platform(_backward_kernel),
     _backward_sums,
 )
-transposed_by(linear_p, backward_p, lambda cell, wanted, **_: sum(_linear_counts(cell, wanted)))
+operations.transposed_by(
+    linear_p, backward_p, lambda cell, wanted, **_: sum(_linear_counts(cell, wanted))
+)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import fused
+from jaxrnn import operations
 from jaxrnn.cells import LSTM, Cell, State
 from jaxrnn.step import Weights
 
@@ -154,30 +154,30 @@ def _backward_reference(*operands: Any, **how: Any) -> list[jax.Array]:
     return list(jax.vjp(run, *residuals[:4])[1](list(ct)))
 
 
-def _forward_kinds(operands: Any, *, reserve: int, **sizes: Any) -> fused.Kinds:
+def _forward_kinds(operands: Any, *, reserve: int, **sizes: Any) -> operations.Kinds:
     x, _, h, c, _ = operands
     features = sizes["hidden_size"] * (2 if sizes["bidirectional"] else 1)
     shapes = ((*x.shape[:2], features), h.shape, c.shape, (reserve,))
-    return [fused.kind(shape, x) for shape in shapes]
+    return [operations.kind(shape, x) for shape in shapes]
 
 
-def _linear_kinds(operands: Any, **how: Any) -> fused.Kinds:
+def _linear_kinds(operands: Any, **how: Any) -> operations.Kinds:
     return _forward_kinds(operands[4:9], **how)[:3]
 
 
-def _backward_kinds(operands: Any, **how: Any) -> fused.Kinds:
-    return [fused.kind(a.shape, a) for a in operands[3:7]]
+def _backward_kinds(operands: Any, **how: Any) -> operations.Kinds:
+    return [operations.kind(a.shape, a) for a in operands[3:7]]
 
 
 def _one_by_one(**how: Any) -> None:
     """No larger batch under `jax.vmap`: what cuDNN keeps can't be taken apart."""
 
 
-forward_p = fused.operation(
+forward_p = operations.operation(
     "cudnn_forward", _forward_reference, _forward_kinds, _one_by_one, {"cuda": _forward}
 )
-linear_p = fused.operation("cudnn_linear", _linear_reference, _linear_kinds, _one_by_one, {})
-backward_p = fused.operation(
+linear_p = operations.operation("cudnn_linear", _linear_reference, _linear_kinds, _one_by_one, {})
+backward_p = operations.operation(
     "cudnn_backward", _backward_reference, _backward_kinds, _one_by_one, {"cuda": _backward}
 )
-fused.transposed_by(linear_p, backward_p, lambda **_: 4)
+operations.transposed_by(linear_p, backward_p, lambda **_: 4)
