@@ -368,6 +368,7 @@ forward_p = operations.operation(
     _forward_kinds,
     lambda **_: {1, 2, 3, 4},
     _by_platform(_forward_kernel),
+    portable=kernels.portable,
 )
 linear_p = operations.operation("rnn_linear", _linear_reference, _linear_kinds, _linear_shared, {})
 backward_p = operations.operation(
@@ -377,6 +378,7 @@ backward_p = operations.operation(
     _backward_shared,
     _by_platform(_backward_kernel),
     _backward_sums,
+    kernels.portable,
 )
 operations.transposed_by(
     linear_p, backward_p, lambda cell, wanted, **_: sum(_linear_counts(cell, wanted))

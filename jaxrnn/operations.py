@@ -16,7 +16,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxrnn import devices, kernels
+from jaxrnn import devices
 
 
 def kind(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
@@ -34,6 +34,7 @@ def operation(
     shared: Callable[..., set[int] | None],
     kernel: Mapping[str, Callable[..., Any]],
     sums: Callable[..., set[int]] = lambda **_: set(),
+    portable: Callable[[str], bool] = lambda platform: False,
 ) -> Primitive:
     """A primitive that computes what a function does, with kernels where there are some.
 
@@ -45,6 +46,7 @@ def operation(
             batch of the others. None if no other batch can be made of one.
         kernel: what to call in its place, by platform; it gives None where it can't serve.
         sums: which results have no rows either, but are sums over them.
+        portable: whether the kernel of a platform may be part of a program to export.
     """
     p = Primitive(name)
     p.multiple_results = True
@@ -101,9 +103,11 @@ def operation(
         same, added = shared(**parameters), sums(**parameters)
         rows = [None if i in (same or ()) else _row_axis(a) for i, a in enumerate(context.avals_in)]
         out = [None if i in added else _row_axis(a) for i, a in enumerate(context.avals_out)]
-        told = functools.partial(run, platform, **parameters)
-        mesh = None if same is None else mesh
-        chosen = _possible(context, platform, told, mesh, rows, out)
+        chosen = None
+        if portable(platform) or not _to_export(context):
+            told = functools.partial(run, platform, **parameters)
+            mesh = None if same is None else mesh
+            chosen = _possible(context, platform, told, mesh, rows, out)
         if chosen is None:
             chosen = functools.partial(reference, **parameters)
         return mlir.lower_fun(chosen, multiple_results=True)(context, *operands)
@@ -129,6 +133,12 @@ def _more_rows(a: jax.Array, axis: int | None, size: int) -> jax.Array:
     return a.reshape(*a.shape[:rows], -1, *a.shape[rows + 2 :])
 
 
+def _to_export(context: Any) -> bool:
+    """Whether a program is lowered to be exported."""
+    parameters = getattr(context.module_context, "lowering_parameters", None)
+    return getattr(parameters, "for_export", False)
+
+
 def _possible(
     context: Any,
     platform: str,
@@ -139,9 +149,9 @@ def _possible(
 ) -> Callable[..., Any] | None:
     """A kernel as the program that is lowered can have it; None if it can't.
 
-    A program to export has none where a kernel is code of this machine and process. One that XLA is
-    to split among devices has one where it was traced with their mesh (`jax.set_mesh`): each device
-    runs it on rows of its own. Inside of `jax.shard_map` it is split already.
+    One that XLA is to split among devices has it where it was traced with their mesh
+    (`jax.set_mesh`): each device runs it on rows of its own. Inside of `jax.shard_map` it is split
+    already.
 
     Args:
         context: of the lowering.
@@ -151,11 +161,7 @@ def _possible(
         rows: the axis of the rows of each operand; None for one that is the same for all rows.
         out: the axis of the rows of each result; None for a sum over them.
     """
-    module = context.module_context
-    for_export = getattr(getattr(module, "lowering_parameters", None), "for_export", False)
-    if for_export and not kernels.portable(platform):
-        return None
-    count = getattr(module.axis_context, "num_devices", 1) or 1
+    count = getattr(context.module_context.axis_context, "num_devices", 1) or 1
     if count == 1:
         return kernel
     first = next(a for a, axis in zip(context.avals_in, rows, strict=True) if axis == 1)
