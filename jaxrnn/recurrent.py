@@ -188,6 +188,8 @@ class Recurrent(nnx.Module):
         self.skip = skip
         self.deterministic = False  # the attribute that nnx's train() and eval() switch
 
+        # Of each layer; kept, for to read them from the cell takes longer than to check a call.
+        self._each_state_sizes = tuple(map(cell.state_sizes, self.layer_sizes))
         around = skips.places(skip, cell, self.layer_sizes, self.directions)
         key = rngs.params()
         drawn = stack.init(
@@ -247,11 +249,6 @@ class Recurrent(nnx.Module):
             directions=self.directions,
             proj_size=self.proj_size,
         )
-
-    @property
-    def _each_state_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """The features of each state, for each layer."""
-        return tuple(map(self.cell.state_sizes, self.layer_sizes))
 
     @property
     def _suffixes(self) -> list[str]:
