@@ -70,7 +70,7 @@ OPTIONS = {
     "remat": "it keeps all that its derivative needs, whatever `remat` says",
     "one layer": "it runs whole stacks: `jaxrnn.stack.run` and the layers",
     "masks": "it has no recurrent dropout and no zoneout",
-    "around": "it has nothing around its layers, which are of one size, and none of the regularisers",
+    "around": "its layers are of one size, with no skip and no regulariser",
 }
 """What a run may ask for, and what a backend without it says."""
 

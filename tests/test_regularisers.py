@@ -123,7 +123,12 @@ def plain(plan: Any, weights: Any, x: Any, hx: Any, key: Any, lengths: Any, rese
 
 # Each regulariser with each thing a stack does: a cell, its options, those of the stack
 
-ALL = {"input_dropout": 0.3, "recurrent_dropout": 0.4, "zoneout": (0.2, 0.5), "weight_drop": 0.3}
+ALL: dict[str, Any] = {
+    "input_dropout": 0.3,
+    "recurrent_dropout": 0.4,
+    "zoneout": (0.2, 0.5),
+    "weight_drop": 0.3,
+}
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "all": (cells.LSTM(), ALL, {"layers": 2, "bidirectional": True}),
     "all, remat": (cells.LSTM(), ALL, {"remat": True}),
@@ -236,7 +241,7 @@ def test_a_layer_draws_its_key_from_the_dropout_stream() -> None:
 
 
 def test_evaluation_draws_nothing_and_is_the_plain_layer() -> None:
-    options = {name: p for name, p in ALL.items() if name != "zoneout"}
+    options: dict[str, Any] = {name: p for name, p in ALL.items() if name != "zoneout"}
     layer, other = make(rngs=nnx.Rngs(0), **options), make(rngs=nnx.Rngs(0))
     layer.eval()
     before = int(layer.rngs.count[...])
@@ -410,7 +415,12 @@ def test_a_converted_layer_says_what_it_would_lose() -> None:
     from jaxrnn.convert import ConversionError
     from jaxrnn.convert.parts import taken_apart
 
-    for options in ({"skip": "residual"}, {"zoneout": 0.1}, {"learn_initial_state": True}):
+    each: list[dict[str, Any]] = [
+        {"skip": "residual"},
+        {"zoneout": 0.1},
+        {"learn_initial_state": True},
+    ]
+    for options in each:
         with pytest.raises(ConversionError, match=f"no form of a layer with {next(iter(options))}"):
             taken_apart(make(2, rngs=nnx.Rngs(0), **options), "f")
     with pytest.warns(UserWarning, match="input_dropout=0.3"):
@@ -464,6 +474,7 @@ def test_wrong_states_of_layers() -> None:
 
 
 def test_a_kernel_says_why_not() -> None:
-    for options in ({"recurrent_dropout": 0.5}, {"zoneout": 0.5}):
+    each: list[dict[str, Any]] = [{"recurrent_dropout": 0.5}, {"zoneout": 0.5}]
+    for options in each:
         with pytest.raises(ValueError, match="it has no recurrent dropout and no zoneout"):
             make(backend="kernel", rngs=nnx.Rngs(0), **options)(X)
