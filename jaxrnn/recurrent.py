@@ -189,7 +189,7 @@ class Recurrent(nnx.Module):
         self.deterministic = False  # the attribute that nnx's train() and eval() switch
 
         # Of each layer; kept, for to read them from the cell takes longer than to check a call.
-        self._each_state_sizes = tuple(map(cell.state_sizes, self.layer_sizes))
+        self._each_state_sizes = tuple(cell.state_sizes(sizes) for sizes in self.layer_sizes)
         around = skips.places(skip, cell, self.layer_sizes, self.directions)
         key = rngs.params()
         drawn = stack.init(

@@ -190,13 +190,13 @@ def test_values_and_gradients_are_those_of_the_plain_loop(name: str) -> None:
     lengths = LENGTHS if ragged else np.full(N, T)
     resets = RESETS if ragged else np.zeros((T, N), bool)
 
-    def ours(*at: Any) -> Any:
+    def ours(weights: Any, x: Any, hx: Any) -> Any:
         more = (jnp.asarray(lengths), jnp.asarray(resets)) if ragged else ()
-        y, last = stack.run(plan, *at, KEY, *more)
+        y, last = stack.run(plan, weights, x, hx, KEY, *more)
         return scalar(y, last), (y, last)
 
-    def written_out(*at: Any) -> Any:
-        y, last = plain(plan, *at, KEY, lengths, np.concatenate([resets, resets[:1]]))
+    def written_out(weights: Any, x: Any, hx: Any) -> Any:
+        y, last = plain(plan, weights, x, hx, KEY, lengths, np.concatenate([resets, resets[:1]]))
         return scalar(y, last), (y, last)
 
     @jax.jit
@@ -244,10 +244,11 @@ def test_evaluation_draws_nothing_and_is_the_plain_layer() -> None:
     options: dict[str, Any] = {name: p for name, p in ALL.items() if name != "zoneout"}
     layer, other = make(rngs=nnx.Rngs(0), **options), make(rngs=nnx.Rngs(0))
     layer.eval()
-    before = int(layer.rngs.count[...])
+    rngs: Any = layer.rngs
+    before = int(rngs.count[...])
     close(jax.jit(lambda x: layer(x))(X), other(X))
     close(jax.grad(lambda x: layer(x)[0].sum())(X), jax.grad(lambda x: other(x)[0].sum())(X))
-    assert int(layer.rngs.count[...]) == before
+    assert int(rngs.count[...]) == before
     assert layer.plan("TND", training=False).regularisers is None
 
 
@@ -309,7 +310,7 @@ def test_weight_norm_begins_with_the_weights_and_knows_its_names() -> None:
         *("weight_ih_l0_g", "weight_ih_l0_v", "weight_hh_l0_g", "weight_hh_l0_v")
     ]
     own = Recurrent(ResetBefore(), D, H, weight_norm="weight_hn", rngs=nnx.Rngs(0))
-    assert own.weight_hn_l0_g[...].shape == (H, 1)
+    assert jaxrnn.state_dict(own)["weight_hn_l0_g"].shape == (H, 1)
 
 
 def test_a_learned_initial_state() -> None:
@@ -363,7 +364,7 @@ def test_equal_hidden_sizes_are_one() -> None:
     assert repr(GRU(D, [4, 4], rngs=nnx.Rngs(0))) == "GRU(3, 4, num_layers=2)"
     layer = GRU(D, (4, 5), learn_initial_state=True, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     assert repr(layer) == "GRU(3, (4, 5), num_layers=2, learn_initial_state=True)"
-    layer.h_0_l1[...] = jnp.ones(5)
+    jaxrnn.load_state_dict(layer, jaxrnn.state_dict(layer) | {"h_0_l1": np.ones(5)})
     h_n = layer(X, lengths=np.array([0, 1, 2]))[1]
     close(h_n[1][0, 0], jnp.ones(5))
     step = jit_step(layer)  # begins with the learned state
@@ -401,6 +402,23 @@ def test_what_leads_around_the_layers(skip: str) -> None:
     close(last, tuple(jnp.concatenate(s) for s in zip(*states)))
     close(jit_step(make(2, skip=skip, rngs=nnx.Rngs(0)))(X[0])[0],
           make(2, skip=skip, rngs=nnx.Rngs(0))(X[:1])[0][0])  # fmt: skip
+
+
+@pytest.mark.parametrize("skip", ["residual", "highway"])
+def test_padding_reaches_nothing_on_the_way_around(skip: str) -> None:
+    layer = LSTM(H, H, skip=skip, zoneout=0.2, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    graph, params, others = nnx.split(layer, nnx.Param, ...)
+    x = jnp.concatenate([X, X[..., :1]], -1)
+    padding = (np.arange(T)[:, None] >= LENGTHS[None])[..., None]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def run(params: Any, x: Any) -> Any:
+        y, _ = nnx.merge(graph, params, others)(x, lengths=LENGTHS, rngs=KEY)
+        return (y * jnp.cos(y)).sum()
+
+    clean = run(params, jnp.where(padding, 0, x))
+    close(run(params, jnp.where(padding, jnp.nan, x)), clean)
 
 
 def test_dropout_is_not_on_the_way_around() -> None:
