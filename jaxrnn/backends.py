@@ -69,6 +69,8 @@ OPTIONS = {
     "dropout": "it draws no dropout between layers that could be repeated",
     "remat": "it keeps all that its derivative needs, whatever `remat` says",
     "one layer": "it runs whole stacks: `jaxrnn.stack.run` and the layers",
+    "masks": "it has no recurrent dropout and no zoneout",
+    "around": "its layers are of one size, with no skip and no regulariser",
 }
 """What a run may ask for, and what a backend without it says."""
 
@@ -77,11 +79,11 @@ TABLE = (
     Row("parallel", "all", "LinearCell", (), "T a number", (), "all", False),
     Row(
         *("kernel", "cpu", "elementwise", ("float32", "float64"), "all; needs llvmlite"),
-        *(("projection", "all states"), "reverse mode once", True),
+        *(("projection", "all states", "masks"), "reverse mode once", True),
     ),
     Row(
         *("kernel", "tpu", "elementwise", ("float32", "bfloat16"), "W_hh within VMEM"),
-        *(("projection", "all states"), "reverse mode once", False),
+        *(("projection", "all states", "masks"), "reverse mode once", False),
     ),
     Row(
         *("kernel", "cuda", "elementwise", ("float32", "bfloat16"), "W_hh in a cluster; Hopper"),
@@ -89,7 +91,18 @@ TABLE = (
     ),
     Row(
         *("cudnn", "cuda", "LSTM", ("float32",), "all; needs JAX's CUDA plugin"),
-        *(("projection", "all states", "resets", "dropout", "remat", "one layer"),),
+        *(
+            (
+                "projection",
+                "all states",
+                "resets",
+                "dropout",
+                "remat",
+                "one layer",
+                "masks",
+                "around",
+            ),
+        ),
         *("reverse mode once", False),
     ),
 )
@@ -163,6 +176,7 @@ def choose(
     x: Any,
     *,
     all_states: bool = False,
+    masks: bool = False,
     platform: str | None = None,
 ) -> Choice:
     """The backend of one layer in one direction.
@@ -173,12 +187,13 @@ def choose(
         weights: `jaxrnn.recurrence.Weights`.
         x: (T, N, D).
         all_states: whether all states are given out.
+        masks: whether recurrent dropout or zoneout act within the loop.
         platform: what it is to run on; None for `platform()`.
 
     Raises:
         ValueError: for a backend that can't serve: why.
     """
-    options = {"one layer": True, "all states": all_states}
+    options = {"one layer": True, "all states": all_states, "masks": masks}
     return decide(backend, _asked(cell, weights, x, options), platform or _here())
 
 
@@ -323,8 +338,11 @@ def explain(
             parallel: LSTM is not linear in its state, as a LinearCell is
             cudnn: there is none for tpu
     """
-    platform = stack.platform or _here()
+    platform, noise = stack.platform or _here(), stack.regularisers
+    sizes = {tuple(s.shape for s in (w.weight_hh, w.weight_hr) if s is not None) for w in weights}
     options = {
+        "masks": noise is not None and bool(noise.recurrent_dropout or noise.zoneout),
+        "around": noise is not None or stack.skip is not None or len(sizes) > 1,
         "all states": stack.all_states,
         "dropout": stack.dropout > 0 and len(weights) > stack.directions,
         "remat": stack.remat,

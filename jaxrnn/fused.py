@@ -135,7 +135,7 @@ def _biased(weights: Weights) -> tuple[jax.Array, ...]:
 
 def _flags(masks: Masks) -> tuple[jax.Array, ...]:
     """The masks as one array uint8 (T, N), 1 for a reset, and 2 for a step of the row's own."""
-    resets, valid = masks
+    resets, valid = masks.resets, masks.valid
     if resets is not None and valid is not None:
         resets = resets & valid  # a reset at a step that is not the row's own changes nothing
     two = jnp.uint8(2)

@@ -9,6 +9,7 @@ L layers, F directions (2 if bidirectional), G gates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Unpack
 
 from flax import nnx
@@ -29,7 +30,8 @@ class RNN(Recurrent):
 
     Args:
         input_size: D, the number of input features.
-        hidden_size: H, the number of hidden features.
+        hidden_size: H, the number of hidden features; or several, one for each layer, with states
+            as `jaxrnn.states` says.
         num_layers: L, layers one on another.
         nonlinearity: "tanh" or "relu".
         bias: whether there are b_ih and b_hh.
@@ -37,7 +39,8 @@ class RNN(Recurrent):
         dropout: the probability of zeroing each output of any layer but the last, in training.
         bidirectional: a second direction, from the last step to the first.
         rngs: the streams for the parameters (``params``) and for dropout (``dropout``).
-        options: ``dtype``, ``param_dtype``, ``backend``, ``remat``, see `Options`.
+        options: ``dtype``, ``param_dtype``, ``backend``, ``remat``, and regularisers, a learned
+            initial state and skips, all off by default, see `Options`.
 
     Parameters, for layer k and suffix s ('' or '_reverse'), each drawn from
     U(-1/sqrt(H), 1/sqrt(H)): ``weight_ih_l{k}{s}`` (H, D or F*H), ``weight_hh_l{k}{s}`` (H, H),
@@ -57,8 +60,8 @@ class RNN(Recurrent):
         >>> output.shape, h_n.shape
         ((5, 3, 20), (2, 3, 20))
 
-    Differs from PyTorch: `rngs`, `dtype`, `param_dtype`, `backend` and `remat` are ours, and
-    there is no `device`. Forward mode, double backward and `vmap` work.
+    Differs from PyTorch: `rngs`, the options and several hidden sizes are ours, and there is no
+    `device`. Forward mode, double backward and `vmap` work.
 
     Source: J. L. Elman, Finding structure in time, Cognitive Science 14 (1990).
     """
@@ -66,7 +69,7 @@ class RNN(Recurrent):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         bias: bool = True,
@@ -131,7 +134,7 @@ class LSTM(Recurrent):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -191,7 +194,7 @@ class GRU(Recurrent):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,

@@ -24,6 +24,8 @@ from jaxrnn.step import (
     Masks,
     Weights,
     advance,
+    dropped,
+    dropped_rows,
     enter,
     entered_rows,
     gate_inputs,
@@ -38,6 +40,7 @@ from jaxrnn.step import (
     outputs,
     own_parameters,
     plus,
+    rule,
     turned,
     two_columns,
     wide,
@@ -215,12 +218,13 @@ def linear_block(
     hs_last = hs.swapaxes(1, 2)
     old = enter(tuple(map(shift, start, (hs_last, *kept.rest))), masks.resets)
     new = (hs_last if kept.m is None else kept.m, *kept.rest)
-    coefficients = jax.vmap(lambda saved, old, new: cell.linearize(saved, old, new, *own))(
+    derivative = rule(cell, masks)
+    coefficients = jax.vmap(lambda saved, old, new: derivative.linearize(saved, old, new, *own))(
         wide(kept.saved), wide(old), wide(new)
     )
 
     # All that does not come through the state of the step before, for all steps at once.
-    old_h = entered_rows(shift(start[0].T, hs), masks.resets)
+    old_h = dropped_rows(weights, entered_rows(shift(start[0].T, hs), masks.resets))
     from_x = [product_of_rows(dweights.weight_ih, x), dweights.bias_ih]
     if dx is not None:
         # The barrier keeps XLA from exchanging the operands of the transposed product for the sake
@@ -236,7 +240,7 @@ def linear_block(
         dz = _total(from_x + from_h, shape, hs.dtype)
     if own:
         own = (*own, _instantiated(cell, weights.own, dweights.own))
-    direct = jax.vmap(lambda *by_step: cell.tangent(*by_step, *own))(
+    direct = jax.vmap(lambda *by_step: derivative.tangent(*by_step, *own))(
         coefficients, dz, jax.tree.map(jnp.zeros_like, wide(old))
     )
     from_hr = None
@@ -273,23 +277,25 @@ def linear_loop(
     own = own_parameters(cell, weights.own)
     own = (*own, None) if own else ()
     dtype = weights.weight_ih.dtype
+    tangent = rule(cell, masks).tangent
 
     def step(dstate: State, inputs: Any) -> tuple[State, State]:
         coefficients, direct, from_hr, masks = inputs
         before = dstate
-        dstate = enter(dstate, masks.resets)
+        dstate = entered = enter(dstate, masks.resets)
         if w_hh is None:
             rows = len(cell.gates) * dstate[0].shape[0]
             dz = jnp.zeros((rows, dstate[0].shape[1]), dstate[0].dtype)
         else:
-            dz = paired_product(w_hh, hh_t, dstate[0].astype(dtype))
+            dz = paired_product(w_hh, hh_t, dropped(weights, dstate[0]).astype(dtype))
         dz = (jnp.zeros_like(dz), dz) if cell.split else dz
-        dstate = cell.tangent(coefficients, dz, dstate, *own)
+        dstate = tangent(coefficients, dz, dstate, *own)
         dh, *rest = map(jnp.add, dstate, direct)
         if weights.weight_hr is not None:
             assert hr_t is not None
             dh = paired_product(weights.weight_hr, hr_t, dh.astype(dtype))
-        dstate = leave((dh if from_hr is None else dh + from_hr, *rest), before, masks.valid)
+        dh = dh if from_hr is None else dh + from_hr
+        dstate = leave((dh, *rest), entered, before, masks)
         return dstate, narrow(plan.given_out(dstate), dtype)
 
     steps = (coefficients, direct, from_hr, masks)
@@ -315,14 +321,18 @@ def _replay(
     cell = plan.cell
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     before = shift(start[0].T, hs)
-    zh = product_of_rows(weights.weight_hh, entered_rows(before, masks.resets))
+    old_h = dropped_rows(weights, entered_rows(before, masks.resets))
+    zh = product_of_rows(weights.weight_hh, old_h)
     z = joined(cell, weights, gate_inputs(cell, weights, x), zh)
     own = own_parameters(cell, weights.own)
+    save = rule(cell, masks).save
+    of_rest = lambda masks: masks.zoneout and masks.zoneout[1:]  # noqa: E731
 
     def step(rest: State, inputs: Any) -> tuple[State, Kept]:
         z, old_h, masks = inputs
-        (m, *new), saved = cell.save(z, wide(enter((old_h, *rest), masks.resets)), *own)
-        rest = leave(like(new, rest), rest, masks.valid)
+        _, *entered = state = enter((old_h, *rest), masks.resets)
+        (m, *new), saved = save(z, wide(state), *own)
+        rest = leave(like(new, rest), tuple(entered), rest, masks._replace(zoneout=of_rest(masks)))
         m = m.astype(hs.dtype) if _projects(weights) else None
         return rest, Kept(rest, m, narrow(saved, hs.dtype))
 

@@ -5,7 +5,8 @@
     s_t = a_t * s_{t-1} + b_t
     (a, b) after (a', b')  =  (a * a', a * b' + b)        associative
 
-A reset is a_t = 0, a step that is not the row's is a_t = 1, b_t = 0. Axis letters: K steps, S
+A reset is a_t = 0, a step that is not the row's is a_t = 1, b_t = 0, and so is zoneout, for a unit.
+Axis letters: K steps, S
 features of the state, N rows.
 
 Source: G. Blelloch, Prefix sums and their applications (1990); for linear recurrences: E. Martin,
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.step import Masks
+from jaxrnn.step import Masks, leave
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -33,6 +34,11 @@ def states(coefficients: Pair, before: jax.Array, masks: Masks, *, reverse: bool
         reverse: read from the last step to the first.
     """
     a, b = coefficients
+    if masks.zoneout is not None:
+        # What keeps the state of a step is the step a = 1, b = 0.
+        kept = masks._replace(resets=None, valid=None)
+        ones, zeros = (jnp.ones_like(a),), (jnp.zeros_like(b),)
+        (a,), (b,) = leave((a,), ones, (a,), kept), leave((b,), zeros, (b,), kept)
     if masks.resets is not None:
         a = jnp.where(masks.resets[:, None], jnp.zeros_like(a), a)
     if masks.valid is not None:

@@ -126,7 +126,8 @@ def outputs_and_states(
     weights = completed(cell, weights, sizes)
     if state is None:
         state = zero_state(cell, sizes, x.shape[1], x.dtype)
-    how: dict[str, Any] = dict(all_states=all_states, platform=platform)
+    masked = weights.mask_hh is not None or masks.zoneout is not None
+    how: dict[str, Any] = dict(all_states=all_states, masks=masked, platform=platform)
     who = backends.choose(backend, cell, weights, x, **how).backend
     plan = Plan(cell, reverse, remat, block, all_states, who == "kernel", who == "parallel")
     if who != "kernel":  # which reads nothing there

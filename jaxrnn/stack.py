@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import backends, ragged
-from jaxrnn.cells import AnyCell, Cell, Sizes, State, check
+from jaxrnn import backends, ragged, skips
+from jaxrnn import states as states_of
+from jaxrnn.cells import AnyCell, Cell, Sizes, check
 from jaxrnn.cells.checking import check_step
 from jaxrnn.recurrence import Weights, outputs_and_states
+from jaxrnn.regularisers import Regularisers
 from jaxrnn.step import sizes_of, zero_state
 
 
@@ -39,6 +41,8 @@ class Stack:
         backend: who runs the loops, see `jaxrnn.backends`.
         platform: what the backend is chosen for, "cpu", "cuda", "rocm" or "tpu"; None for what is
             computed on here.
+        regularisers: those that act, see `jaxrnn.regularisers`; None for none.
+        skip: what leads around each layer, see `jaxrnn.skips`: None, "residual" or "highway".
     """
 
     cell: AnyCell
@@ -50,6 +54,8 @@ class Stack:
     all_states: bool = False
     backend: str = "auto"
     platform: str | None = None
+    regularisers: Regularisers | None = None
+    skip: str | None = None
 
     @property
     def directions(self) -> int:
@@ -62,11 +68,12 @@ def run(
     stack: Stack,
     weights: Sequence[Weights],
     x: jax.Array,
-    states: State | None = None,
+    states: tuple[Any, ...] | None = None,
     key: jax.Array | None = None,
     lengths: jax.Array | None = None,
     resets: jax.Array | None = None,
-) -> tuple[jax.Array, State]:
+    gates: Sequence[skips.Gate | None] | None = None,
+) -> tuple[jax.Array, tuple[Any, ...]]:
     """Run a stack of layers over a batch of sequences.
 
     Args:
@@ -74,8 +81,9 @@ def run(
         weights: F*L of them, layer by layer, the forward direction of a layer first.
         x: the input, its axes as `stack.layout` says.
         states: the initial states, h (F*L, N, R) first, each other (F*L, N, H), without N if the
-            input has no batch; None for zeros.
-        key: the PRNG key of dropout, if there is any.
+            input has no batch; where they differ from layer to layer, as `jaxrnn.states` says;
+            None for zeros.
+        key: the PRNG key of dropout and of the regularisers, if there are any.
         lengths: integers (N,), or () without a batch: the steps of each row, those past it being
             padding, whose content reaches nothing. The output there is zero, and the last state is
             that after the row's last step; the reverse direction begins there. Below 0 is taken as
@@ -84,6 +92,7 @@ def run(
             every layer and both directions, so that its pieces are independent. The forward
             direction begins each piece but the first from zeros, the reverse direction each but
             the last.
+        gates: of a highway, one for each layer, None for one that has no skip.
 
     Returns:
         The output, axes as the input's with F*R features, and the last states, shaped as `states`.
@@ -101,14 +110,15 @@ def run(
     if stack.dtype is not None:
         weights, x = jax.tree.map(lambda a: a.astype(stack.dtype), (weights, x))
         dtypes = stack.cell.state_dtypes(stack.dtype)
-        states = states and tuple(s.astype(d) for s, d in zip(states, dtypes, strict=True))
+        states = states and states_of.cast(states, dtypes)
+        gates = jax.tree.map(lambda a: a.astype(stack.dtype), gates)
     if stack.layout == "NTD":
         x = x.swapaxes(0, 1)
         resets = None if resets is None else resets.T
     elif stack.layout == "TD":
         x, resets = x[:, None], None if resets is None else resets[:, None]
         lengths = None if lengths is None else lengths[None]
-        states = None if states is None else tuple(s[:, None] for s in states)
+        states = jax.tree.map(lambda s: s[:, None], states)
     masks = ragged.masks(x.shape[0], lengths, resets)
     valid = masks[0].valid
     check(stack.cell)
@@ -117,20 +127,26 @@ def run(
     if chosen[0].backend == "cudnn":
         x, states = _by_cudnn(stack, weights, ragged.only(valid, x), states, lengths)
         return _laid_out(stack, ragged.only(valid, x), states)
-    last = []
+    last, regularisers = [], stack.regularisers
     for first in range(0, len(weights), stack.directions):
+        below = x
         if first and stack.dropout > 0:
             x = _dropout(key, first, x, stack.dropout)
+        if regularisers is not None:
+            x = regularisers.on_input(key, first, x)
         outputs = []
         for index in range(first, first + stack.directions):
-            start = None if states is None else tuple(s[index] for s in states)
+            start = None if states is None else states_of.at(states, index, stack.directions)
+            own, around = weights[index], masks[index - first]
+            if regularisers is not None:
+                own, around = regularisers.on_loop(stack.cell, key, index, own, x, around)
             output, every, final = outputs_and_states(
                 stack.cell,
-                weights[index],
+                own,
                 x,
                 start,
                 reverse=index > first,
-                masks=masks[index - first],
+                masks=around,
                 remat=stack.remat,
                 all_states=stack.all_states,
                 backend=chosen[index].backend,
@@ -139,18 +155,25 @@ def run(
             outputs.append(output)
             last.append(final if every is None else tuple(ragged.only(valid, s) for s in every))
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+        if stack.skip is not None and below.shape == x.shape:
+            gate = None if gates is None else gates[first // stack.directions]
+            # Nothing of what is no step of a row may meet the gate, nor its derivative.
+            below, x = ragged.only(valid, below), ragged.only(valid, x)
+            x = skips.around(stack.skip, gate, below, x)
     x = ragged.only(valid, x)
 
     axis = 1 if stack.all_states else 0  # of the layers and directions, after that of time
-    return _laid_out(stack, x, tuple(jnp.stack(s, axis) for s in zip(*last, strict=True)))
+    return _laid_out(stack, x, states_of.stacked(last, stack.directions, axis))
 
 
-def _laid_out(stack: Stack, x: jax.Array, states: State) -> tuple[jax.Array, State]:
+def _laid_out(
+    stack: Stack, x: jax.Array, states: tuple[Any, ...]
+) -> tuple[jax.Array, tuple[Any, ...]]:
     """The output (T, N, F*R) and the states (..., N, R) with the axes of the input."""
     if stack.layout == "NTD":
         x = x.swapaxes(0, 1)
     elif stack.layout == "TD":
-        x, states = x[:, 0], tuple(jnp.squeeze(s, -2) for s in states)
+        x, states = x[:, 0], jax.tree.map(lambda s: jnp.squeeze(s, -2), states)
     return x, states
 
 
@@ -158,9 +181,9 @@ def _by_cudnn(
     stack: Stack,
     weights: Sequence[Weights],
     x: jax.Array,
-    states: State | None,
+    states: tuple[Any, ...] | None,
     lengths: jax.Array | None,
-) -> tuple[jax.Array, State]:
+) -> tuple[jax.Array, tuple[Any, ...]]:
     """All layers at once, see `jaxrnn.kernels.cudnn`."""
     from jaxrnn.kernels import cudnn
 
@@ -214,7 +237,7 @@ def init(
     key: jax.Array,
     cell: AnyCell,
     input_size: int,
-    hidden_size: int,
+    hidden_size: int | tuple[int, ...],
     *,
     num_layers: int = 1,
     bias: bool = True,
@@ -223,6 +246,8 @@ def init(
     dtype: Any = jnp.float32,
 ) -> tuple[Weights, ...]:
     """The weights of a stack as PyTorch draws them: each from U(-1/sqrt(H), 1/sqrt(H)).
+
+    `hidden_size` is one for all layers, or a tuple of one for each.
 
     Parameters that a cell declares with an `init` of their own are drawn by that, and all go
     through its `initialize`.
@@ -236,25 +261,28 @@ def init(
     """
     directions = 2 if bidirectional else 1
     check(cell)
-    output = cell.output_features(Sizes(input_size, hidden_size, proj_size or hidden_size))
-    sizes = [input_size] * directions
-    sizes += [directions * output] * (directions * (num_layers - 1))
-    layers = [shapes(cell, size, hidden_size, bias=bias, proj_size=proj_size) for size in sizes]
+    sizes = states_of.layer_sizes(
+        *(cell, input_size, hidden_size, num_layers), directions=directions, proj_size=proj_size
+    )
+    sizes = [size for size in sizes for _ in range(directions)]
+    layers = [shapes(cell, size.D, size.H, bias=bias, proj_size=proj_size) for size in sizes]
     for size in dict.fromkeys(sizes):
-        check_step(cell, Sizes(size, hidden_size, proj_size or hidden_size))
+        check_step(cell, size)
     apart = {name: p.init for name, p in cell.declared().items() if p.init is not None}
     # One draw for all: a generator for each shape would take longer to compile than the layer.
     alike = [{n: shape for n, shape in layer.items() if n not in apart} for layer in layers]
     counts = [math.prod(shape) for layer in alike for shape in layer.values()]
-    drawn = uniform(key, (sum(counts),), hidden_size, dtype)
+    one = isinstance(hidden_size, int)
+    drawn = uniform(key, (sum(counts),), hidden_size if one else 1, dtype)
     parts = iter(jnp.split(drawn, list(itertools.accumulate(counts))[:-1]))
     keys = (jax.random.fold_in(key, index) for index in itertools.count())
     made = []
-    for layer in layers:
+    for layer, size in zip(layers, sizes):
+        bound = 1 if one else size.H**-0.5
         named = {
             name: _drawn(apart[name], next(keys), shape, dtype)
             if name in apart
-            else next(parts).reshape(shape)
+            else next(parts).reshape(shape) * bound
             for name, shape in layer.items()
         }
         made.append(Weights.of(cell, cell.initialize(named)))

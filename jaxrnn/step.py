@@ -7,6 +7,7 @@ P projection, R size of h (P if projected, else H).
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxrnn.blocks import known
 from jaxrnn.cells import AnyCell, Cell, GeneralCell, Sizes, State
+from jaxrnn.cells.checking import WEIGHTS
 from jaxrnn.checks import ShapeError
 from jaxrnn.products import product, product_of_rows, rows_product, wide_dtype
 from jaxrnn.tuning import choices
@@ -29,6 +31,8 @@ class Weights(NamedTuple):
         bias_hh: (G*H,) or None.
         weight_hr: (P, H), the projection of h, or None.
         own: the parameters that the cell has declared, by name, or None.
+        mask_hh: (R, N), what h is multiplied with on its way into W_hh, or None; no parameter, and
+            without a derivative.
     """
 
     weight_ih: Any = None
@@ -37,16 +41,17 @@ class Weights(NamedTuple):
     bias_hh: jax.Array | None = None
     weight_hr: jax.Array | None = None
     own: dict[str, jax.Array] | None = None
+    mask_hh: jax.Array | None = None
 
     def named(self) -> dict[str, jax.Array]:
-        """All that are there by name, in their order."""
-        there = {n: a for n, a in self._asdict().items() if n != "own" and a is not None}
+        """All parameters that are there by name, in their order."""
+        there: dict[str, Any] = {n: a for n, a in zip(WEIGHTS, self) if a is not None}
         return there | (self.own or {})
 
     @classmethod
     def of(cls, cell: AnyCell, named: dict[str, jax.Array]) -> Weights:
         """The other way round."""
-        fields = [n for n in cls._fields if cell.gates and n in named]
+        fields = [n for n in WEIGHTS if cell.gates and n in named]
         own = {n: named[n] for n in named if n not in fields}
         return cls(**{n: named[n] for n in fields}, own=own or None)
 
@@ -57,10 +62,13 @@ class Masks(NamedTuple):
     Attributes:
         resets: bool (T, N); True at t sets the row's state to zero before x_t is consumed.
         valid: bool (T, N); False at t leaves the row's state as it was before step t.
+        zoneout: for each state what of it step t leaves as it came in: bool (T, S, N), or numbers
+            (T, 1, 1), the part of each; None for a state that has none.
     """
 
     resets: jax.Array | None = None
     valid: jax.Array | None = None
+    zoneout: tuple[jax.Array | None, ...] | None = None
 
 
 def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
@@ -145,12 +153,12 @@ def advance(
     if not isinstance(cell, Cell):
         general = cast(GeneralCell, cell)
         step = jax.vmap(lambda x, s: tuple(general.step(x, s, *own)), -1, -1)
-        return leave(like(step(zx, wide(state)), old), old, masks.valid), None, None
-    z = joined(cell, weights, zx, product(weights.weight_hh, state[0]))
-    (m, *rest), saved = cell.save(z, wide(state), *own)
+        return leave(like(step(zx, wide(state)), old), state, old, masks), None, None
+    z = joined(cell, weights, zx, product(weights.weight_hh, dropped(weights, state[0])))
+    (m, *rest), saved = rule(cell, masks).save(z, wide(state), *own)
     m = m.astype(old[0].dtype)
     h = m if weights.weight_hr is None else product(weights.weight_hr, m).astype(m.dtype)
-    return leave((h, *like(rest, old[1:])), old, masks.valid), m, saved
+    return leave((h, *like(rest, old[1:])), state, old, masks), m, saved
 
 
 def gate_inputs(cell: AnyCell, weights: Weights, x: jax.Array) -> Any:
@@ -255,11 +263,52 @@ def entered_rows(hs: jax.Array, resets: jax.Array | None) -> jax.Array:
     return hs if resets is None else jnp.where(resets[..., None], jnp.zeros_like(hs), hs)
 
 
-def leave(new: State, old: State, valid: jax.Array | None) -> State:
-    """The state after a step: the old one where the step is not the row's."""
-    if valid is None:
+def leave(new: State, entered: State, old: State, masks: Masks) -> State:
+    """The state after a step: what zoneout keeps of the one that the step saw, `entered`; the one
+    before that, `old`, where the step is not the row's.
+    """
+    if masks.zoneout is not None:
+        new = tuple(map(_kept, masks.zoneout, new, entered))
+    if masks.valid is None:
         return new
-    return tuple(jnp.where(valid[None], n, o) for n, o in zip(new, old, strict=True))
+    return tuple(jnp.where(masks.valid[None], n, o) for n, o in zip(new, old, strict=True))
+
+
+def _kept(keep: jax.Array | None, new: jax.Array, entered: jax.Array) -> jax.Array:
+    if keep is None:
+        return new
+    if keep.dtype == bool:
+        return jnp.where(keep, entered, new)
+    return (keep * entered + (1 - keep) * new).astype(new.dtype)
+
+
+def dropped(weights: Weights, h: Any) -> Any:
+    """H (R, N) as W_hh meets it."""
+    return h if weights.mask_hh is None else h * weights.mask_hh
+
+
+def dropped_rows(weights: Weights, hs: jax.Array) -> jax.Array:
+    """`dropped` for h with its rows first, (K, N, R)."""
+    return hs if weights.mask_hh is None else hs * weights.mask_hh.T[None]
+
+
+class Rule(NamedTuple):
+    """The functions of the pointwise derivative of a cell, see `jaxrnn.cells.Cell`."""
+
+    save: Any
+    linearize: Any
+    tangent: Any
+
+
+def rule(cell: Any, masks: Masks) -> Rule:
+    """The derivative that a cell has written; under zoneout that which JAX makes of its step.
+
+    Those written out may count on the states after a step being what the step has given.
+    """
+    names = Rule._fields
+    if masks.zoneout is None:
+        return Rule(*(getattr(cell, name) for name in names))
+    return Rule(*(functools.partial(getattr(Cell, name), cell) for name in names))
 
 
 def turned(state: State) -> State:

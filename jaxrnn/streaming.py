@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import checks, ragged, stack
+from jaxrnn import checks, ragged, stack, states
 
 
 def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
-    """One step of a layer as a compiled function, for inference: no dropout.
+    """One step of a layer as a compiled function, for inference, as after ``eval()``.
 
     Args:
         layer: an `RNN`, `LSTM`, `GRU` or `Recurrent` of one direction, any number of layers. Its
@@ -33,7 +33,8 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
     Returns:
         ``step(x, state=None, reset=None) -> (y, state)``, with x (N, D) or (D,), y (N, R) or (R,),
         the state shaped as the layer's `hx`, (L, N, R) or (L, R), for `LSTM` a pair; None stands
-        for zeros. `reset`, bool (N,) or (), sets a row's state to zero before x is consumed.
+        for zeros, or for what the layer has learned. `reset`, bool (N,) or (), sets a row's state
+        to zero before x is consumed.
         It is compiled once for each shape.
 
     Raises:
@@ -60,16 +61,19 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
         )
 
     @jax.jit
-    def step(weights: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
+    def step(held: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
+        weights, gates, learned = held
         x = jnp.asarray(x)
         checks.cell_input(layer.kind, x)
-        layout, states = layer.check(x[None], state, time_major=True)
+        layout, initial = layer.check(x[None], state, time_major=True)
+        if initial is None and learned is not None:
+            initial = states.repeated(learned, len(x) if x.ndim > 1 else None)
         resets = None if reset is None else ragged.check_resets(reset, x.shape[:-1])[None]
         plan = layer.plan(layout, training=False)
-        y, last = stack.run(plan, weights, x[None], states, resets=resets)
+        y, last = stack.run(plan, weights, x[None], initial, resets=resets, gates=gates)
         return y[0], layer.hx_of(last)
 
-    return functools.partial(step, layer.weights())
+    return functools.partial(step, (layer.weights(), layer.gates(), layer.learned_state()))
 
 
 def piece_lengths(lengths: Any, start: Any, steps: int) -> jax.Array:

@@ -144,8 +144,19 @@ def taken_apart(layer: Any, function: str) -> list[list[Part]]:
         raise ConversionError(
             f"{function} has no form of an LSTM with a projection, got proj_size={layer.proj_size}"
         )
-    if layer.dropout:
-        what = [f"dropout={layer.dropout} of {layer}"]
+    acts = {
+        "skip": layer.skip,
+        "zoneout": layer.regularisers and layer.regularisers.zoneout,
+        "learn_initial_state": layer.learn_initial_state,
+        "several hidden sizes": isinstance(layer.hidden_size, tuple),
+    }
+    if any(acts.values()):
+        has = ", ".join(name for name, value in acts.items() if value)
+        raise ConversionError(f"{function} has no form of a layer with {has}, got {layer}")
+    noise = ("dropout", "input_dropout", "recurrent_dropout", "weight_drop")
+    listed = [f"{n}={getattr(layer, n)}" for n in noise if getattr(layer, n)]
+    if listed:
+        what = [f"{', '.join(listed)} of {layer}"]
         not_converted(what, f"{function}: what acts in training", stacklevel=4)
     parts = []
     for index, weights in enumerate(layer.weights()):
