@@ -38,6 +38,7 @@ class Cell(AnyCell):
         split: False if the step needs only the sum ``z = zx + zh``; True if it treats what comes
             from the input and what comes from the hidden state apart, and takes ``(zx, zh)``.
         recurrent: False for no ``W_hh`` and ``b_hh``: z is zx alone.
+        biased: False for no ``b_ih`` and ``b_hh``: `parameters` has others, elsewhere.
         parameters: of its own, beside the weights: names to shapes, or to `Parameter`. The step of
             a cell that has some takes them as a third argument, a dict. A vector (H,) comes as
             (H, 1), so that it meets z and the states along their features.
@@ -73,6 +74,7 @@ class Cell(AnyCell):
     """
 
     recurrent: ClassVar[bool] = True
+    biased: ClassVar[bool] = True
 
     def step(self, *args: Any, **kwargs: Any) -> State:
         """``step(z, state)`` or ``step(z, state, params)``: the new state; elementwise, pure.
@@ -94,7 +96,7 @@ class Cell(AnyCell):
         shape: dict[str, tuple[int, ...]] = {"weight_ih": (rows, sizes.D)}
         if self.recurrent:
             shape["weight_hh"] = (rows, sizes.R)
-        if bias:
+        if bias and self.biased:
             shape |= {"bias_ih": (rows,)} | ({"bias_hh": (rows,)} if self.recurrent else {})
         if sizes.R != sizes.H:
             shape["weight_hr"] = (sizes.R, sizes.H)
