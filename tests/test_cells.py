@@ -1,4 +1,4 @@
-"""Any cell gets all that the layers do: a new one is one line in `CELLS`.
+"""Any cell gets all that the layers do: a new one is one line in `CELLS` or `ALIKE`.
 
 The oracle is a loop in Python over the functions of the cell, a row and a piece at a time: rows are
 cut at their lengths, and what a reset cuts in two is run as two sequences.
@@ -73,33 +73,6 @@ class Normed(Cell):
 
 
 @dataclasses.dataclass(frozen=True)
-class Independent(Cell):
-    gates, recurrent, parameters = ("h",), False, {"weight_u": ("H",)}
-
-    def step(self, z: Any, state: Any, params: Any) -> Any:
-        return (jnp.tanh(z + params["weight_u"] * state[0]),)
-
-
-@dataclasses.dataclass(frozen=True)
-class ResetBefore(GeneralCell):
-    parameters = {
-        "weight_ih": ("3*H", "D"),
-        "weight_hh": ("2*H", "H"),
-        "weight_hn": ("H", "H"),
-        "bias_ih": ("3*H",),
-    }
-
-    def inputs(self, x: Any, params: Any) -> Any:
-        return jnp.split(params["weight_ih"] @ x + params["bias_ih"], 3)
-
-    def step(self, x: Any, state: Any, params: Any) -> Any:
-        (h,), (xr, xz, xn) = state, x
-        hr, hz = jnp.split(params["weight_hh"] @ h, 2)
-        r, z = sigmoid(xr + hr), sigmoid(xz + hz)
-        return ((1 - z) * jnp.tanh(xn + params["weight_hn"] @ (r * h)) + z * h,)
-
-
-@dataclasses.dataclass(frozen=True)
 class ThreeStates(GeneralCell):
     """States of three sizes, one of them complex, and an output that is none of them."""
 
@@ -117,15 +90,6 @@ class ThreeStates(GeneralCell):
     def output(self, x: Any, state: Any, params: Any) -> Any:
         h, s, m = state
         return jnp.concatenate([h * x.sum(), h + (s.real.sum() + m.sum())])
-
-
-@dataclasses.dataclass(frozen=True)
-class MinGRU(LinearCell):
-    parameters = {"weight_ih": ("2*H", "D"), "bias_ih": ("2*H",)}
-
-    def coefficients(self, x: Any, params: Any) -> Any:
-        z, n = jnp.split(params["weight_ih"] @ x + params["bias_ih"], 2)
-        return 1 - sigmoid(z), sigmoid(z) * n
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,20 +111,37 @@ class Rotation(LinearCell):
         return params["weight_out"] @ state[0].real + x.sum()
 
 
-CELLS: list[Any] = [
+CELLS: list[Any] = [  # of all kinds, with every test
     cells.Elman(),
     cells.LSTM(),
     cells.GRU(),
     MinimalGatedUnit(),
     Peephole(),
     Normed(),
-    Independent(),
-    ResetBefore(),
     ThreeStates(),
-    MinGRU(),
     Rotation(),
+    cells.IndRNN(),
+    cells.GRUResetBefore(),
+    cells.MinGRU(),
+]
+ALIKE: list[Any] = [  # in kind to one above, with the tests that ask for most
+    cells.PeepholeLSTM(),
+    cells.CoupledLSTM(),
+    cells.CoupledPeepholeLSTM(),
+    cells.LayerNormLSTM(),
+    cells.LayerNormGRU(),
+    cells.MinimalGatedUnit(),
+    cells.MinLSTM(),
+    cells.LRU(),
 ]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
+
+
+def product(names: str, cases: list[Any], *, of_all: Any) -> Any:
+    """Every case of the cells of each kind, and one case of all cells."""
+    whole = [(cell, *case) for case in cases for cell in CELLS + ALIKE * (case == of_all)]
+    ids = [", ".join(map(str, (type(cell).__name__, *case))) for cell, *case in whole]
+    return pytest.mark.parametrize(["cell", *names.split()], whole, ids=ids)
 
 
 # The oracle
@@ -281,11 +262,10 @@ def close(got: Any, want: Any, tolerance: float = 1e-10) -> None:
     jax.tree.map(check, got, want)
 
 
-@every_cell
-@pytest.mark.parametrize(
-    ("layers", "bidirectional", "ragged"),
+@product(
+    "layers bidirectional ragged",
     [(1, False, "resets"), (2, True, "both"), (3, False, "lengths"), (1, True, "resets")],
-    ids=lambda value: str(value),
+    of_all=(2, True, "both"),
 )
 def test_a_stack_equals_a_loop(cell: Any, layers: int, bidirectional: bool, ragged: str) -> None:
     """Output, last states and all states, with initial states."""
@@ -318,7 +298,7 @@ def complete(cell: Any, own: Any) -> Any:
     return {n: (own or {}).get(n, jnp.zeros(s)) for n, s in shapes.items()} or None
 
 
-@every_cell
+@pytest.mark.parametrize("cell", [*CELLS, cells.MinLSTM(), cells.LRU()], ids=str)
 def test_packed_rows_pieces_and_single_steps_equal_the_whole(cell: Any) -> None:
     layer = made(cell, 2)
     hx, lengths = start(cell, 2), np.array([4, 1, 3])
@@ -353,8 +333,7 @@ def test_a_single_step_is_the_layers(cell: Any) -> None:
     close(got, (y[0], new) if gives_output(cell) else new)
 
 
-@every_cell
-@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@product("remat", [(False,), (True,)], of_all=(True,))
 def test_derivatives(cell: Any, remat: bool) -> None:
     """jvp is the limit of differences, grad.v is jvp, and so again one order higher."""
     plan = stack.Stack(cell, bidirectional=not remat, remat=remat, backend="scan")
@@ -494,8 +473,8 @@ def test_the_states_of_a_call() -> None:
     ("cell", "backend", "reason"),
     [
         (Peephole(), "kernel", "Peephole has parameters of its own"),
-        (Independent(), "kernel", "Independent has no recurrent matrix"),
-        (ResetBefore(), "kernel", "ResetBefore is no cell of gates"),
+        (cells.IndRNN(), "kernel", "IndRNN has no recurrent matrix"),
+        (cells.GRUResetBefore(), "kernel", "GRUResetBefore is no cell of gates"),
         (MinimalGatedUnit(), "parallel", "MinimalGatedUnit is not linear in its state"),
     ],
     ids=lambda value: str(value),
