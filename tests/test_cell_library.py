@@ -5,19 +5,25 @@ and not from the cells. That every cell runs with every option of a layer is `te
 """
 
 import functools
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
+from flax import nnx
 
 import jaxrnn
 from jaxrnn import Recurrent, cells
 from jaxrnn.convert.parts import reordered
 from tests.convert_cases import quietly
+
+with pytest.MonkeyPatch.context() as environment:
+    environment.setenv("KERAS_BACKEND", "jax")  # read once, when Keras is imported
+    keras: Any = quietly("keras", pytest.importorskip)
+onnx: Any = quietly("onnx", pytest.importorskip)
+ort: Any = quietly("onnxruntime", pytest.importorskip)
 
 T, N, D, H = 6, 3, 3, 4
 X = np.random.RandomState(0).uniform(-2, 2, (T, N, D))
@@ -186,3 +192,139 @@ def test_a_cell_is_its_paper(cell: Any, step: Any) -> None:
     close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
     close(output, want)
     jax.tree.map(close, state, layer.hx_of(last))
+
+
+# What other libraries compute
+
+
+@pytest.fixture
+def as_keras_needs_it() -> Iterator[None]:
+    """Keras aligns ranks silently."""
+    with jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_reset_before_is_that_of_keras(as_keras_needs_it: None) -> None:
+    layer = layer_of(cells.GRUResetBefore(), jnp.float32)
+    p = named(layer)
+    theirs = keras.layers.GRU(
+        H, reset_after=False, return_sequences=True, recurrent_initializer="zeros"
+    )
+    x = X.swapaxes(0, 1).astype(np.float32)
+    theirs.build(x.shape)
+    ours = (p["weight_ih"], p["weight_hh"], p["bias_ih"] + p["bias_hh"])
+    theirs.set_weights([reordered(array, "rzn", "zrn").T for array in ours])
+    want = np.asarray(theirs(x)).swapaxes(0, 1)
+    np.testing.assert_allclose(layer(X.astype(np.float32))[0], want, atol=1e-5)
+
+
+def in_onnx(kind: str, layer: Any, ours: str, theirs: str, **attributes: Any) -> Any:
+    """The output of one node of onnxruntime with the weights of a layer."""
+    p, helper = named(layer), onnx.helper
+    turned = lambda array: reordered(array, ours, theirs)  # noqa: E731
+    constants = {
+        "W": turned(p["weight_ih"])[None],
+        "R": turned(p["weight_hh"])[None],
+        "B": np.concatenate([turned(p["bias_ih"]), turned(p["bias_hh"])])[None],
+    }
+    names = ["x", "W", "R", "B"]
+    if kind == "LSTM":
+        constants["P"] = np.concatenate([p[f"weight_c{gate}"] for gate in "iof"])[None]
+        names += ["", "", "", "P"]
+    node = helper.make_node(kind, names, ["y"], hidden_size=H, **attributes)
+    tensor = lambda name, *axes: helper.make_tensor_value_info(name, 1, axes)  # noqa: E731
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [tensor("x", T, N, D)],
+        [tensor("y", T, 1, N, H)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": X.astype(np.float32)})[0][:, 0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "orders", "attributes"),
+    [
+        (cells.GRUResetBefore(), "GRU", ("rzn", "zrn"), {"linear_before_reset": 0}),
+        (cells.PeepholeLSTM(), "LSTM", ("ifgo", "iofg"), {}),
+    ],
+    ids=["GRU", "LSTM"],
+)
+def test_a_cell_is_that_of_onnxruntime(cell: Any, kind: str, orders: Any, attributes: Any) -> None:
+    layer = layer_of(cell, jnp.float32)
+    want = in_onnx(kind, layer, *orders, **attributes)
+    np.testing.assert_allclose(layer(X.astype(np.float32))[0], want, atol=1e-5)
+
+
+# Parallel in time
+
+
+@pytest.mark.parametrize("cell", [cells.MinGRU(), cells.MinLSTM(), cells.LRU(0.9, 0.999)], ids=str)
+def test_all_at_once_is_step_by_step(cell: Any) -> None:
+    """A sequence longer than the product's, ragged and with resets, in both directions."""
+    steps = 70
+    random = np.random.RandomState(3)
+    x, resets = random.uniform(-1, 1, (steps, N, D)), random.uniform(size=(steps, N)) < 0.1
+    ran = []
+    for backend in ("parallel", "scan"):
+        layer = Recurrent(
+            cell, D, H, bidirectional=True, backend=backend, rngs=nnx.Rngs(0), param_dtype=float
+        )
+        ran.append(layer(jnp.asarray(x), lengths=np.array([70, 0, 33]), resets=resets))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), *ran)
+
+
+def test_gates_too_small_to_divide() -> None:
+    """In float32 both sigmoids are 0; of what is left, i is e times as large as f."""
+    cell, params = cells.MinLSTM(), {"weight_ih": jnp.zeros((3, 1)), "bias_ih": jnp.zeros(3)}
+    params["bias_ih"] = jnp.array([-201.0, -200.0, 2.0], jnp.float32)
+    a, b = cell.coefficients(jnp.zeros(1, jnp.float32), params)
+    np.testing.assert_allclose([a[0], b[0]], [sigmoid(-1.0), 2 * sigmoid(1.0)], rtol=1e-6)
+
+
+# How they begin
+
+
+def test_an_lru_begins_on_its_ring() -> None:
+    cell = cells.LRU(r_min=0.4, r_max=0.8, max_phase=1.5)
+    p = named(Recurrent(cell, 6, 2000, rngs=nnx.Rngs(0)))
+    radius, phase = np.exp(-np.exp(p["nu_log"])), np.exp(p["theta_log"])
+    np.testing.assert_allclose(np.exp(p["gamma_log"]), np.sqrt(1 - radius**2), rtol=1e-5)
+    for drawn, low, high in ((radius**2, 0.16, 0.64), (phase, 0, 1.5)):  # uniform in the area
+        assert low <= drawn.min() <= low + 0.01
+        assert high - 0.01 <= drawn.max() <= high
+        np.testing.assert_allclose(drawn.mean(), (low + high) / 2, rtol=0.03)
+    for name, variance in (("B_re", 1 / 12), ("B_im", 1 / 12), ("C_re", 1 / 2000)):
+        np.testing.assert_allclose(p[name].var(), variance, rtol=0.05)
+
+
+def test_norms_begin_as_none_and_neurons_do_not_grow() -> None:
+    p = named(Recurrent(cells.LayerNormLSTM(), D, H, rngs=nnx.Rngs(0)))
+    assert not any(name in p for name in ("bias_ih", "bias_hh"))
+    for name, value in (("gain_x", 1), ("gain_h", 1), ("gain_c", 1), ("bias_z", 0), ("bias_c", 0)):
+        assert (p[name] == value).all()
+    u = named(Recurrent(cells.IndRNN(), 1, 2000, rngs=nnx.Rngs(0)))["weight_u"]
+    assert 0 <= u.min() < 0.01
+    assert 0.99 < u.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"r_min": 0.9, "r_max": 0.5}, "0 <= r_min < r_max <= 1, got r_min=0.9, r_max=0.5"),
+        ({"r_max": 1.5}, "r_max=1.5"),
+        ({"max_phase": 0}, "max_phase above 0, got 0"),
+    ],
+)
+def test_a_ring_that_is_none(options: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        cells.LRU(**options)
+
+
+def test_a_nonlinearity_that_is_none() -> None:
+    with pytest.raises(ValueError, match="Unknown nonlinearity 'elu'"):
+        cells.IndRNN("elu")

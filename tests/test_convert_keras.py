@@ -108,6 +108,27 @@ def test_a_model_made_anew_from_its_config_draws_as_keras_does() -> None:
     assert all(w.any() for w in anew.get_weights())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_reset_before_the_product_goes_both_ways(bias: bool) -> None:
+    layers = [
+        keras.layers.Bidirectional(
+            keras.layers.GRU(4, reset_after=False, return_sequences=True, use_bias=bias)
+        )
+        for _ in range(2)
+    ]
+    model = keras.Sequential([keras.Input((None, 3)), *layers])
+    random = np.random.RandomState(0)
+    model.set_weights([random.uniform(-0.7, 0.7, w.shape) for w in model.get_weights()])
+    x = random.uniform(-1, 1, (2, 5, 3)).astype(np.float32)
+    ours = from_keras(model)
+    assert repr(ours).startswith("Recurrent(GRUResetBefore(), 3, 4, num_layers=2")
+    close(ours(x)[0], run(model, x))
+    back = to_keras(ours)
+    for there, here in zip(model.get_weights(), back.get_weights(), strict=True):
+        np.testing.assert_array_equal(there, here)
+    close(run(back, x), run(model, x))
+
+
 def test_states_are_those_of_keras() -> None:
     theirs = built(keras.layers.LSTM(4, return_state=True))
     x = np.random.RandomState(0).uniform(-1, 1, (2, 5, 3)).astype(np.float32)
@@ -169,7 +190,6 @@ def functional(one: Any) -> Any:
 
 
 WRONG: list[tuple[Any, str]] = [
-    (lambda k: k.GRU(4, reset_after=False), r"gru.*resets the state before the product"),
     (lambda k: k.GRU(4, recurrent_activation="relu"), r"recurrent_activation sigmoid, got relu"),
     (lambda k: k.LSTM(4, activation="relu"), r"expected activation tanh, got relu"),
     (lambda k: k.SimpleRNN(4, activation="elu"), r"expected activation tanh or relu, got elu"),
@@ -193,13 +213,13 @@ def test_what_ours_cannot_hold(make: Any, words: str) -> None:
 def test_all_problems_are_listed_at_once() -> None:
     layers = [
         built(keras.layers.LSTM(4, activation="relu")),
-        keras.layers.GRU(4, reset_after=False),
+        keras.layers.GRU(4, recurrent_activation="relu"),
     ]
     with pytest.raises(ConversionError) as caught:
         from_keras(layers)
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
-    for words in ("return_sequences=True", "activation tanh", "not built", "before the product"):
+    for words in ("return_sequences=True", "activation tanh", "not built", "activation sigmoid"):
         assert sum(words in line for line in lines) == 1
 
 
@@ -222,7 +242,10 @@ def test_what_keras_cannot_hold() -> None:
     for ours, words in (
         (layer("LSTM", 3, 4, proj_size=2), "projection, got proj_size=2"),
         (layer("GRU", 3, 4, param_dtype=jnp.bfloat16, dtype=jnp.float32), "no dtype policy for bf"),
-        (OwnLayer(rngs=nnx.Rngs(0)), "knows the cells Elman, LSTM and GRU, got Own"),
+        (
+            OwnLayer(rngs=nnx.Rngs(0)),
+            "knows the cells Elman, LSTM, GRU and GRUResetBefore, got Own",
+        ),
     ):
         with pytest.raises(ConversionError, match=words.replace("for bf", "for bfloat16")):
             to_keras(ours)

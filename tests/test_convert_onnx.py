@@ -257,6 +257,23 @@ def test_weights_that_nodes_make() -> None:
     same_weights(from_onnx(model), from_onnx(theirs("LSTM")))
 
 
+@pytest.mark.parametrize("attribute", [0, None], ids=["written", "the default"])
+def test_a_reset_before_the_product_goes_both_ways(attribute: int | None) -> None:
+    model = theirs(
+        "GRU", num_layers=2, direction="bidirectional", linear_before_reset=attribute, seed=5
+    )
+    x = np.random.RandomState(0).uniform(-1, 1, (5, 2, 3)).astype(np.float32)
+    ours = from_onnx(model)
+    assert repr(ours) == "Recurrent(GRUResetBefore(), 3, 4, num_layers=2, bidirectional=True)"
+    close(ours(x)[0], run(model, x=x)[0])
+    back = to_onnx(ours, states=True)
+    same_weights(from_onnx(back), ours)
+    start = np.random.RandomState(1).uniform(-1, 1, (4, 2, 4)).astype(np.float32)
+    output, h_n = ours(x, start)
+    for got, want in zip(run(back, "output", "h_n", input=x, h0=start), (output, h_n)):
+        close(got, want)
+
+
 def test_two_layers_of_one_graph_by_name() -> None:
     model = theirs("GRU", num_layers=3)
     assert repr(from_onnx(model, ["node1", "node2"])) == "GRU(4, 4, num_layers=2)"
@@ -285,7 +302,6 @@ def test_the_attribute_hidden_size_may_be_left_out() -> None:
 P = np.ones((1, 12), np.float32)
 H0 = np.full((1, 2, 4), 0.5, np.float32)
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"kind": "GRU", "linear_before_reset": 0}, r"\(linear_before_reset=0\): resets the state bef"),
     ({"clip": 3.0}, "expected no clip, got 3"),
     ({"input_forget": 1}, "expected input_forget=0, got 1"),
     ({"activations": ["Sigmoid", "Relu", "Tanh"]}, r"got \['sigmoid', 'relu', 'tanh'\]"),
@@ -317,13 +333,13 @@ def test_what_ours_cannot_hold(options: dict[str, Any], words: str) -> None:
 
 
 def test_all_problems_are_listed_at_once() -> None:
-    model = theirs("GRU", num_layers=2, clip=1.0, linear_before_reset=0)
+    model = theirs("LSTM", num_layers=2, clip=1.0, input_forget=1)
     with pytest.raises(ConversionError) as caught:
         from_onnx(model)
     assert len(str(caught.value).splitlines()) == 5
-    for number, words in itertools.product((0, 1), ("no clip", "before the product")):
+    for number, words in itertools.product((0, 1), ("no clip", "input_forget=0")):
         assert any(
-            f"GRU 'node{number}'" in s and words in s for s in str(caught.value).splitlines()
+            f"LSTM 'node{number}'" in s and words in s for s in str(caught.value).splitlines()
         )
 
 

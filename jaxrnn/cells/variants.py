@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
+from jaxrnn import checks
 from jaxrnn.cells.gated import Cell
 from jaxrnn.cells.general import GeneralCell
 from jaxrnn.cells.protocol import Parameter, State
@@ -225,7 +226,7 @@ class IndRNN(Cell):
     ``|u| <= c ** (1 / T)`` for T steps and a c of its choice by clipping u after each update.
 
     Attributes:
-        nonlinearity: "relu", as in the paper, or "tanh".
+        nonlinearity: "relu", as in the paper, or "tanh"; else a ValueError.
 
     Source: S. Li et al., Independently recurrent neural network (IndRNN), CVPR 2018,
     arXiv:1803.04831.
@@ -244,6 +245,9 @@ class IndRNN(Cell):
         "weight_u": Parameter(("H",), jax.nn.initializers.uniform(1.0))
     }
     nonlinearity: str = "relu"
+
+    def __post_init__(self) -> None:
+        checks.nonlinearity(self.nonlinearity)
 
     def step(self, z: jax.Array, state: State, params: Any) -> State:
         z = z + params["weight_u"] * state[0]

@@ -2,14 +2,15 @@
 
 | library | in | out | biases it holds |
 |---|---|---|---|
-| Keras 3 | `from_keras` | `to_keras`: a Sequential | one; both of a GRU |
+| Keras 3 | `from_keras` | `to_keras`: a Sequential | one; both of a GRU, not if it resets before |
 | Flax nnx | `from_nnx` | `to_nnx`: an `nnx.Sequential` | one; of a GRU not ``b_hn`` |
 | Flax linen | `from_linen` | `to_linen`: a Sequential and its params | one; of a GRU ``b_hn`` too |
 | ONNX | `from_onnx` | `to_onnx`: a model that runs | both |
 
 What comes out of one of ours is a model of the other library, from an input to an output; what goes
 in is such a model, a single layer, or a list of layers that stand one upon the other, and comes out
-as one `RNN`, `LSTM` or `GRU` with as many layers, batch-first if the other is. PyTorch's weights
+as one `RNN`, `LSTM` or `GRU` with as many layers, batch-first if the other is; a GRU of Keras or
+ONNX that resets before the product comes out as a `Recurrent` of `cells.GRUResetBefore`. PyTorch's weights
 are the business of `jaxrnn.load_state_dict`.
 
 Weights are copied, with their gates in order, and not computed with, so that there and back is the

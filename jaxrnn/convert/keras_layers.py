@@ -15,6 +15,8 @@ import numpy as np
 
 from jaxrnn.convert.parts import (
     GATES,
+    KINDS,
+    RESET_BEFORE,
     ConversionError,
     Part,
     needed,
@@ -23,12 +25,11 @@ from jaxrnn.convert.parts import (
     put_together,
     refuse,
     reordered,
-    reset_before,
     taken_apart,
 )
 
 # A letter for each gate: the new state of a GRU, which Keras calls hh, comes last as PyTorch's n.
-KERAS_GATES = {"RNN": "h", "LSTM": "ifgo", "GRU": "zrn"}
+KERAS_GATES = {"RNN": "h", "LSTM": "ifgo", "GRU": "zrn", "GRUResetBefore": "zrn"}
 
 INITIALIZERS = ("kernel_initializer", "recurrent_initializer")
 
@@ -37,22 +38,22 @@ def from_keras(layers: Any) -> Any:
     """One of our layers from layers of Keras 3.
 
     Args:
-        layers: a built ``SimpleRNN`` (tanh or relu), ``LSTM``, ``GRU`` (``reset_after=True``,
-            Keras's default) or ``RNN`` of one of their cells; a ``Bidirectional`` of one, with
-            ``merge_mode="concat"``; a list or ``Sequential`` of nothing but these, one upon the
-            other, all of one kind and size.
+        layers: a built ``SimpleRNN`` (tanh or relu), ``LSTM``, ``GRU`` or ``RNN`` of one of their
+            cells; a ``Bidirectional`` of one, with ``merge_mode="concat"``; a list or
+            ``Sequential`` of nothing but these, one upon the other, all of one kind and size.
 
     Returns:
-        An `RNN`, `LSTM` or `GRU` with as many layers, ``batch_first=True``, its ``param_dtype`` and
+        An `RNN`, `LSTM` or `GRU`, or of a GRU with ``reset_after=False`` a `Recurrent` of
+        `cells.GRUResetBefore`, with as many layers, ``batch_first=True``, its ``param_dtype`` and
         ``dtype`` those of the dtype policy. It gives out every step: what a layer of Keras without
-        ``return_sequences`` gives is the last of ``h_n``. The one bias of SimpleRNN and LSTM is
-        ``bias_ih``, beside zeros; the two of GRU are both.
+        ``return_sequences`` gives is the last of ``h_n``. One bias is ``bias_ih``, beside
+        zeros; the two of a GRU with ``reset_after=True`` are both.
 
     Raises:
         ImportError: if Keras is not installed.
         TypeError: for anything that is no layer of Keras.
-        ConversionError: a ValueError that lists all that can't be held: other activations, a reset
-            before the product, a single layer that goes backwards, another merge mode.
+        ConversionError: a ValueError that lists all that can't be held: other activations, a
+            single layer that goes backwards, another merge mode.
 
     Warns:
         UserWarning: of dropout, which acts in training only, and of ``stateful``.
@@ -86,14 +87,15 @@ def to_keras(layer: Any) -> Any:
     """A ``keras.Sequential`` of Keras 3 from one of our layers.
 
     Args:
-        layer: an `RNN`, `LSTM` (without a projection) or `GRU`.
+        layer: an `RNN`, `LSTM` (without a projection), `GRU` or `Recurrent` of
+            `cells.GRUResetBefore`.
 
     Returns:
         A built model: for each layer a ``SimpleRNN``, ``LSTM`` or ``GRU`` with
         ``return_sequences=True``, in a ``Bidirectional`` if there are two directions. It is
         batch-first, as Keras is, whatever ``layer.batch_first`` says. Its ``layers`` are the single
         ones, whose ``get_weights()`` are what ``set_weights`` of layers of your own takes.
-        SimpleRNN and LSTM get the sum of both biases.
+        All but a GRU with ``reset_after=True`` get the sum of both biases.
 
     Raises:
         ImportError: if Keras is not installed.
@@ -104,7 +106,7 @@ def to_keras(layer: Any) -> Any:
         UserWarning: of dropout, which is not converted.
     """
     keras = _keras()
-    stack = taken_apart(layer, "to_keras")
+    stack = taken_apart(layer, "to_keras", KINDS | RESET_BEFORE)
     made = []
     for directions in stack:
         first = directions[0]
@@ -115,6 +117,8 @@ def to_keras(layer: Any) -> Any:
         }
         if first.kind == "RNN":
             options["activation"] = first.nonlinearity
+        elif first.kind == "GRUResetBefore":
+            options["reset_after"] = False
         # Nothing to draw before the weights are set: orthogonal ones take long, or, in float16,
         # can't be drawn at all.
         options |= dict.fromkeys(INITIALIZERS, "zeros")
@@ -147,13 +151,15 @@ def _keras() -> Any:
 
 def _kinds(keras: Any) -> dict[str, Any]:
     layers = keras.layers
-    return {"RNN": layers.SimpleRNN, "LSTM": layers.LSTM, "GRU": layers.GRU}
+    kinds = {"RNN": layers.SimpleRNN, "LSTM": layers.LSTM, "GRU": layers.GRU}
+    return kinds | {"GRUResetBefore": layers.GRU}
 
 
 def _kind(keras: Any, cell: Any) -> str | None:
     layers = keras.layers
     kinds = {layers.SimpleRNNCell: "RNN", layers.LSTMCell: "LSTM", layers.GRUCell: "GRU"}
-    return kinds.get(type(cell))
+    kind = kinds.get(type(cell))
+    return "GRUResetBefore" if kind == "GRU" and not cell.reset_after else kind
 
 
 def _directions(keras: Any, layer: Any) -> list[Any]:
@@ -195,8 +201,6 @@ def _check(keras: Any, layer: Any, problems: list[str], ignored: list[str], *, l
                 words = " or ".join(function.__name__ for function in allowed)
                 called = getattr(got, "__name__", repr(got))
                 problems.append(f"{where}: expected {name} {words}, got {called}")
-        if kind == "GRU" and not cell.reset_after:
-            problems.append(reset_before(where))
         for name in ("dropout", "recurrent_dropout"):
             if getattr(cell, name):
                 ignored.append(f"{name}={getattr(cell, name)} of {where}")
@@ -216,7 +220,7 @@ def _part(keras: Any, layer: Any) -> Part:
 
     biases: dict[str, np.ndarray] = {}
     if cell.use_bias:
-        bias = ours(cell.bias)  # (G*H,), or of a GRU (G*H, 2)
+        bias = ours(cell.bias)  # (G*H,), or of two (G*H, 2)
         two = bias.T if bias.ndim == 2 else (bias, np.zeros_like(bias))
         biases = dict(zip(("bias_ih", "bias_hh"), map(np.ascontiguousarray, two)))
     weights = ours(cell.kernel), ours(cell.recurrent_kernel)

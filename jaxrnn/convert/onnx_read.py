@@ -18,11 +18,10 @@ from jaxrnn.convert.parts import (
     put_together,
     refuse,
     reordered,
-    reset_before,
 )
 
-ONNX_GATES = {"RNN": "h", "LSTM": "iofg", "GRU": "zrn"}
-"""The gates of each operator, in ONNX's order, under PyTorch's letters."""
+ONNX_GATES = {"RNN": "h", "LSTM": "iofg", "GRU": "zrn", "GRUResetBefore": "zrn"}
+"""The gates of each operator, of a GRU with either reset, in ONNX's order, under PyTorch's letters."""
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
@@ -38,8 +37,9 @@ def from_onnx(model: Any, nodes: Sequence[str] | None = None, *, reverse: bool =
             forwards, so that you turn the sequence: ``layer(x[::-1])[0][::-1]`` for (T, N, D).
 
     Returns:
-        An `RNN`, `LSTM` or `GRU` with as many layers as there are nodes, ``batch_first`` where the
-        nodes' ``layout`` is 1 or the graph transposes what it gives to the first. What the graph
+        An `RNN`, `LSTM` or `GRU`, or of GRU nodes with ``linear_before_reset=0``, ONNX's default, a
+        `Recurrent` of `cells.GRUResetBefore`, with as many layers as there are nodes,
+        ``batch_first`` where the nodes' ``layout`` is 1 or the graph transposes what it gives to the first. What the graph
         has as ``sequence_lens`` is ``lengths`` of a call, and the initial states it takes as inputs
         or computes are its ``hx``. Weights may be initialisers, or whatever nodes make of them.
 
@@ -48,9 +48,8 @@ def from_onnx(model: Any, nodes: Sequence[str] | None = None, *, reverse: bool =
         OSError: if the file can't be read.
         TypeError: for a model that is neither.
         ConversionError: a ValueError that lists all that can't be held: peepholes, other
-            activations, a cell clip, coupled gates, a reset before the product (ONNX's default,
-            ``linear_before_reset=0``), weights that are no constants, initial states other than
-            zeros, nodes that don't stand one upon the other.
+            activations, a cell clip, coupled gates, weights that are no constants, initial states
+            other than zeros, nodes that don't stand one upon the other.
 
     Example:
         ``gru = from_onnx("model.onnx")``; of an encoder and a decoder in one file,
@@ -137,7 +136,7 @@ def _directions(graph: Graph, node: Any, problems: list[str], reverse: bool) -> 
     if attributes.get("input_forget", 0):
         problems.append(f"{where}: expected input_forget=0, got 1")
     if kind == "GRU" and not attributes.get("linear_before_reset", 0):
-        problems.append(reset_before(f"{where} (linear_before_reset=0)"))
+        kind = "GRUResetBefore"
     _check_call(graph, where, inputs, problems)
 
     values = {name: graph.value(inputs[name]) for name in ("W", "R", "B") if name in inputs}

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.convert.onnx_read import ONNX_GATES
-from jaxrnn.convert.parts import GATES, ConversionError, Part, needed, reordered, taken_apart
+from jaxrnn.convert.parts import (
+    GATES,
+    KINDS,
+    RESET_BEFORE,
+    ConversionError,
+    Part,
+    needed,
+    reordered,
+    taken_apart,
+)
 from jaxrnn.files import write_whole
 
 OPSET, IR_VERSION = 17, 8
@@ -26,7 +35,8 @@ def to_onnx(
     """An ONNX model that computes what one of our layers does, batch and time left open.
 
     Args:
-        layer: an `RNN`, `LSTM` (without a projection) or `GRU`.
+        layer: an `RNN`, `LSTM` (without a projection), `GRU` or `Recurrent` of
+            `cells.GRUResetBefore`.
         path: where to write it too; a file that is there stays if that fails.
         states: let the model take the initial states, inputs ``h0`` and, of an LSTM, ``c0``,
             (F*L, N, H); without, they are zeros.
@@ -53,7 +63,7 @@ def to_onnx(
         ``onnxruntime.InferenceSession("lstm.onnx").run(None, {"input": x})``.
     """
     onnx = needed("onnx", "onnx")
-    stack = taken_apart(layer, "to_onnx")
+    stack = taken_apart(layer, "to_onnx", KINDS | RESET_BEFORE)
     dtype = np.dtype(layer.param_dtype if layer.dtype is None else layer.dtype)
     if dtype.name not in ("float16", "float32", "float64"):
         raise ConversionError(
@@ -155,15 +165,18 @@ class _Writer:
         inputs += [lengths, *start]
         while not inputs[-1]:
             inputs.pop()
-        options: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
+        operator = "GRU" if kind == "GRUResetBefore" else kind
+        options: dict[str, Any] = {}
+        if operator == "GRU":
+            options["linear_before_reset"] = int(kind == "GRU")
         if parts[0].nonlinearity == "relu":
             options["activations"] = ["Relu"] * len(parts)
         y = f"y_l{number}"
         self.node(
-            kind,
+            operator,
             inputs,
             [y, *ends],
-            name=f"{kind.lower()}_l{number}",
+            name=f"{operator.lower()}_l{number}",
             hidden_size=parts[0].hidden_size,
             direction="bidirectional" if len(parts) == 2 else "forward",
             **options,

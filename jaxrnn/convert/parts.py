@@ -5,9 +5,10 @@ Axis letters: D input features, H hidden size, F directions, G gates, L layers.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,13 @@ from jaxrnn import cells
 from jaxrnn.layers import GRU, LSTM, RNN
 from jaxrnn.recurrent import Recurrent
 
-GATES = {"RNN": "h", "LSTM": "ifgo", "GRU": "rzn"}
+GATES = {"RNN": "h", "LSTM": "ifgo", "GRU": "rzn", "GRUResetBefore": "rzn"}
 """The gates of each kind in PyTorch's order, a letter each."""
 
 KINDS = {cells.Elman: "RNN", cells.LSTM: "LSTM", cells.GRU: "GRU"}
+
+RESET_BEFORE = {cells.GRUResetBefore: "GRUResetBefore"}
+"""A further kind, of the libraries that have it."""
 
 
 class ConversionError(ValueError):
@@ -34,7 +38,7 @@ class Part(NamedTuple):
 
     Attributes:
         where: its name in the library it comes from, for errors.
-        kind: "RNN", "LSTM" or "GRU".
+        kind: one of `GATES`.
         weight_ih: (G*H, D).
         weight_hh: (G*H, H).
         bias_ih: (G*H,) or None.
@@ -67,14 +71,6 @@ def refuse(problems: Sequence[str], head: str) -> None:
     """Raise a `ConversionError` that lists the problems, if there are any."""
     if problems:
         raise ConversionError("\n\t".join([head, *problems]))
-
-
-def reset_before(where: str) -> str:
-    """The problem of a GRU whose reset gate acts before the product with W_hn."""
-    return (
-        f"{where}: resets the state before the product, n = tanh(W_in x + W_hn (r * h)); a GRU of "
-        "jaxrnn, as PyTorch's, after it, n = tanh(W_in x + r * (W_hn h))"
-    )
 
 
 def needed(name: str, extra: str) -> Any:
@@ -120,12 +116,13 @@ def not_converted(what: Iterable[str], head: str, *, stacklevel: int = 3) -> Non
         warnings.warn(f"{head} is not converted: {listed}", stacklevel=stacklevel)
 
 
-def taken_apart(layer: Any, function: str) -> list[list[Part]]:
+def taken_apart(layer: Any, function: str, kinds: Mapping[Any, str] = KINDS) -> list[list[Part]]:
     """The directions of each layer of one of ours.
 
     Args:
-        layer: an `RNN`, `LSTM` or `GRU`.
+        layer: an `RNN`, `LSTM` or `GRU`, or a `Recurrent` of a cell of `kinds`.
         function: the name of the function that was called.
+        kinds: the cells that the other library has.
 
     Raises:
         TypeError: for anything else.
@@ -135,10 +132,12 @@ def taken_apart(layer: Any, function: str) -> list[list[Part]]:
         raise TypeError(
             f"{function} takes an RNN, LSTM or GRU of jaxrnn, got {type(layer).__name__}"
         )
-    kind = KINDS.get(type(layer.cell))
+    kind = kinds.get(type(layer.cell))
     if kind is None:
+        *names, last = (cell.__name__ for cell in kinds)
         raise ConversionError(
-            f"{function} knows the cells Elman, LSTM and GRU, got {type(layer.cell).__name__}"
+            f"{function} knows the cells {', '.join(names)} and {last}, got "
+            f"{type(layer.cell).__name__}"
         )
     if layer.proj_size:
         raise ConversionError(
@@ -161,9 +160,7 @@ def taken_apart(layer: Any, function: str) -> list[list[Part]]:
     parts = []
     for index, weights in enumerate(layer.weights()):
         number, direction = divmod(index, 2 if layer.bidirectional else 1)
-        arrays: dict[str, Any] = {
-            name: np.array(value) for name, value in weights._asdict().items() if value is not None
-        }
+        arrays: dict[str, Any] = {name: np.array(value) for name, value in weights.named().items()}
         if isinstance(layer.cell, cells.Elman):
             arrays["nonlinearity"] = layer.cell.nonlinearity
         where = f"layer {number}{', reverse' if direction else ''}"
@@ -207,7 +204,8 @@ def put_together(layers: Sequence[Sequence[Part]], *, batch_first: bool, functio
     }
     if first.kind == "RNN":
         options["nonlinearity"] = first.nonlinearity
-    made = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}[first.kind]
+    before = functools.partial(Recurrent, cells.GRUResetBefore())
+    made: Any = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU, "GRUResetBefore": before}[first.kind]
     # Only the shapes of the initial weights are asked for: to draw them takes a compilation.
     abstract = nnx.eval_shape(
         lambda: made(first.weight_ih.shape[1], hidden, rngs=nnx.Rngs(0), **options)
