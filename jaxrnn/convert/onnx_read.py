@@ -21,7 +21,7 @@ from jaxrnn.convert.parts import (
 )
 
 ONNX_GATES = {"RNN": "h", "LSTM": "iofg", "GRU": "zrn", "GRUResetBefore": "zrn"}
-"""The gates of each operator, of a GRU with either reset, in ONNX's order, under PyTorch's letters."""
+"""The gates of each operator, in ONNX's order, under PyTorch's letters."""
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
@@ -39,9 +39,10 @@ def from_onnx(model: Any, nodes: Sequence[str] | None = None, *, reverse: bool =
     Returns:
         An `RNN`, `LSTM` or `GRU`, or of GRU nodes with ``linear_before_reset=0``, ONNX's default, a
         `Recurrent` of `cells.GRUResetBefore`, with as many layers as there are nodes,
-        ``batch_first`` where the nodes' ``layout`` is 1 or the graph transposes what it gives to the first. What the graph
-        has as ``sequence_lens`` is ``lengths`` of a call, and the initial states it takes as inputs
-        or computes are its ``hx``. Weights may be initialisers, or whatever nodes make of them.
+        ``batch_first`` where the nodes' ``layout`` is 1 or the graph transposes what it gives to
+        the first. What the graph has as ``sequence_lens`` is ``lengths`` of a call, and the initial
+        states it takes as inputs or computes are its ``hx``. Weights may be initialisers, or
+        whatever nodes make of them.
 
     Raises:
         ImportError: if onnx is not installed.
