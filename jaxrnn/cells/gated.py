@@ -44,7 +44,8 @@ class Cell(AnyCell):
             (H, 1), so that it meets z and the states along their features.
 
     Example:
-        A minimal gated unit (Zhou et al., 2016), with every derivative, direction and option:
+        One gate (Zhou et al., 2016, without their reset), with every derivative, direction and
+        option:
 
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
