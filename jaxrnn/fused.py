@@ -146,7 +146,9 @@ def _flags(masks: Masks) -> tuple[jax.Array, ...]:
 
 def _masks(flags: tuple[jax.Array, ...]) -> Masks:
     """The other way round."""
-    return Masks(*(((f & bit) != 0) for f in flags for bit in (1, 2)))
+    if not flags:
+        return Masks()
+    return Masks((flags[0] & 1) != 0, (flags[0] & 2) != 0)
 
 
 # What the operations compute

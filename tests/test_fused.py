@@ -103,6 +103,8 @@ def test_no_bias_and_frozen_parts() -> None:
     kernel, scan = (jax.jit(jax.grad(loss), static_argnums=1)(weights.weight_hh, b)
                     for b in ("kernel", "scan"))  # fmt: skip
     close(kernel, scan, 1e-12)
+    text = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(weights.weight_hh, "kernel"))
+    assert "wanted=(False, False, True, False)" in text  # the others cost nothing
 
 
 @pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU()], ids=str)

@@ -175,7 +175,7 @@ def test_flax_transformations(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_frozen_weights_and_constant_inputs_cost_no_product(kind: str) -> None:
     """The gradient of the biases alone needs no product for the other derivatives."""
-    layer = getattr(jaxrnn, kind)(3, 4, rngs=nnx.Rngs(0))
+    layer = getattr(jaxrnn, kind)(3, 4, backend="scan", rngs=nnx.Rngs(0))
     graph, biases, rest = nnx.split(layer, lambda path, _: "bias" in str(path[-1]), ...)
     x = jnp.asarray(X, jnp.float32)
 
