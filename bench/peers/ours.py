@@ -41,8 +41,12 @@ class Peer(JaxPeer):
                 raise
             raise Unsupported(str(error)) from error
 
+    def module(self, spec: Spec) -> Any:
+        """The layer that is measured."""
+        return module(spec, **self.arguments)
+
     def layer(self, spec: Spec) -> Layer:
-        graphdef, state, rest = nnx.split(module(spec, **self.arguments), nnx.Param, ...)
+        graphdef, state, rest = nnx.split(self.module(spec), nnx.Param, ...)
 
         def convert(weights: Weights) -> Any:
             filled = jax.tree.map(lambda leaf: leaf, state)

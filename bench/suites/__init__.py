@@ -11,6 +11,7 @@ from bench.suites import (
     launches,
     layers,
     memory,
+    own_cells,
     ragged,
     stacks,
     sweep,
@@ -20,6 +21,7 @@ from bench.suites import (
 _MODULES = (
     layers,
     stacks,
+    own_cells,
     ragged,
     deepbench,
     gpu,
