@@ -269,6 +269,13 @@ def init(
     for size in dict.fromkeys(sizes):
         check_step(cell, size)
     apart = {name: p.init for name, p in cell.declared().items() if p.init is not None}
+    if cell.draw is not None:
+        R = proj_size or hidden_size
+        keys = jax.random.split(key, len(sizes))
+        alone = [
+            cell.draw(key, Sizes(size, hidden_size, R), dtype) for key, size in zip(keys, sizes)
+        ]
+        return tuple(Weights.of(cell, cell.initialize(named)) for named in alone)
     # One draw for all: a generator for each shape would take longer to compile than the layer.
     alike = [{n: shape for n, shape in layer.items() if n not in apart} for layer in layers]
     counts = [math.prod(shape) for layer in alike for shape in layer.values()]
