@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from flax.errors import InvalidRngError
 
 from jaxrnn.cells import GeneralCell, Sizes, State, StateSpec
 from jaxrnn.cells.checking import TAKEN
@@ -88,7 +89,7 @@ class _FlaxCell(GeneralCell):
     def own_shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
         if not bias:
             raise ValueError(f"bias=False: the biases of {self} are its own, make it without them")
-        if sizes.H != self.hidden_size:
+        if self.hidden_size != sizes.H:
             raise ValueError(
                 f"hidden_size should be {self.hidden_size}, the features that {self} gives out, "
                 f"got {sizes.H}"
@@ -172,6 +173,7 @@ class FromNnx(_FlaxCell):
             )
 
     def form(self, features: int) -> _Form:
+        """The cell for an input of so many features."""
         if isinstance(self.source, _Instance):
             self.source.takes(features)
             return self.source.form
@@ -180,7 +182,8 @@ class FromNnx(_FlaxCell):
     def _any_form(self) -> _Form:
         return self.source.form if isinstance(self.source, _Instance) else super()._any_form()
 
-    def draw(self, key: Any, sizes: Sizes, dtype: Any) -> dict[str, jax.Array]:
+    def draw(self, key: Any, sizes: Sizes, dtype: Any) -> dict[str, jax.Array]:  # pyright: ignore
+        """The parameters that the cell begins with, by its own initialisers."""
         names = self.form(sizes.D).names
         if isinstance(self.source, _Instance):
             leaves = [jnp.asarray(value) for value in self.source.values]
@@ -270,9 +273,11 @@ class FromLinen(_FlaxCell):
             raise TypeError(f"source should be a linen.RNNCellBase, got {self.source!r}")
 
     def form(self, features: int) -> _Form:
+        """The cell for an input of so many features."""
         return _linen_form(self.source, features)
 
-    def draw(self, key: Any, sizes: Sizes, dtype: Any) -> dict[str, jax.Array]:
+    def draw(self, key: Any, sizes: Sizes, dtype: Any) -> dict[str, jax.Array]:  # pyright: ignore
+        """The parameters that the cell begins with, by its own initialisers."""
         form = self.form(sizes.D)
         x = jnp.zeros(sizes.D)
         carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), form.carry)
@@ -316,18 +321,17 @@ def _linen_form(module: Any, features: int) -> _Form:
     name = type(module).__name__
     _one_feature_axis(module)
     begin = lambda: module.initialize_carry(jax.random.key(0), (features,))  # noqa: E731
-    try:
-        variables = jax.eval_shape(
-            lambda: module.init(jax.random.key(0), begin(), jnp.zeros(features))
-        )
-    except Exception as error:
-        if type(error).__name__ == "InvalidRngError":
-            raise ValueError(f"{name} draws random numbers in a step: no cell can") from error
-        raise
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), begin(), jnp.zeros(features)))
     others = [collection for collection in variables if collection != "params"]
     if others:
         raise ValueError(f"{name} has variables beside its parameters: {', '.join(others)}")
-    call = lambda parameters, carry, x: module.apply({"params": parameters}, carry, x)  # noqa: E731
+
+    def call(parameters: Any, carry: Any, x: Any) -> Any:
+        try:
+            return module.apply({"params": parameters}, carry, x)
+        except InvalidRngError as error:
+            raise ValueError(f"{name} draws random numbers in a step: no cell can") from error
+
     return _read(name, call, dict(variables.get("params", {})), begin, features)
 
 
