@@ -52,7 +52,7 @@ napoleon_use_rtype = False
 # here nor on a page of the reference is a warning, and so is each of its public names.
 INSIDE = {
     "__main__", "blocks", "checks", "cli", "described", "experiments", "files", "fused", "layers",
-    "loops", "native", "products", "ragged", "row_plan", "single", "step",
+    "loops", "native", "parallel", "products", "ragged", "row_plan", "single", "step",
 }  # fmt: skip
 
 KINDS = ("class", "exception", "function")

@@ -71,7 +71,7 @@ def test_a_cell_in_nnx_rnn_is_the_layer(cell: Any) -> None:
 def test_a_cell_in_linen_rnn_is_the_layer(cell: Any) -> None:
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
     variables = {"params": {"cell": weights_of(layer)}}
-    rnn = linen.RNN(ToLinen(cell, H, **WIDE), return_carry=True)
+    rnn: Any = linen.RNN(ToLinen(cell, H, **WIDE), return_carry=True)
     carry, got = rnn.apply(variables, X, seq_lengths=LENGTHS)
     y, hx = layer(X, lengths=LENGTHS)
     close(jnp.where(VALID, got, 0), y, 1e-12)
@@ -102,7 +102,7 @@ def test_gradients_through_the_loops_of_flax() -> None:
     )(params2, X)  # fmt: skip
     close(({n: theirs[0]["cell"]["cell"][n][...] for n in ours[0]}, theirs[1]), ours, 1e-12)
 
-    rnn = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
+    rnn: Any = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
     theirs = jax.grad(lambda p, x: (rnn.apply({"params": {"cell": p}}, x) ** 2).sum(), (0, 1))(
         {n: jnp.asarray(a) for n, a in weights_of(layer).items()}, X
     )
@@ -139,7 +139,7 @@ def test_what_cannot_be_adapted_to_flax() -> None:
         ToNnx(cells.GRU())  # pyright: ignore
     with pytest.raises(TypeError, match=r"should be a jaxrnn.cells.Cell.*got str"):
         linen.RNN(ToLinen("gru", H)).init(jax.random.key(0), X)  # pyright: ignore
-    rnn = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
+    rnn: Any = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
     for carry, message in (
         (jnp.zeros((N, 5)), "hidden0 has inconsistent hidden_size: got 5, expected 4"),
         (jnp.zeros((2, H)), "Input batch size 3 doesn't match hidden0 batch size 2"),
@@ -196,7 +196,7 @@ def test_an_nnx_cell_in_a_layer_is_nnx_rnn(make: Any) -> None:
     cell = FromNnx(there)
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
     y, hx = layer(X, lengths=LENGTHS)
-    rnn = nnx.RNN(there, return_carry=True)
+    rnn: Any = nnx.RNN(there, return_carry=True)
     carry, got = rnn(X, seq_lengths=LENGTHS)
     close(y, jnp.where(VALID, got, 0), 1e-12)
     close(cell.carry(last_of(hx)), carry, 1e-12)
@@ -225,7 +225,7 @@ def test_a_linen_cell_in_a_layer_is_linen_rnn(kind: Any) -> None:
     abstract = jax.eval_shape(module.init, jax.random.key(0), start, x[0])
     leaves = [getattr(layer, n)[...] for n in layer.parameter_names]
     params = jax.tree.unflatten(jax.tree.structure(abstract["params"]), leaves)
-    rnn = linen.RNN(module, return_carry=True)
+    rnn: Any = linen.RNN(module, return_carry=True)
     carry, got = rnn.apply({"params": {"cell": params}}, X, seq_lengths=LENGTHS)
     y, hx = layer(X, lengths=LENGTHS)
     close(y, jnp.where(VALID, got, 0), 1e-12)
@@ -344,13 +344,14 @@ def test_flax_cells_that_no_layer_can_run(cell: Any, error: Any, message: str) -
 
 def test_sizes_that_do_not_fit() -> None:
     cell = FromNnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))
-    for arguments, options, message in (
+    wrong: Any = (
         ((D, 5), {}, "hidden_size should be 4.*got 5"),
         ((5, H), {}, "GRUCell does not take an input of 5 features.*give FromNnx a function"),
         ((D, H, 2), {}, "GRUCell does not take an input of 4 features"),
         ((D, H), {"bias": False}, "bias=False: the biases of .* are its own"),
         ((D, H), {"proj_size": 2}, "proj_size=2"),
-    ):
+    )
+    for arguments, options, message in wrong:
         with pytest.raises(ValueError, match=message):
             Recurrent(cell, *arguments, rngs=nnx.Rngs(0), **options)
     square = FromNnx(nnx.GRUCell(H, H, rngs=nnx.Rngs(0)))
