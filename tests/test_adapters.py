@@ -20,6 +20,7 @@ RANDOM = np.random.RandomState(0)
 X = jnp.asarray(RANDOM.uniform(-1, 1, (N, T, D)))
 LENGTHS = jnp.array([4, 1, 3])
 VALID = (np.arange(T) < np.asarray(LENGTHS)[:, None])[..., None]
+RNN: Any = nnx.RNN  # gives an array or a pair
 WIDE: Any = {"param_dtype": jnp.float64}
 
 CELLS = [cells.LSTM(), Peephole(), ResetBefore(), Rotation()]
@@ -53,13 +54,13 @@ def test_a_cell_in_nnx_rnn_is_the_layer(cell: Any) -> None:
     layer = Recurrent(cell, D, H, batch_first=True, bidirectional=True, rngs=nnx.Rngs(1), **WIDE)
     y, hx = layer(X, lengths=LENGTHS)
     there, back = nnx_cell(layer), nnx_cell(layer, reverse=True)
-    both = nnx.Bidirectional(nnx.RNN(there), nnx.RNN(back), return_carry=True)
+    both = nnx.Bidirectional(RNN(there), RNN(back), return_carry=True)
     carries, got = both(X, seq_lengths=LENGTHS)
     close(jnp.where(VALID, got, 0), y, 1e-12)
     close(carries, (last_of(hx), jax.tree.map(lambda s: s[1], hx)), 1e-12)
 
     features = y.shape[-1] // 2
-    carry, got = nnx.RNN(back)(
+    carry, got = RNN(back)(
         X.swapaxes(0, 1), time_major=True, reverse=True, keep_order=True, return_carry=True
     )
     whole, hx = layer(X)
@@ -95,7 +96,7 @@ def test_gradients_through_the_loops_of_flax() -> None:
     ours = jax.grad(lambda p, x: (nnx.merge(graph, p)(x)[0] ** 2).sum(), (0, 1))(params, X)
     ours = {n: ours[0][n + "_l0"][...] for n in weights_of(layer)}, ours[1]
 
-    graph2, params2, rest = nnx.split(nnx.RNN(nnx_cell(layer)), nnx.Param, ...)
+    graph2, params2, rest = nnx.split(RNN(nnx_cell(layer)), nnx.Param, ...)
     h_0 = jnp.zeros((N, H))
     theirs = jax.grad(
         lambda p, x: (nnx.merge(graph2, p, rest)(x, initial_carry=h_0) ** 2).sum(), (0, 1)
@@ -115,10 +116,10 @@ def test_single_precision_and_other_axes_of_rows() -> None:
     single = jaxrnn.LSTMCell(D, H, rngs=nnx.Rngs(1), dtype=jnp.float32, **WIDE)
     jaxrnn.load_state_dict(single, weights_of(layer))
     want = layer(x.swapaxes(0, 1))[0].swapaxes(0, 1)
-    got = nnx.RNN(ToNnx(single))(jnp.stack([x, 2 * x]))
+    got = RNN(ToNnx(single))(jnp.stack([x, 2 * x]))
     assert got.dtype == jnp.float32
     close(got[0], want, 1e-6)
-    close(nnx.RNN(ToNnx(single))(x[0]), want[0], 1e-6)
+    close(RNN(ToNnx(single))(x[0]), want[0], 1e-6)
     variables = {"params": {"cell": weights_of(layer)}}
     got = linen.RNN(ToLinen(cells.LSTM(), H, dtype=jnp.float32, **WIDE)).apply(variables, x)
     close(got, want, 1e-6)
@@ -196,7 +197,7 @@ def test_an_nnx_cell_in_a_layer_is_nnx_rnn(make: Any) -> None:
     cell = FromNnx(there)
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
     y, hx = layer(X, lengths=LENGTHS)
-    rnn: Any = nnx.RNN(there, return_carry=True)
+    rnn = RNN(there, return_carry=True)
     carry, got = rnn(X, seq_lengths=LENGTHS)
     close(y, jnp.where(VALID, got, 0), 1e-12)
     close(cell.carry(last_of(hx)), carry, 1e-12)
@@ -363,7 +364,7 @@ def test_a_trained_cell_is_not_the_one_before() -> None:
     before = Recurrent(FromNnx(there), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
     there.dense_i.kernel[...] += 1.0
     after = Recurrent(FromNnx(there), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
-    want = nnx.RNN(there, time_major=True)(X)
+    want = RNN(there, time_major=True)(X)
     close(after, want, 1e-12)
     assert not np.allclose(before, want)
 
