@@ -271,7 +271,7 @@ def init(
         check_step(cell, size)
     apart = {name: p.init for name, p in cell.declared().items() if p.init is not None}
     if cell.draw is not None:
-        return _drawn_by(cell, key, sizes, hidden_size, dtype)
+        return _drawn_by(cell, key, sizes, dtype)
     # One draw for all: a generator for each shape would take longer to compile than the layer.
     alike = [{n: shape for n, shape in layer.items() if n not in apart} for layer in layers]
     counts = [math.prod(shape) for layer in alike for shape in layer.values()]
@@ -292,18 +292,14 @@ def init(
     return tuple(made)
 
 
-def _drawn_by(
-    cell: Any, key: jax.Array, sizes: list[int], hidden_size: int, dtype: Any
-) -> tuple[Weights, ...]:
+def _drawn_by(cell: Any, key: jax.Array, sizes: Sequence[Sizes], dtype: Any) -> tuple[Weights, ...]:
     """Weights that a cell draws by itself: those of layers of one size all at once."""
     keys = jax.random.split(key, len(sizes))
     made: list[Any] = [None] * len(sizes)
     for size in dict.fromkeys(sizes):
-        letters = Sizes(size, hidden_size, hidden_size)
-        places = [index for index, one in enumerate(sizes) if one == size]
-        drawn = jax.vmap(lambda key, letters=letters: cell.draw(key, letters, dtype))(
-            keys[np.array(places)]
-        )
+        places = np.array([index for index, one in enumerate(sizes) if one == size])
+        draw = functools.partial(cell.draw, sizes=size, dtype=dtype)
+        drawn = jax.vmap(draw)(keys[places])
         for row, place in enumerate(places):
             named = {name: array[row] for name, array in drawn.items()}
             made[place] = Weights.of(cell, cell.initialize(named))
