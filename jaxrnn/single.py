@@ -128,7 +128,7 @@ class RecurrentCell(nnx.Module):
             if states is not None:
                 checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
         weights = Weights.of(self.cell, {name: getattr(self, name)[...] for name in self._names})
-        return _step(self.cell, self.dtype, weights, x, states)
+        return step(self.cell, self.dtype, weights, x, states)
 
 
 def _one_step(
@@ -152,7 +152,7 @@ def _one_step(
     return (output, new) if batched else (output[0], tuple(s[0] for s in new))
 
 
-_step = jax.jit(_one_step, static_argnums=(0, 1))
+step = jax.jit(_one_step, static_argnums=(0, 1))
 
 
 class RNNCell(RecurrentCell):

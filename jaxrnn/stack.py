@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn import backends, ragged, skips
 from jaxrnn import states as states_of
@@ -269,6 +270,8 @@ def init(
     for size in dict.fromkeys(sizes):
         check_step(cell, size)
     apart = {name: p.init for name, p in cell.declared().items() if p.init is not None}
+    if cell.draw is not None:
+        return _drawn_by(cell, key, sizes, dtype)
     # One draw for all: a generator for each shape would take longer to compile than the layer.
     alike = [{n: shape for n, shape in layer.items() if n not in apart} for layer in layers]
     counts = [math.prod(shape) for layer in alike for shape in layer.values()]
@@ -286,6 +289,20 @@ def init(
             for name, shape in layer.items()
         }
         made.append(Weights.of(cell, cell.initialize(named)))
+    return tuple(made)
+
+
+def _drawn_by(cell: Any, key: jax.Array, sizes: Sequence[Sizes], dtype: Any) -> tuple[Weights, ...]:
+    """Weights that a cell draws by itself: those of layers of one size all at once."""
+    keys = jax.random.split(key, len(sizes))
+    made: list[Any] = [None] * len(sizes)
+    for size in dict.fromkeys(sizes):
+        places = np.array([index for index, one in enumerate(sizes) if one == size])
+        draw = functools.partial(cell.draw, sizes=size, dtype=dtype)
+        drawn = jax.vmap(draw)(keys[places])
+        for row, place in enumerate(places):
+            named = {name: array[row] for name, array in drawn.items()}
+            made[place] = Weights.of(cell, cell.initialize(named))
     return tuple(made)
 
 

@@ -81,6 +81,8 @@ def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
         hidden = weights.weight_ih.shape[0] // len(cell.gates)
         projected = weights.weight_hr
         return Sizes(features, hidden, hidden if projected is None else projected.shape[0])
+    if cell.hidden_size is not None:
+        return Sizes(features, cell.hidden_size, cell.hidden_size)
     own = weights.own or {}
     for name, parameter in cell.declared().items():
         for size, there in zip(parameter.shape, own[name].shape if name in own else ()):
@@ -102,7 +104,7 @@ def completed(cell: AnyCell, weights: Weights, sizes: Sizes) -> Weights:
         ValueError: for parameters that are not those of the cell.
     """
     own = dict(weights.own or {})
-    shapes = AnyCell.shapes(cell, sizes)
+    shapes = cell.own_shapes(sizes)
     for name, shape in shapes.items():
         if name not in own and name.startswith("bias"):
             own[name] = jnp.zeros(shape, next(iter(weights.named().values())).dtype)

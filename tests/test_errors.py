@@ -558,7 +558,7 @@ def test_nothing_is_computed_before_an_error(
     monkeypatch: pytest.MonkeyPatch, kind: str, x: Any, hx: Any, words: str
 ) -> None:
     module, x, hx = kept(kind, D, H), fill(x), fill(hx)
-    for place, name in ((stack, "run"), (single, "_step")):
+    for place, name in ((stack, "run"), (single, "step")):
         monkeypatch.setattr(place, name, lambda *a, **k: pytest.fail("computed"))
     with pytest.raises((ValueError, RuntimeError), match=words):
         module(x, hx)

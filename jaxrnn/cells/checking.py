@@ -119,7 +119,7 @@ def check_step(cell: AnyCell, sizes: Sizes) -> None:
         array((size, *rows), dtype)
         for size, dtype in zip(cell.state_sizes(sizes), dtypes, strict=True)
     )
-    declared = AnyCell.shapes(cell, sizes)
+    declared = cell.own_shapes(sizes)
     column = lambda shape: (*shape, 1) if rows and len(shape) == 1 else shape  # noqa: E731
     params = {name: array(column(shape), real) for name, shape in declared.items()}
     if isinstance(cell, Cell):

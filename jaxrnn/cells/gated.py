@@ -101,7 +101,7 @@ class Cell(AnyCell):
             shape |= {"bias_ih": (rows,)} | ({"bias_hh": (rows,)} if self.recurrent else {})
         if sizes.R != sizes.H:
             shape["weight_hr"] = (sizes.R, sizes.H)
-        return shape | super().shapes(sizes, bias=bias)
+        return shape | self.own_shapes(sizes, bias=bias)
 
     # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; a cell
     # may write its own, to keep fewer or cheaper values. `save` runs in the forward loop,

@@ -71,11 +71,15 @@ class AnyCell:
             ``<name>_l{k}{_reverse}``. One whose name begins with "bias" is none of the layer's if
             it has ``bias=False``; the step gets zeros then.
         output_size: features of the output at each step; None for those of the first state.
+        hidden_size: H, of a cell that has one of its own; None for one that goes by its layer.
+        draw: None; or ``draw(key, sizes, dtype) -> dict``, which draws all of its parameters.
     """
 
     states: ClassVar[Sequence[str] | Mapping[str, StateSpec]] = ("h",)
     parameters: ClassVar[Mapping[str, Any]] = {}
     output_size: ClassVar[Size | None] = None
+    hidden_size: ClassVar[int | None] = None
+    draw: ClassVar[Callable[..., dict[str, jax.Array]] | None] = None
     gates: ClassVar[tuple[str, ...]] = ()  # of the gate form, see `Cell`; () elsewhere
     split: ClassVar[bool] = False
 
@@ -90,6 +94,10 @@ class AnyCell:
 
     def shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter of a layer and direction, in their order."""
+        return self.own_shapes(sizes, bias=bias)
+
+    def own_shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+        """Of those among them that are the cell's own."""
         return {
             name: tuple(self.number(size, sizes) for size in parameter.shape)
             for name, parameter in self.declared().items()

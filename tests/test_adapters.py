@@ -1,0 +1,384 @@
+"""Our cells in the loops of Flax and those of Flax in ours give the same numbers and gradients."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import jaxrnn
+from jaxrnn import Recurrent, RecurrentCell, cells
+from jaxrnn.adapters import FromLinen, FromNnx, ToLinen, ToNnx
+from tests.test_cells import Peephole, ResetBefore, Rotation, close
+
+N, T, D, H = 3, 4, 3, 4
+RANDOM = np.random.RandomState(0)
+X = jnp.asarray(RANDOM.uniform(-1, 1, (N, T, D)))
+LENGTHS = jnp.array([4, 1, 3])
+VALID = (np.arange(T) < np.asarray(LENGTHS)[:, None])[..., None]
+RNN: Any = nnx.RNN  # gives an array or a pair
+WIDE: Any = {"param_dtype": jnp.float64}
+
+CELLS = [cells.LSTM(), Peephole(), ResetBefore(), Rotation()]
+every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
+
+
+def last_of(hx: Any) -> Any:
+    """The states of a single layer without their first axis."""
+    return jax.tree.map(lambda s: s[0], hx)
+
+
+def weights_of(layer: Any, reverse: bool = False) -> dict[str, Any]:
+    suffix = "_l0_reverse" if reverse else "_l0"
+    arrays = jaxrnn.state_dict(layer)
+    return {n.removesuffix(suffix): a for n, a in arrays.items() if n.endswith(suffix)}
+
+
+def nnx_cell(layer: Any, reverse: bool = False) -> ToNnx:
+    kinds: dict[Any, Any] = {cells.LSTM: jaxrnn.LSTMCell, cells.GRU: jaxrnn.GRUCell}
+    make = kinds.get(type(layer.cell), functools.partial(RecurrentCell, layer.cell))
+    single = make(D, H, rngs=nnx.Rngs(7), **WIDE)
+    jaxrnn.load_state_dict(single, weights_of(layer, reverse))
+    return ToNnx(single)
+
+
+# Ours in theirs
+
+
+@every_cell
+def test_a_cell_in_nnx_rnn_is_the_layer(cell: Any) -> None:
+    layer = Recurrent(cell, D, H, batch_first=True, bidirectional=True, rngs=nnx.Rngs(1), **WIDE)
+    y, hx = layer(X, lengths=LENGTHS)
+    there, back = nnx_cell(layer), nnx_cell(layer, reverse=True)
+    both = nnx.Bidirectional(RNN(there), RNN(back), return_carry=True)
+    carries, got = both(X, seq_lengths=LENGTHS)
+    close(jnp.where(VALID, got, 0), y, 1e-12)
+    close(carries, (last_of(hx), jax.tree.map(lambda s: s[1], hx)), 1e-12)
+
+    features = y.shape[-1] // 2
+    carry, got = RNN(back)(
+        X.swapaxes(0, 1), time_major=True, reverse=True, keep_order=True, return_carry=True
+    )
+    whole, hx = layer(X)
+    close(got.swapaxes(0, 1), whole[..., features:], 1e-12)
+    close(carry, jax.tree.map(lambda s: s[1], hx), 1e-12)
+
+
+@every_cell
+def test_a_cell_in_linen_rnn_is_the_layer(cell: Any) -> None:
+    layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
+    variables = {"params": {"cell": weights_of(layer)}}
+    rnn: Any = linen.RNN(ToLinen(cell, H, **WIDE), return_carry=True)
+    carry, got = rnn.apply(variables, X, seq_lengths=LENGTHS)
+    y, hx = layer(X, lengths=LENGTHS)
+    close(jnp.where(VALID, got, 0), y, 1e-12)
+    close(carry, last_of(hx), 1e-12)
+
+    start = jax.tree.map(lambda s: s + 0.3, carry)
+    turned = rnn.apply(
+        variables, X.swapaxes(0, 1), initial_carry=start, time_major=True, return_carry=False
+    )
+    close(turned.swapaxes(0, 1), layer(X, jax.tree.map(lambda s: s[None], start))[0], 1e-12)
+
+    drawn = jax.eval_shape(rnn.init, jax.random.key(0), X)["params"]["cell"]
+    assert {n: a.shape for n, a in drawn.items()} == {
+        n: a.shape for n, a in weights_of(layer).items()
+    }
+
+
+def test_gradients_through_the_loops_of_flax() -> None:
+    layer = Recurrent(cells.GRU(), D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
+    graph, params = nnx.split(layer)
+    ours = jax.grad(lambda p, x: (nnx.merge(graph, p)(x)[0] ** 2).sum(), (0, 1))(params, X)
+    ours = {n: ours[0][n + "_l0"][...] for n in weights_of(layer)}, ours[1]
+
+    graph2, params2, rest = nnx.split(RNN(nnx_cell(layer)), nnx.Param, ...)
+    h_0 = jnp.zeros((N, H))
+    theirs = jax.grad(
+        lambda p, x: (nnx.merge(graph2, p, rest)(x, initial_carry=h_0) ** 2).sum(), (0, 1)
+    )(params2, X)  # fmt: skip
+    close(({n: theirs[0]["cell"]["cell"][n][...] for n in ours[0]}, theirs[1]), ours, 1e-12)
+
+    rnn: Any = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
+    theirs = jax.grad(lambda p, x: (rnn.apply({"params": {"cell": p}}, x) ** 2).sum(), (0, 1))(
+        {n: jnp.asarray(a) for n, a in weights_of(layer).items()}, X
+    )
+    close(theirs, ours, 1e-12)
+
+
+def test_single_precision_and_other_axes_of_rows() -> None:
+    layer = Recurrent(cells.LSTM(), D, H, rngs=nnx.Rngs(1), dtype=jnp.float32, **WIDE)
+    x = X.astype(jnp.float32)
+    single = jaxrnn.LSTMCell(D, H, rngs=nnx.Rngs(1), dtype=jnp.float32, **WIDE)
+    jaxrnn.load_state_dict(single, weights_of(layer))
+    want = layer(x.swapaxes(0, 1))[0].swapaxes(0, 1)
+    got = RNN(ToNnx(single))(jnp.stack([x, 2 * x]))
+    assert got.dtype == jnp.float32
+    close(got[0], want, 1e-6)
+    close(RNN(ToNnx(single))(x[0]), want[0], 1e-6)
+    variables = {"params": {"cell": weights_of(layer)}}
+    got = linen.RNN(ToLinen(cells.LSTM(), H, dtype=jnp.float32, **WIDE)).apply(variables, x)
+    close(got, want, 1e-6)
+
+
+def test_first_carries_are_drawn_where_that_is_asked_for() -> None:
+    cell = ToNnx(jaxrnn.LSTMCell(D, H, rngs=nnx.Rngs(0)))
+    h, c = cell.initialize_carry((5, 2, D), nnx.Rngs(0), jax.nn.initializers.normal())
+    assert h.shape == c.shape == (5, 2, H)
+    assert not bool((h == c).any())
+    assert not any(bool(s.any()) for s in cell.initialize_carry((D,)))
+    with pytest.raises(ValueError, match="needs rngs"):
+        cell.initialize_carry((D,), carry_init=jax.nn.initializers.normal())
+
+
+def test_what_cannot_be_adapted_to_flax() -> None:
+    with pytest.raises(TypeError, match=r"should be a RecurrentCell, .*got GRU"):
+        ToNnx(cells.GRU())  # pyright: ignore
+    with pytest.raises(TypeError, match=r"should be a jaxrnn.cells.Cell.*got str"):
+        linen.RNN(ToLinen("gru", H)).init(jax.random.key(0), X)  # pyright: ignore
+    rnn: Any = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
+    for carry, message in (
+        (jnp.zeros((N, 5)), "hidden0 has inconsistent hidden_size: got 5, expected 4"),
+        (jnp.zeros((2, H)), "Input batch size 3 doesn't match hidden0 batch size 2"),
+        (jnp.zeros((N, H), jnp.float32), "float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rnn.init(jax.random.key(0), X, initial_carry=carry)
+
+
+# Theirs in ours
+
+
+class Own(nnx.RNNCellBase):
+    """An output that is no part of the carry, a matrix and a scalar in it, a list, a bias."""
+
+    def __init__(self, in_features: int, *, rngs: nnx.Rngs):
+        self.parts = nnx.List([nnx.Linear(in_features, H, rngs=rngs, param_dtype=jnp.float64)])
+        self.bias = nnx.Param(jnp.full((H,), 0.1, jnp.float64))
+
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        z = self.parts[0](inputs)
+        v = jnp.tanh(z + jnp.broadcast_to(self.bias[...], z.shape))
+        memory = 0.5 * carry["memory"] + v[..., :, None] * v[..., None, :]
+        count = carry["count"] + 1.0
+        output = (memory * v[..., None, :]).sum(-1) + carry["count"][..., None]
+        return {"memory": memory, "count": count}, output
+
+    def initialize_carry(self, input_shape: Any, rngs: Any = None, carry_init: Any = None) -> Any:
+        rows = input_shape[:-1]
+        return {"memory": jnp.zeros((*rows, H, H)), "count": jnp.zeros(rows)}
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def cell_of(kind: Any) -> Any:
+    options = WIDE | {"dtype": None}
+    return functools.partial(kind, hidden_features=H, **options)
+
+
+MAKERS: dict[str, Any] = {
+    "LSTMCell": cell_of(nnx.LSTMCell),
+    "OptimizedLSTMCell": cell_of(nnx.OptimizedLSTMCell),
+    "GRUCell": cell_of(nnx.GRUCell),
+    "SimpleCell": cell_of(nnx.SimpleCell),
+    "Own": Own,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_an_nnx_cell_in_a_layer_is_nnx_rnn(make: Any) -> None:
+    there = make(D, rngs=nnx.Rngs(3))
+    cell = FromNnx(there)
+    layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
+    y, hx = layer(X, lengths=LENGTHS)
+    rnn = RNN(there, return_carry=True)
+    carry, got = rnn(X, seq_lengths=LENGTHS)
+    close(y, jnp.where(VALID, got, 0), 1e-12)
+    close(cell.carry(last_of(hx)), carry, 1e-12)
+
+    graph, params = nnx.split(layer)
+    ours = jax.grad(lambda p, x: (nnx.merge(graph, p)(x)[0] ** 2).sum(), (0, 1))(params, X)
+    graph2, params2, rest = nnx.split(rnn, nnx.Param, ...)
+    start = there.initialize_carry((N, D), nnx.Rngs(0))
+    run = lambda p, x: nnx.merge(graph2, p, rest)(x, initial_carry=start)[1]  # noqa: E731
+    theirs = jax.grad(lambda p, x: (run(p, x) ** 2).sum(), (0, 1))(params2, X)
+    close(
+        [ours[0][n][...] for n in layer.parameter_names],
+        jax.tree.leaves(nnx.to_pure_dict(theirs[0]["cell"])),
+        1e-11,
+    )
+    close(ours[1], theirs[1], 1e-11)
+
+
+@pytest.mark.parametrize("kind", [linen.OptimizedLSTMCell, linen.MGUCell])
+def test_a_linen_cell_in_a_layer_is_linen_rnn(kind: Any) -> None:
+    module = kind(H, param_dtype=jnp.float64)
+    cell = FromLinen(module)
+    layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
+    x = X[0]
+    start = cell.carry(tuple(jnp.zeros(n) for n in layer.state_sizes))
+    abstract = jax.eval_shape(module.init, jax.random.key(0), start, x[0])
+    leaves = [getattr(layer, n)[...] for n in layer.parameter_names]
+    params = jax.tree.unflatten(jax.tree.structure(abstract["params"]), leaves)
+    rnn: Any = linen.RNN(module, return_carry=True)
+    carry, got = rnn.apply({"params": {"cell": params}}, X, seq_lengths=LENGTHS)
+    y, hx = layer(X, lengths=LENGTHS)
+    close(y, jnp.where(VALID, got, 0), 1e-12)
+    close(cell.carry(last_of(hx)), carry, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [FromNnx(MAKERS["GRUCell"]), FromNnx(Own), FromLinen(linen.GRUCell(H))],
+    ids=["GRUCell", "Own", "linen"],
+)
+def test_a_stack_of_flax_cells_has_what_layers_have(cell: Any) -> None:
+    """Two layers, two directions, resets: the same as pieces, steps and single layers."""
+    layer = Recurrent(cell, D, H, 2, bidirectional=True, rngs=nnx.Rngs(1), **WIDE)
+    x, resets = X.swapaxes(0, 1), np.zeros((T, N), bool)
+    resets[2] = True
+    y, _ = layer(x, resets=resets)
+    first, second = layer(x[:2])[0], layer(x[2:])[0]
+    close(y, jnp.concatenate([first, second]), 1e-12)
+    assert not any(np.allclose(a, b) for a, b in zip(first, second))
+
+    # The layers and directions are drawn apart.
+    kernels = [a for n, a in jaxrnn.state_dict(layer).items() if "kernel" in n]
+    pairs = [(a, b) for i, a in enumerate(kernels) for b in kernels[:i] if a.shape == b.shape]
+    assert pairs
+    assert not any((a == b).any() for a, b in pairs)
+
+    single = RecurrentCell(cell, D, H, rngs=nnx.Rngs(2), **WIDE)
+    one = Recurrent(cell, D, H, rngs=nnx.Rngs(1), **WIDE)
+    jaxrnn.load_state_dict(single, weights_of(one))
+    close(single(x[0]), last_of(one(x[:1])[1]), 1e-12)
+
+
+def test_a_layer_is_made_and_run_within_a_transformation() -> None:
+    cell = FromNnx(Own)
+    run = lambda key: Recurrent(cell, D, H, rngs=nnx.Rngs(key), **WIDE)(X)[0]  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 2)
+    close(jax.jit(jax.vmap(run))(keys)[1], run(keys[1]), 1e-12)
+
+
+def test_the_same_cell_compiles_once() -> None:
+    a, b = (FromNnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(0))) for _ in range(2))
+    c = FromNnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(1)))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != c
+
+
+class Noisy(nnx.GRUCell):
+    def __init__(self, in_features: int, *, rngs: nnx.Rngs):
+        super().__init__(in_features, H, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+
+class NoisyLinen(linen.GRUCell):
+    @linen.compact
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        return carry, linen.Dropout(0.5, deterministic=False)(carry)
+
+
+class Counting(linen.GRUCell):
+    @linen.compact
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        self.variable("counts", "n", lambda: jnp.zeros(()))
+        return carry, carry
+
+
+class Normed(nnx.GRUCell):
+    def __init__(self, in_features: int, *, rngs: nnx.Rngs):
+        super().__init__(in_features, H, rngs=rngs)
+        self.norm = nnx.BatchNorm(H, rngs=rngs)
+
+
+def ones(in_features: int, *, rngs: nnx.Rngs) -> Any:
+    cell = nnx.GRUCell(in_features, H, rngs=rngs)
+    cell.carry_init = jax.nn.initializers.ones
+    return cell
+
+
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "a string": (lambda: FromNnx("lstm"), TypeError, "expected|got 'lstm'"),
+    "a linen cell": (lambda: FromNnx(linen.GRUCell(H)), TypeError, "should be an nnx.RNNCellBase"),
+    "an nnx cell": (lambda: FromLinen(MAKERS["Own"]), TypeError, "should be a linen.RNNCellBase"),
+    "no cell made": (
+        lambda: FromNnx(lambda d, rngs: nnx.Linear(d, H, rngs=rngs)),
+        TypeError,
+        "expected an nnx.RNNCellBase, got Linear",
+    ),
+    "dropout": (lambda: FromNnx(Noisy), ValueError, r"Noisy draws random numbers .*drop/rngs"),
+    "dropout in one that is there": (
+        lambda: FromNnx(Noisy(D, rngs=nnx.Rngs(0))),
+        ValueError,
+        "Noisy draws random numbers",
+    ),
+    "dropout in linen": (
+        lambda: FromLinen(NoisyLinen(H)),
+        ValueError,
+        "NoisyLinen draws random numbers",
+    ),
+    "statistics": (lambda: FromNnx(Normed), ValueError, "beside its parameters: norm/mean"),
+    "a collection": (lambda: FromLinen(Counting(H)), ValueError, "beside its parameters: counts"),
+    "a first carry": (lambda: FromNnx(ones), ValueError, "first carry that is not zero"),
+    "images": (
+        lambda: FromLinen(linen.ConvLSTMCell(H, (3, 3))),
+        ValueError,
+        "ConvLSTMCell has 3 feature axes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("cell", "error", "message"), WRONG.values(), ids=WRONG)
+def test_flax_cells_that_no_layer_can_run(cell: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Recurrent(cell(), D, H, rngs=nnx.Rngs(0))
+
+
+def test_sizes_that_do_not_fit() -> None:
+    cell = FromNnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))
+    wrong: Any = (
+        ((D, 5), {}, "hidden_size should be 4.*got 5"),
+        ((5, H), {}, "GRUCell does not take an input of 5 features.*give FromNnx a function"),
+        ((D, H, 2), {}, "GRUCell does not take an input of 4 features"),
+        ((D, H), {"bias": False}, "bias=False: the biases of .* are its own"),
+        ((D, H), {"proj_size": 2}, "proj_size=2"),
+    )
+    for arguments, options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            Recurrent(cell, *arguments, rngs=nnx.Rngs(0), **options)
+    square = FromNnx(nnx.GRUCell(H, H, rngs=nnx.Rngs(0)))
+    assert Recurrent(square, H, H, 3, rngs=nnx.Rngs(0))(jnp.ones((T, N, H), jnp.float32))[0].shape
+
+
+def test_a_trained_cell_is_not_the_one_before() -> None:
+    there = nnx.GRUCell(D, H, rngs=nnx.Rngs(0), **WIDE)
+    before = Recurrent(FromNnx(there), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
+    there.dense_i.kernel[...] += 1.0
+    after = Recurrent(FromNnx(there), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
+    want = RNN(there, time_major=True)(X)
+    close(after, want, 1e-12)
+    assert not np.allclose(before, want)
+
+
+def test_a_cell_may_fix_its_size() -> None:
+    """H is then no letter of its parameters, and its layer has no other."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Fixed(cells.GeneralCell):
+        hidden_size = 4
+        states = {"h": cells.StateSpec(4)}
+        parameters = {"w": (4, "D")}
+
+        def step(self, x: Any, state: Any, params: Any) -> Any:
+            return (jnp.tanh(params["w"] @ x + state[0]),)
+
+    assert Recurrent(Fixed(), D, H, 2, rngs=nnx.Rngs(0), **WIDE)(X)[0].shape == (N, T, H)
