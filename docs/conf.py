@@ -53,7 +53,7 @@ napoleon_use_rtype = False
 INSIDE = {
     "__main__", "blocks", "checks", "cli", "described", "devices", "experiments", "files", "fused",
     "kernels", "layers", "loops", "native", "operations", "parallel", "products", "ragged",
-    "row_plan", "single", "step",
+    "row_plan", "single", "states", "step",
 }  # fmt: skip
 
 KINDS = ("class", "exception", "function")

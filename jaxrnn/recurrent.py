@@ -53,7 +53,8 @@ class Options(TypedDict, total=False):
             expectation else; a number, or one for each state.
         weight_drop: that of zeroing each weight of W_hh, in training, once for a whole call.
         weight_norm: True, or names of weights out of ("weight_ih", "weight_hh") and those that the
-            cell declares: hold each as ``<name>_l{k}{s}_g`` and ``_v``, W = g * V / |V| by rows.
+            cell declares: hold each as ``<name>_l{k}{s}_g`` and ``_v``, by rows
+            ``W = g * V / |V|``.
         learn_initial_state: hold the state that None stands for as parameters,
             ``<state>_0_l{k}{s}`` (S,) for each layer and direction, zeros at the beginning. A reset
             still begins from zeros.

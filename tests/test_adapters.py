@@ -13,7 +13,7 @@ from flax import linen, nnx
 import jaxrnn
 from jaxrnn import Recurrent, RecurrentCell, cells
 from jaxrnn.adapters import FromLinen, FromNnx, ToLinen, ToNnx
-from tests.test_cells import Peephole, ResetBefore, Rotation, close
+from tests.test_cells import Peephole, Rotation, close
 
 N, T, D, H = 3, 4, 3, 4
 RANDOM = np.random.RandomState(0)
@@ -23,7 +23,7 @@ VALID = (np.arange(T) < np.asarray(LENGTHS)[:, None])[..., None]
 RNN: Any = nnx.RNN  # gives an array or a pair
 WIDE: Any = {"param_dtype": jnp.float64}
 
-CELLS = [cells.LSTM(), Peephole(), ResetBefore(), Rotation()]
+CELLS = [cells.LSTM(), Peephole(), Rotation()]  # of gates, with parameters, linear
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
 
 
