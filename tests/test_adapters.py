@@ -13,7 +13,7 @@ from flax import linen, nnx
 import jaxrnn
 from jaxrnn import Recurrent, RecurrentCell, cells
 from jaxrnn.adapters import FromLinen, FromNnx, ToLinen, ToNnx
-from tests.test_cells import Peephole, Rotation, close
+from tests.test_cells import close
 
 N, T, D, H = 3, 4, 3, 4
 RANDOM = np.random.RandomState(0)
@@ -23,7 +23,7 @@ VALID = (np.arange(T) < np.asarray(LENGTHS)[:, None])[..., None]
 RNN: Any = nnx.RNN  # gives an array or a pair
 WIDE: Any = {"param_dtype": jnp.float64}
 
-CELLS = [cells.LSTM(), Peephole(), Rotation()]  # of gates, with parameters, linear
+CELLS = [cells.LSTM(), cells.PeepholeLSTM(), cells.GRUResetBefore(), cells.LRU()]  # of all kinds
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
 
 
@@ -233,11 +233,7 @@ def test_a_linen_cell_in_a_layer_is_linen_rnn(kind: Any) -> None:
     close(cell.carry(last_of(hx)), carry, 1e-12)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [FromNnx(MAKERS["GRUCell"]), FromNnx(Own), FromLinen(linen.GRUCell(H))],
-    ids=["GRUCell", "Own", "linen"],
-)
+@pytest.mark.parametrize("cell", [FromNnx(Own), FromLinen(linen.GRUCell(H))], ids=["Own", "linen"])
 def test_a_stack_of_flax_cells_has_what_layers_have(cell: Any) -> None:
     """Two layers, two directions, resets: the same as pieces, steps and single layers."""
     layer = Recurrent(cell, D, H, 2, bidirectional=True, rngs=nnx.Rngs(1), **WIDE)
