@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from jax import lax
 
@@ -25,11 +24,7 @@ from tests.test_cells import (
     LENGTHS,
     RESETS,
     H,
-    Independent,
-    MinGRU,
     N,
-    Peephole,
-    ResetBefore,
     T,
     ThreeStates,
     close,
@@ -139,14 +134,22 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "elman": (cells.Elman(), {"recurrent_dropout": 0.5, "zoneout": 0.3}, {}),
     "weights": (cells.GRU(), {"weight_drop": 0.5}, {"backend": "kernel"}),
     "input": (cells.Elman("relu"), {"input_dropout": 0.5}, {"layers": 2, "backend": "kernel"}),
-    "own parameters": (Peephole(), {"zoneout": (0.5, 0.3), "recurrent_dropout": 0.5}, {}),
-    "general": (ResetBefore(), {"zoneout": 0.4, "input_dropout": 0.3, "weight_drop": 0.4}, {}),
+    "own parameters": (cells.PeepholeLSTM(), {"zoneout": (0.5, 0.3), "recurrent_dropout": 0.5}, {}),
+    "general": (
+        cells.GRUResetBefore(),
+        {"zoneout": 0.4, "input_dropout": 0.3, "weight_drop": 0.4},
+        {},
+    ),
     "three states": (ThreeStates(), {"zoneout": (0.4, 0.0, 0.6)}, {"layers": 2}),
-    "parallel": (MinGRU(), {"zoneout": 0.4}, {"bidirectional": True, "backend": "parallel"}),
-    "linear scan": (MinGRU(), {"zoneout": 0.4}, {"backend": "scan"}),
+    "parallel": (cells.MinGRU(), {"zoneout": 0.4}, {"bidirectional": True, "backend": "parallel"}),
+    "linear scan": (cells.MinGRU(), {"zoneout": 0.4}, {"backend": "scan"}),
     "expected": (cells.LSTM(), {"zoneout": (0.2, 0.5)}, {"training": False}),
-    "expected, remat": (Peephole(), {"zoneout": (0.6, 0)}, {"training": False, "remat": True}),
-    "expected, parallel": (MinGRU(), {"zoneout": 0.4}, {"training": False}),
+    "expected, remat": (
+        cells.PeepholeLSTM(),
+        {"zoneout": (0.6, 0)},
+        {"training": False, "remat": True},
+    ),
+    "expected, parallel": (cells.MinGRU(), {"zoneout": 0.4}, {"training": False}),
     "everything goes": (cells.LSTM(), dict.fromkeys(ALL, 1.0) | {"zoneout": (1, 0)}, {}),
 }
 
@@ -275,6 +278,7 @@ def test_a_missing_stream_is_named() -> None:
 
 
 def test_weight_norm_is_torchs() -> None:
+    torch: Any = pytest.importorskip("torch", reason="compares with torch's own weight_norm")
     theirs = torch.nn.LSTM(D, H, 2, bidirectional=True).double()
     names = [f"weight_hh_l{k}{s}" for k in range(2) for s in ("", "_reverse")]
     for name in names:
@@ -309,7 +313,7 @@ def test_weight_norm_begins_with_the_weights_and_knows_its_names() -> None:
     assert list(jaxrnn.state_dict(layer))[:4] == [
         *("weight_ih_l0_g", "weight_ih_l0_v", "weight_hh_l0_g", "weight_hh_l0_v")
     ]
-    own = Recurrent(ResetBefore(), D, H, weight_norm="weight_hn", rngs=nnx.Rngs(0))
+    own = Recurrent(cells.GRUResetBefore(), D, H, weight_norm="weight_hn", rngs=nnx.Rngs(0))
     assert jaxrnn.state_dict(own)["weight_hn_l0_g"].shape == (H, 1)
 
 
@@ -464,8 +468,8 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "skip": (None, {"skip": "dense"}, ValueError, "skip.*'residual'.*'highway'.*'dense'"),
     "no skip": (None, {"skip": "residual"}, ValueError, "no layer has as many.*: 3 and 4"),
     "norm": (None, {"weight_norm": ("bias_hh",)}, ValueError, "weight_norm should be.*bias_hh"),
-    "general": (MinGRU(), {"recurrent_dropout": 0.5}, ValueError, "MinGRU.*has no W_hh"),
-    "no matrix": (Independent(), {"weight_drop": 0.5}, ValueError, "Indep.* has no weight_hh"),
+    "general": (cells.MinGRU(), {"recurrent_dropout": 0.5}, ValueError, "MinGRU.*has no W_hh"),
+    "no matrix": (cells.IndRNN(), {"weight_drop": 0.5}, ValueError, "IndRNN.* has no weight_hh"),
 }
 
 
