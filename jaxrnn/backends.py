@@ -333,7 +333,7 @@ def explain(
         >>> x = jax.ShapeDtypeStruct((5, 2, 3), jnp.float16)
         >>> print(backends.explain(stack.Stack(cells.LSTM(), platform="tpu"), weights, x))
         on tpu:
-        layer 0: scan (the first that can serve of kernel, scan)
+        layer 0: scan (the first that can serve of scan)
             kernel: it computes in float32 or bfloat16, not in float16
             parallel: LSTM is not linear in its state, as a LinearCell is
             cudnn: there is none for tpu

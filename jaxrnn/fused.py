@@ -227,7 +227,7 @@ def _by_weights(x: jax.Array, dw: jax.Array) -> jax.Array:
     rows = devices.merged(x)
     columns = lax.optimization_barrier(rows.T)
     z = paired_product(rows, columns, lax.optimization_barrier(dw.T))
-    return devices.unmerged(z, len(x))
+    return devices.unmerged(z, x.shape[0])
 
 
 def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:

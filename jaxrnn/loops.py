@@ -231,7 +231,7 @@ def linear_block(
         # of the layout of its result, which took a CPU three times as long.
         columns = lax.optimization_barrier(devices.merged(dx).T)
         through = paired_product(weights.weight_ih, ih_t, columns)
-        from_x.append(devices.unmerged(through, len(dx), axis=1).swapaxes(0, 1))
+        from_x.append(devices.unmerged(through, dx.shape[0], axis=1).swapaxes(0, 1))
     from_h = [product_of_rows(dweights.weight_hh, old_h), dweights.bias_hh]
     shape = (hs.shape[0], weights.weight_ih.shape[0], hs.shape[1])
     if cell.split:

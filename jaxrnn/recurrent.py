@@ -490,7 +490,7 @@ class Recurrent(nnx.Module):
             >>> lstm = jaxrnn.LSTM(3, 4, proj_size=2, rngs=nnx.Rngs(0))
             >>> print(lstm.explain((5, 2, 3), platform="tpu"))
             on tpu:
-            layer 0: scan (the first that can serve of kernel, scan)
+            layer 0: scan (the first that can serve of scan)
                 kernel: it does not project h
                 parallel: LSTM is not linear in its state, as a LinearCell is
                 cudnn: there is none for tpu

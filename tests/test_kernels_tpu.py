@@ -193,7 +193,7 @@ def test_lowered_for_a_tpu(cell: cells.Cell, dtype: Any, masked: bool) -> None:
 
 def test_a_layer_for_a_tpu_and_a_cpu() -> None:
     """A program for both has a kernel for the one, and a scan for the other that runs here."""
-    layer = jaxrnn.LSTM(3, 4, rngs=nnx.Rngs(0))
+    layer = jaxrnn.LSTM(3, 4, backend="kernel", rngs=nnx.Rngs(0))
     x = jnp.ones((5, 2, 3), jnp.float32)
     program = jax.export.deserialize(bytearray(export(layer, x, platforms=["cpu", "tpu"])))
     assert "tpu_custom_call" in program.mlir_module()
