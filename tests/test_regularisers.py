@@ -313,8 +313,10 @@ def test_weight_norm_begins_with_the_weights_and_knows_its_names() -> None:
     assert list(jaxrnn.state_dict(layer))[:4] == [
         *("weight_ih_l0_g", "weight_ih_l0_v", "weight_hh_l0_g", "weight_hh_l0_v")
     ]
-    own = Recurrent(cells.GRUResetBefore(), D, H, weight_norm="weight_hn", rngs=nnx.Rngs(0))
-    assert jaxrnn.state_dict(own)["weight_hn_l0_g"].shape == (H, 1)
+    own = Recurrent(cells.GRUResetBefore(), D, H, weight_norm="weight_hh", rngs=nnx.Rngs(0))
+    named = jaxrnn.state_dict(own)
+    assert named["weight_hh_l0_g"].shape == (3 * H, 1)
+    assert "weight_ih_l0" in named
 
 
 def test_a_learned_initial_state() -> None:
