@@ -6,11 +6,10 @@ all cores in its products. What this shows is what splitting costs, not what two
 
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 from bench.core import Case, Contender, Suite, Unsupported
 from bench.layers import Spec
-from bench.suites.fit import RATE, examples, mean_error, model_of
+from bench.suites.fit import call_of_fit
 
 SIZES = {  # name: (layers and sizes, steps in a measurement)
     "small": (Spec("lstm", 64, 50, 64, 64, 1), 40),
@@ -20,20 +19,13 @@ SIZES = {  # name: (layers and sizes, steps in a measurement)
 
 def build(spec: Spec, steps: int, name: str) -> Contender:
     import jax
-    import optax
-
-    from jaxrnn.training import fit
 
     count = 2 if name == "jaxrnn.two" else 1
     if jax.device_count() < count:
         raise Unsupported(
             "one device: XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two of a CPU"
         )
-    model, optimizer, data = model_of(spec), optax.adam(RATE), examples(spec)
-
-    def run() -> Any:
-        return fit(model, optimizer, mean_error, data, steps=steps, batch_size=spec.N, mesh=count)
-
+    run = call_of_fit(spec, steps, mesh=count)
     begun = perf_counter()
     run()
     return Contender(

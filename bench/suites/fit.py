@@ -1,5 +1,6 @@
 """What `fit` costs beside its steps: the same steps, compiled one by one and called in a loop."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -72,18 +73,22 @@ def build_bare(spec: Spec, steps: int) -> Contender:
     return Contender(run=run, note="one compiled call a step, always the same batch")
 
 
-def build_fit(spec: Spec, steps: int) -> Contender:
+def call_of_fit(spec: Spec, steps: int, **options: Any) -> Callable[[], Any]:
     """`fit` as it is called: shuffled batches, metrics, history, the check of each loss."""
     import optax
 
     from jaxrnn.training import fit
 
     model, optimizer, data = model_of(spec), optax.adam(RATE), examples(spec)
+    how = {"steps": steps, "batch_size": spec.N, **options}
+    return lambda: fit(model, optimizer, mean_error, data, **how)
 
-    def run() -> Any:
-        return fit(model, optimizer, mean_error, data, steps=steps, batch_size=spec.N)
 
-    return Contender(run=run, note="shuffled batches gathered, losses on the host, new optimiser")
+def build_fit(spec: Spec, steps: int) -> Contender:
+    return Contender(
+        run=call_of_fit(spec, steps),
+        note="shuffled batches gathered, losses on the host, new optimiser",
+    )
 
 
 def build(spec: Spec, steps: int, name: str) -> Contender:

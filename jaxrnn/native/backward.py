@@ -146,8 +146,10 @@ def write(m: Module, kind: Backward) -> None:
     tiles.write_product(m, "product", kind.tile)
     if kind.wanted.x:
         tiles.write_product(m, "product_x", kind.x_tile)
-    outer.write(m, "outer_x", kind.x_patch)
-    outer.write(m, "outer_h", kind.h_patch)
+    if kind.wanted.weight_ih:
+        outer.write(m, "outer_x", kind.x_patch)
+    if any(kind.wanted[1:]):
+        outer.write(m, "outer_h", kind.h_patch)
     _Writer(m, kind).work()
 
 
@@ -393,9 +395,11 @@ class _Writer:
     def behind(self, turn0: str, steps: str) -> None:
         """What dz of a block of steps is needed for past the loop."""
         f, c, wanted = self.f, self.c, self.kind.wanted
-        count = self.rows_of_block(turn0, steps)
         if wanted.x:
             self.by_x(turn0, steps)
+        if not any(wanted[1:]):
+            return
+        count = self.rows_of_block(turn0, steps)
         first = f.compare("eq", turn0, 0)
         high = self.kind.h_patch.rows
         begin, end = threads.share(
