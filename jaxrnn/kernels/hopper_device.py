@@ -27,7 +27,8 @@ BLOCKS, CLUSTERS = "units", "rows"
 # What has other names and places in other versions of JAX.
 _NEW = "out_type" in inspect.signature(plgpu.kernel).parameters
 _RESULTS, _SCRATCH = ("out_type", "scratch_types") if _NEW else ("out_shape", "scratch_shapes")
-_INDEX: tuple[Any, ...] = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+_AT = inspect.signature(plgpu.load).parameters.get("idx")
+_INDEX: tuple[Any, ...] = ((),) if _AT is not None and _AT.default is _AT.empty else ()
 
 
 class Copies(NamedTuple):
