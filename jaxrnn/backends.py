@@ -28,14 +28,14 @@ from jaxrnn.step import sizes_of
 
 CHOICES = ("auto", "scan", "kernel", "parallel", "cudnn")
 
-ORDER = {"cpu": ("kernel", "scan"), "tpu": ("scan",), "cuda": ("cudnn", "scan")}
+ORDER = {"cpu": ("kernel", "scan"), "tpu": ("scan",), "cuda": ("kernel", "scan")}
 """What "auto" tries on a platform for a cell of gates; the scan elsewhere.
 
 A cell that is linear in its state is run in parallel, where it can be.
 
-Measured on a CPU only. For a GPU it follows public figures: cuDNN in float32 launches some kernels
-for each step, a scan several times as many. Our kernels for GPUs and TPUs have never run on one:
-they are there to be asked for, and not tried by themselves.
+Measured on a CPU and on a Hopper GPU (`bench`). There the kernel takes a fraction of a scan's time,
+where it has room, and cuDNN, which JAX reaches in float32 only and step by step, more than a scan:
+it is there to be asked for, as the kernel for TPUs is, which has never run on one.
 """
 
 
@@ -87,7 +87,7 @@ TABLE = (
     ),
     Row(
         *("kernel", "cuda", "elementwise", ("float32", "bfloat16"), "W_hh in a cluster; Hopper"),
-        *(("projection", "all states"), "reverse mode once", False),
+        *(("projection", "all states"), "reverse mode once", True),
     ),
     Row(
         *("cudnn", "cuda", "LSTM", ("float32",), "all; needs JAX's CUDA plugin"),
@@ -103,7 +103,7 @@ TABLE = (
                 "around",
             ),
         ),
-        *("reverse mode once", False),
+        *("reverse mode once", True),
     ),
 )
 
@@ -220,6 +220,9 @@ def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> 
         if chosen == "kernel" and platform == "cpu" and _too_short(asked):
             chosen = "scan"
             why = "so few steps and rows are done before a kernel has such large weights in order"
+        elif chosen == "kernel" and platform == "cuda" and _too_many(asked):
+            chosen = "scan"
+            why = "so many rows keep the whole processor busy in a scan, too"
         elif not _row(chosen, platform).measured:
             why += f"; not measured on {platform}"
     others = {k: v or "could serve" for k, v in reasons.items() if k != chosen}
@@ -284,6 +287,12 @@ def _too_short(asked: Asked) -> bool:
     """
     large = len(asked.cell.gates) * asked.H * (asked.D + asked.H) > 1 << 14
     return large and asked.T * asked.N < 32
+
+
+def _too_many(asked: Asked) -> bool:
+    from jaxrnn.kernels import hopper
+
+    return hopper.slower(asked.cell, asked.dtype, asked.N, asked.H)
 
 
 class Explanation(NamedTuple):

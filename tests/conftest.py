@@ -16,6 +16,8 @@ from tests import compiling
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if jax.default_backend() != "cpu":  # where products of float32 are of fewer bits else
+    jax.config.update("jax_default_matmul_precision", "highest")
 compiling.optimise(False)
 
 

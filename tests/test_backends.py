@@ -84,7 +84,8 @@ def test_a_layer_explains() -> None:
     assert "layer 1, reverse: scan (the first that can serve of scan)" in text
     assert text.count("kernel: could serve") == 4
     assert "there is none for tpu" in text
-    here = layer.explain(jnp.ones((50, 2, 3), jnp.float32))
+    with jax.default_device(jax.devices("cpu")[0]):
+        here = layer.explain(jnp.ones((50, 2, 3), jnp.float32))
     assert {c.backend for c in here.choices} == {"kernel"}
     assert len(here.choices) == 4
     single = layer.explain((50, 3), return_all_states=True)
@@ -101,12 +102,13 @@ def test_the_platform_is_that_of_the_call() -> None:
     def program() -> str:
         return jax.export.export(jax.jit(lambda x: layer(x)[0]), platforms=["tpu"])(x).mlir_module()
 
-    with pytest.raises(ValueError, match="bfloat16"):
+    cpu = jax.default_device(jax.devices("cpu")[0])
+    with cpu, pytest.raises(ValueError, match="bfloat16"):
         program()
     with tuning.traced_for("tpu"):
         assert backends.platform() == "tpu"
         assert "tpu_custom_call" in program()
-    with jax.default_device(jax.devices("cpu")[0]):
+    with cpu:
         assert backends.platform() == "cpu"
 
 

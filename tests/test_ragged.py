@@ -267,7 +267,10 @@ def test_low_precision_rows_are_cut_alike(dtype: str) -> None:
     output, _ = layer(x, lengths=LENGTHS, resets=RESETS)
     alone, _ = layer(x[1:4, 1:2])  # the second piece of the second row
     assert output.dtype == dtype
-    np.testing.assert_array_equal(output[1:4, 1:2], alone)
+    if jax.default_backend() == "cpu":
+        np.testing.assert_array_equal(output[1:4, 1:2], alone)
+    else:  # products of other sizes are added up in another order
+        close(output[1:4, 1:2].astype(float), alone.astype(float), 8 * float(jnp.finfo(dtype).eps))
     assert not output[4:, 1].any()
 
 

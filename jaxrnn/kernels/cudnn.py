@@ -6,8 +6,7 @@ the scan computes it; the first one in reverse mode is cuDNN's own. It takes row
 step: an empty row is given one of zeros, whose effect is taken away again.
 
 Products are in TF32 as XLA's are on such a GPU, unless ``jax_default_matmul_precision`` is
-"highest". Never run here: its numbers are tested against `jax.experimental.rnn.lstm_ref`, and that
-the program is lowered to the call.
+"highest".
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxrnn import operations
 from jaxrnn.cells import LSTM, Cell, State
@@ -103,13 +103,21 @@ def _lstm_jvp(sizes: Any, operands: Any, tangents: Any) -> Any:
     return out, moved
 
 
+def _row_major(a: jax.Array) -> jax.Array:
+    """As it is, rows first in memory: cuDNN is called with arrays as XLA has laid them out.
+
+    JAX's call says nothing of layouts, so XLA hands on a transposed view as if it were none.
+    """
+    return with_layout_constraint(a, Layout(major_to_minor=tuple(range(a.ndim))))
+
+
 def _forward(*operands: Any, reserve: int | None = None, **sizes: Any) -> Any:
     """CuDNN's forward pass, rows second."""
     del reserve
     x, w, h, c, lengths = operands
-    (y, h_n, c_n), kept = _rnn().lstm_fwd(
-        *(x.swapaxes(0, 1), h, c, w, lengths), **sizes, dropout=0.0, precision=None
-    )
+    x, h, c = map(_row_major, (x.swapaxes(0, 1), h, c))
+    given, kept = _rnn().lstm_fwd(x, h, c, w, lengths, **sizes, dropout=0.0, precision=None)
+    y, h_n, c_n = map(_row_major, given)
     return [y.swapaxes(0, 1), h_n, c_n, kept[-1]]
 
 
@@ -117,11 +125,14 @@ def _backward(*operands: Any, reserve: int, **sizes: Any) -> Any:
     """CuDNN's backward pass."""
     del reserve
     dy, dh, dc, x, w, h, c, lengths, y, space = operands
-    kept = (x.swapaxes(0, 1), h, c, w, lengths, y.swapaxes(0, 1), space)
+    x, y, dy = (a.swapaxes(0, 1) for a in (x, y, dy))
+    x, h, c, y, dy, dh, dc = map(_row_major, (x, h, c, y, dy, dh, dc))
+    kept = (x, h, c, w, lengths, y, space)
     how = (sizes["input_size"], sizes["hidden_size"], sizes["num_layers"], 0.0)
     dx, dh_0, dc_0, dw, _ = _rnn().lstm_bwd(
-        *(*how, sizes["bidirectional"], None, kept, (dy.swapaxes(0, 1), dh, dc))
+        *(*how, sizes["bidirectional"], None, kept, (dy, dh, dc))
     )
+    dx, dh_0, dc_0 = map(_row_major, (dx, dh_0, dc_0))
     return [dx.swapaxes(0, 1), dw, dh_0, dc_0]
 
 

@@ -39,6 +39,9 @@ DTYPES = ("float32", "bfloat16")
 OLDEST, NEWEST = (0, 10, 1), (0, 13)
 """The versions of JAX whose Mosaic GPU these kernels are written for: from, and below."""
 
+SCAN_STEP = 6.5
+"""Microseconds that a step of a scan takes at least, as measured on an H200."""
+
 INTERPRET = False
 """Whether to run in Mosaic's interpreter, which needs no GPU."""
 
@@ -88,6 +91,16 @@ def tiles_of(cell: Cell, dtype: Any, N: int, H: int) -> Tiles | None:
     """How a layer is shared out; None where it does not fit."""
     exact = jnp.dtype(dtype) == jnp.float32 and not tensorfloat32()
     return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H)
+
+
+def slower(cell: Cell, dtype: Any, N: int, H: int) -> bool:
+    """Whether a step of the scan is quicker, by arithmetic: all multiprocessors share its rows."""
+    tiles = tiles_of(cell, dtype, N, H)
+    if tiles is None:
+        return True
+    rate = 3e8 if tiles.itemsize == 2 else 1.5e8 if tiles.parts == 1 else 4e7  # in a microsecond
+    scan = SCAN_STEP + 2 * N * len(cell.gates) * H * H / rate
+    return tiles.turns(N) * tiles.step() > scan
 
 
 def tensorfloat32() -> bool:

@@ -10,6 +10,7 @@ Loading with a layout and the order of arguments differ between the versions of 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxrnn.kernels import hopper_peers as peers
 from jaxrnn.kernels.hopper_tiles import Tiles
 
 BLOCKS, CLUSTERS = "units", "rows"
@@ -38,9 +40,28 @@ class Copies(NamedTuple):
 
 
 class Arrivals(NamedTuple):
-    """Two barriers in scratch memory that so many tiles arrive at, sent by blocks in turns."""
+    """Barriers in scratch memory, in turns, for what the blocks of a cluster send each other."""
 
-    count: int
+
+def _rows(side: int, vector: int, most: int) -> Any:
+    """Tiles with rows of `side`: neighbours in one thread, the lanes of a warp side by side."""
+    wide = next(w for w in (64, 32, 16, 8) if side % w == 0 and w <= min(32 * vector, most))
+    rows = 32 * vector // wide
+    if rows > 1:
+        tiling, dims = ((4 * rows, wide), (rows, wide), (vector,)), ((-5,), (-3, -2))
+    else:
+        tiling, dims = ((4, wide), (vector,)), ((-3,), (-2,))
+    return plgpu.Layout.TILED(plgpu.Tiling(tiling), *dims, -1)
+
+
+def _squares() -> Any:
+    """Eight rows and 16 columns at a time, each warp four of these.
+
+    The sums are read across: with more rows that would be quicker, but shared memory is made of
+    tiles of eight rows.
+    """
+    tiling = plgpu.Tiling(((8, 16), (8, 4), (1,)))
+    return plgpu.Layout.TILED(tiling, (-4,), (-3, -2), -1)
 
 
 class Device:
@@ -48,16 +69,11 @@ class Device:
 
     def __init__(self, tiles: Tiles):
         self.tiles = tiles
-        # Two neighbours of 16 bits to a thread, as 32 bits are the least that is sent; the lanes of
-        # a warp side by side, as shared memory is the fastest so.
-        vector = 2 if tiles.itemsize == 2 else 1
-        wide = next(w for w in (64, 32, 16) if tiles.tile[1] % w == 0 and w <= 32 * vector)
-        rows = 32 * vector // wide
-        if rows > 1:
-            tiling, dims = ((4 * rows, wide), (rows, wide), (vector,)), ((-5,), (-3, -2))
+        most = tiles.swizzle // tiles.itemsize
+        if tiles.rows_first:
+            self.layout, self.by_units = _squares(), _rows(tiles.L, 1, 64)
         else:
-            tiling, dims = ((4, wide), (vector,)), ((-3,), (-2,))
-        self.layout = plgpu.Layout.TILED(plgpu.Tiling(tiling), *dims, -1)
+            self.layout = self.by_units = _rows(tiles.L, 2, most)
 
     def launch(
         self, body: Any, results: Any, scratch: dict[str, Any], clusters: int, name: str
@@ -94,16 +110,14 @@ class Device:
         if isinstance(what, Copies):
             return plgpu.Barrier(num_arrivals=what.count)
         if isinstance(what, Arrivals):
-            return plgpu.Barrier(num_arrivals=what.count, num_barriers=2)
+            return plgpu.SMEM(*peers.BARRIERS)
         shape, dtype, swizzle = what
         return self._memory(shape, dtype, swizzle)
 
     def _memory(self, shape: Sequence[int], dtype: Any, swizzle: int | None) -> Any:
         if swizzle is None:
             return plgpu.SMEM(tuple(shape), dtype)
-        wide = swizzle // jnp.dtype(dtype).itemsize
-        transforms = (plgpu.TilingTransform((8, wide)), plgpu.SwizzleTransform(swizzle))
-        return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
+        return plgpu.SMEM(tuple(shape), dtype, transforms=self.tiles.transforms)
 
     @property
     def me(self) -> Any:
@@ -119,11 +133,13 @@ class Device:
         """This block's part of scratch memory."""
         return ref
 
+    def raw(self, ref: Any) -> jax.Array:
+        """A tile as it is, each thread with the same elements of every one."""
+        return plgpu.load(ref, *_INDEX, layout=self.layout, optimized=False)
+
     def load(self, ref: Any, turn: bool = False) -> jax.Array:
-        """A tile, or its transpose, as float32, each thread with the same elements of every one."""
-        ref = turned(ref) if turn else ref
-        tile = plgpu.load(ref, *_INDEX, layout=self.layout, optimized=False)
-        return tile.astype(jnp.float32)
+        """A tile, or its transpose, as float32."""
+        return self.raw(turned(ref) if turn else ref).astype(jnp.float32)
 
     def placed(self, tile: jax.Array) -> jax.Array:
         """A tile made by the kernel, in the layout of those that were loaded."""
@@ -146,21 +162,76 @@ class Device:
             plgpu.copy_gmem_to_smem(source, target, barrier)
         plgpu.barrier_wait(barrier)
 
-    def send(self, tile: jax.Array, ref: Any, at: Any, barriers: Any, slot: Any, peer: int) -> None:
-        """Store a tile into a block's shared memory at an index, and arrive at its barrier."""
-        plgpu.async_store_smem(
-            tile,
-            ref.at[at],
-            barriers.at[slot],
-            cluster_idx=jnp.int32(peer),
-            cluster_dim=BLOCKS,
-            optimized=False,
+    def begin(self, barriers: Any) -> None:
+        """Make the barriers of all blocks."""
+        peers.begin(barriers)
+
+    def end(self) -> None:
+        """Leave together."""
+        peers.end()
+
+    def fill(self, ref: Any, value: float) -> None:
+        """Set a tile of (U, L) in shared memory."""
+        t = self.tiles
+        ref[...] = plgpu.layout_cast(jnp.full((t.U, t.L), value, jnp.float32), self.by_units)
+
+    def share(self, ref: Any, barriers: Any, s: Any) -> None:
+        """Send this block's part of `ref` (2, C, parts, tile) to all others, as message `s`."""
+        t, slot = self.tiles, lax.rem(s, jnp.int32(2))
+        count = t.parts * t.U * t.L * t.itemsize
+        peers.expect(barriers, slot, (t.C - 1) * count)
+        if t.C == 1:
+            return
+        kinds = t.transforms
+        part = ref.at[slot, self.me]
+        peers.push(
+            *(part, part, barriers, slot),
+            bytes_each=count,
+            stride=0,
+            first=0,
+            count=t.C,
+            others=True,
+            transforms=(kinds, kinds),
         )
 
-    def wait(self, barriers: Any, slot: Any) -> None:
-        """Until all blocks have sent; what they have sent may then be multiplied."""
-        plgpu.barrier_wait(barriers.at[slot])
+    def nothing(self, barriers: Any) -> None:
+        """Message 0 has no bytes."""
+        peers.expect(barriers, jnp.int32(0), 0)
+
+    def expect(self, barriers: Any, s: Any) -> None:
+        """Message `s` is one tile of (U, L) from each block."""
+        t, slot = self.tiles, lax.rem(s, jnp.int32(2))
+        peers.expect(barriers, slot, t.C * t.U * t.L * 4)
+
+    def give(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:
+        """Send rows of U of `sums`, one block's after the other's, as message `s`."""
+        t, slot = self.tiles, lax.rem(s, jnp.int32(2))
+        size = t.U * t.L * 4
+        peers.push(
+            *(sums, inbox.at[slot, self.me], barriers, slot),
+            bytes_each=size,
+            stride=size,
+            first=first,
+            count=count,
+        )
+
+    def wait(self, barriers: Any, s: Any) -> None:
+        """Until all blocks have sent message `s`; what they have sent may then be multiplied."""
+        peers.wait(barriers, lax.rem(s, jnp.int32(2)), lax.div(s, jnp.int32(2)))
         plgpu.commit_smem()
+
+    def collect(self, ref: Any, scratch: Any) -> jax.Array:
+        """The sum of a phase's messages (C, U, L), as a tile."""
+        parts = [
+            plgpu.load(ref.at[c], *_INDEX, layout=self.by_units, optimized=False)
+            for c in range(self.tiles.C)
+        ]
+        total = functools.reduce(jnp.add, parts)
+        if not self.tiles.rows_first:
+            return plgpu.layout_cast(total, self.layout)
+        scratch[...] = total
+        plgpu.commit_smem()
+        return self.load(scratch, turn=True)
 
 
 class Interpreted(Device):
@@ -175,12 +246,15 @@ class Interpreted(Device):
         if isinstance(what, Copies):
             return plgpu.Barrier(num_arrivals=self.tiles.C)
         if isinstance(what, Arrivals):
-            return plgpu.Barrier(num_arrivals=what.count, num_barriers=2 * self.tiles.C)
+            return plgpu.Barrier(num_arrivals=self.tiles.C, num_barriers=2 * self.tiles.C)
         (*shape,), dtype, swizzle = what
         return self._memory((self.tiles.C, *shape), dtype, swizzle)
 
     def own(self, ref: Any) -> Any:  # noqa: D102
         return ref.at[self.me]
+
+    def raw(self, ref: Any) -> jax.Array:  # noqa: D102
+        return ref[...]
 
     def load(self, ref: Any, turn: bool = False) -> jax.Array:  # noqa: D102
         tile = ref[...].astype(jnp.float32)
@@ -202,12 +276,42 @@ class Interpreted(Device):
         for source, target in pairs:
             target[...] = source[...]
 
-    def send(self, tile: jax.Array, ref: Any, at: Any, barriers: Any, slot: Any, peer: int) -> None:  # noqa: D102
-        ref.at[(peer, *at)][...] = tile
-        plgpu.barrier_arrive(barriers.at[2 * peer + slot])
+    def begin(self, barriers: Any) -> None:  # noqa: D102
+        del barriers
 
-    def wait(self, barriers: Any, slot: Any) -> None:  # noqa: D102
-        plgpu.barrier_wait(barriers.at[2 * self.me + slot])
+    def end(self) -> None:  # noqa: D102
+        pass
+
+    def fill(self, ref: Any, value: float) -> None:  # noqa: D102
+        ref[...] = jnp.full((self.tiles.U, self.tiles.L), value, jnp.float32)
+
+    def share(self, ref: Any, barriers: Any, s: Any) -> None:  # noqa: D102
+        slot = lax.rem(s, jnp.int32(2))
+        for peer in range(self.tiles.C):
+            ref.at[peer, slot, self.me][...] = ref[self.me, slot, self.me]
+            plgpu.barrier_arrive(barriers.at[2 * peer + slot])
+
+    def nothing(self, barriers: Any) -> None:  # noqa: D102
+        for peer in range(self.tiles.C):
+            plgpu.barrier_arrive(barriers.at[2 * peer])
+
+    def expect(self, barriers: Any, s: Any) -> None:  # noqa: D102
+        del barriers, s
+
+    def give(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:  # noqa: D102
+        slot = lax.rem(s, jnp.int32(2))
+        for k in range(count):
+            part = sums[pl.ds(k * self.tiles.U, self.tiles.U)]
+            inbox.at[first + k, slot, self.me][...] = part
+            plgpu.barrier_arrive(barriers.at[2 * (first + k) + slot])
+
+    def wait(self, barriers: Any, s: Any) -> None:  # noqa: D102
+        plgpu.barrier_wait(barriers.at[2 * self.me + lax.rem(s, jnp.int32(2))])
+
+    def collect(self, ref: Any, scratch: Any) -> jax.Array:  # noqa: D102
+        del scratch
+        total = functools.reduce(jnp.add, [ref[c] for c in range(self.tiles.C)])
+        return total.T if self.tiles.rows_first else total
 
 
 def turned(ref: Any) -> Any:

@@ -6,7 +6,6 @@ that what a block reads or writes at a step is one contiguous piece; see `jaxrnn
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -80,62 +79,73 @@ def forward(
         pieces = [(p, c) for p in range(tiles.parts) for c in range(C)]
         device.fetch([(weights.at[me, p, c], w.at[p, c]) for p, c in pieces], copied)
 
-        def send(h: jax.Array, s: Any) -> None:
+        device.begin(full)
+
+        def inputs(s: Any) -> Any:
+            """What step s takes from global memory: fetched a step before it is needed."""
+            t = time(lax.min(s, jnp.int32(steps - 1)))
+            marks = [device.raw(flags.at[t, b, i]) for i in (0, 1)] if masked else []
+            return tuple(device.raw(zx.at[t, b, me, g]) for g in range(gates)), tuple(marks)
+
+        def send(h: jax.Array, s: Any, marks: Any) -> None:
             """H as step s is to see it."""
             if inside is not None:
                 h = _when(device.load(inside.at[me]), h, jnp.zeros_like(h))
-            if masked:
-                h = _when(device.load(flags.at[time(s), b, 0]), jnp.zeros_like(h), h)
+            if marks:
+                h = _when(marks[0], jnp.zeros_like(h), h)
+            mine = device.own(hs)
             for part, factor in enumerate(factors(h, tiles, dtype)):
-                for peer in range(C):
-                    slot = lax.rem(s, jnp.int32(2))
-                    device.send(factor, hs, (slot, part, me), full, slot, peer)
+                mine.at[lax.rem(s, jnp.int32(2)), me, part][...] = factor
+            plgpu.commit_smem()
+            device.share(hs, full, s)
 
-        def step(s: Any, state: Any) -> Any:
+        def step(s: Any, carry: Any) -> Any:
+            state, (zs, marks) = carry
             t, slot = time(s), lax.rem(s, jnp.int32(2))
-            zs = [device.load(zx.at[t, b, me, g]) for g in range(gates)]
-            reset, own = (device.load(flags.at[t, b, i]) if masked else None for i in (0, 1))
-            device.wait(full, slot)
+            following = inputs(s + 1)
+            device.wait(full, s)
             mine = device.own(hs)
             sums[...] = device.products(
                 tiles.M,
-                [(w.at[i, c], mine.at[slot, j, c]) for i, j in _products(tiles) for c in range(C)],
+                [(w.at[i, c], mine.at[slot, c, j]) for i, j in _products(tiles) for c in range(C)],
             )
             plgpu.commit_smem()
             zh = [_gate(device, sums, g * U) for g in range(gates)]
             if bias is not None:
-                z = zs + [zh[g] + device.load(bias.at[me, g]) for g in range(gates)]
+                z = [*zs, *(zh[g] + device.load(bias.at[me, g]) for g in range(gates))]
             else:
                 z = [zs[g] + zh[g] for g in range(gates)]
             old = state
-            if reset is not None:
-                old = [_when(reset, jnp.zeros_like(x), x) for x in state]
+            if masked:
+                old = [_when(marks[0], jnp.zeros_like(x), x) for x in state]
             leaves = dict(z=z, old=old)
             leaf = lambda name, i: leaves[name][i]  # noqa: E731
             new = list(map(device.placed, values.evaluate(graph.forward, leaf, zs[0])))
             new, kept = new[:states], new[states:]
-            if own is not None:
-                new = [_when(own, x, y) for x, y in zip(new, state, strict=True)]
+            if masked:
+                new = [_when(marks[1], x, y) for x, y in zip(new, state, strict=True)]
+            pl.when(s + 1 < steps)(lambda: send(new[0], s + 1, following[1]))
             h_out.at[t, b, me, 0][...] = new[0].astype(dtype)
             if keep:
                 for out, arrays in ((rest_out, new[1:]), (saved_out, kept)):
                     for i, array in enumerate(arrays):
                         out.at[t, b, me, i][...] = array.astype(dtype)
-            pl.when(s + 1 < steps)(lambda: send(new[0], s + 1))
-            return tuple(new)
+            return tuple(new), following
 
         state = tuple(device.load(first.at[b, me, k]) for k in range(states))
-        send(state[0], jnp.int32(0))
-        state = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, state)
+        begun = inputs(jnp.int32(0))
+        send(state[0], jnp.int32(0), begun[1])
+        state, _ = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, (state, begun))
         if not keep:
             for k in range(1, states):
                 rest_out.at[b, me, k - 1][...] = state[k].astype(dtype)
+        device.end()
 
     scratch = dict(
         w=((tiles.parts, C, tiles.M, U), dtype, tiles.swizzle),
-        hs=((2, tiles.parts, C, *tiles.tile), dtype, tiles.swizzle),
+        hs=((2, C, tiles.parts, *tiles.tile), dtype, tiles.swizzle),
         sums=((tiles.M, tiles.L), jnp.float32, None),
-        full=Arrivals(C * tiles.parts),
+        full=Arrivals(),
         copied=Copies(tiles.parts * C),
     )
     return body, scratch
@@ -162,10 +172,12 @@ def backward(
     tiles, graph = device.tiles, values.graph(cell)
     gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
     C, U, chunk = tiles.C, tiles.U, tiles.chunk
-    wanted = values.leaves(cell, "backward")
+    given_leaves = sorted(leaf for leaf in values.leaves(cell, "backward") if leaf[0] != "ct")
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
-    def body(*refs: Any, w: Any, dzs: Any, sums: Any, inbox: Any, full: Any, copied: Any) -> None:
+    def body(
+        *refs: Any, w: Any, dzs: Any, sums: Any, turned: Any, inbox: Any, full: Any, copied: Any
+    ) -> None:
         left = list(refs)
         take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
         dh, dlast, around, kept, flags, inside, weights = map(
@@ -173,35 +185,42 @@ def backward(
         )
         dz_out, dfirst = left
         me, b = device.me, device.cluster
-        w, dzs, sums = map(device.own, (w, dzs, sums))
+        w, dzs, sums, turned = map(device.own, (w, dzs, sums, turned))
         pieces = [(p, g) for p in range(tiles.parts) for g in range(gates)]
         device.fetch([(weights.at[me, p, g], w.at[p, g]) for p, g in pieces], copied)
 
-        def received(slot: Any) -> jax.Array:
-            device.wait(full, slot)
-            mine = device.own(inbox)
-            parts = [device.load(mine.at[slot, c]) for c in range(C)]
-            return functools.reduce(jnp.add, parts)
+        device.begin(full)
+
+        def received(i: Any) -> jax.Array:
+            device.wait(full, i)
+            return device.collect(device.own(inbox).at[lax.rem(i, jnp.int32(2))], turned)
 
         def leaf(s: Any, name: str, i: int) -> jax.Array:
             if name == "saved":
-                return device.load(kept.at[time(s), b, me, i])
+                return device.raw(kept.at[time(s), b, me, i])
             after = (name == "new") != reverse
-            return device.load(around.at[time(s) + int(after), b, me, i])
+            return device.raw(around.at[time(s) + int(after), b, me, i])
 
-        def step(i: Any, dstate: Any) -> Any:
-            s = steps - 1 - i
-            t = time(s)
+        def inputs(i: Any) -> Any:
+            """What turn i takes from global memory: fetched a turn before it is needed."""
+            s = lax.max(steps - 1 - i, jnp.int32(0))
+            marks = [device.raw(flags.at[time(s), b, k]) for k in (0, 1)] if masked else []
+            given = tuple(leaf(s, name, k) for name, k in given_leaves)
+            return device.raw(dh.at[time(s), b, me, 0]), given, tuple(marks)
+
+        def step(i: Any, carry: Any) -> Any:
+            dstate, (by_output, given, marks) = carry
+            following = inputs(i + 1)
+            t = time(steps - 1 - i)
             leaves: Any = {
-                (name, k): leaf(s, name, k) for name, k in sorted(wanted) if name != "ct"
+                k: a.astype(jnp.float32) for k, a in zip(given_leaves, given, strict=True)
             }
-            by_output = device.load(dh.at[t, b, me, 0])
-            reset, own = (device.load(flags.at[t, b, k]) if masked else None for k in (0, 1))
+            reset, own = marks if masked else (None, None)
             if reset is not None:
                 for k in range(states):
                     if ("old", k) in leaves:
                         leaves["old", k] = _when(reset, nothing, leaves["old", k])
-            ct = [dstate[0] + by_output + received(lax.rem(i, jnp.int32(2))), *dstate[1:]]
+            ct = [dstate[0] + by_output + received(i), *dstate[1:]]
             leaves |= {("ct", k): ct[k] for k in range(states)}
             by = values.evaluate(graph.backward, lambda name, k: leaves[name, k], nothing)
             by = list(map(device.placed, by))
@@ -222,7 +241,7 @@ def backward(
                 for part, factor in enumerate(factors(d, tiles, dtype)):
                     dzs.at[part, g][...] = factor
             plgpu.commit_smem()
-            slot = lax.rem(i + 1, jnp.int32(2))
+            device.expect(full, i + 1)
             for m in range(0, tiles.M_back, chunk):
                 pairs = [
                     (w.at[p, g, pl.ds(m, chunk)], dzs.at[q, g])
@@ -234,26 +253,29 @@ def backward(
                     plgpu.commit_smem()  # all warps have read the sums before
                 sums[...] = part
                 plgpu.commit_smem()
-                for peer in range(m // U, min((m + chunk) // U, C)):
-                    part = _gate(device, sums, peer * U - m)
-                    device.send(part, inbox, (slot, me), full, slot, peer)
-            return tuple(dold)
+                count = min((m + chunk) // U, C) - m // U
+                device.give(sums, inbox, full, i + 1, m // U, count)
+            return tuple(dold), following
 
         dstate = tuple(device.load(dlast.at[b, me, k]) for k in range(states))
         nothing = device.placed(jnp.zeros_like(dstate[0]))
-        for peer in range(C):
-            device.send(nothing, inbox, (0, me), full, 0, peer)
-        dstate = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, dstate)
-        dstate = (dstate[0] + received(steps % 2), *dstate[1:])
+        for c in range(C):
+            device.fill(device.own(inbox).at[0, c], 0.0)
+        device.nothing(full)
+        carry = dstate, inputs(jnp.int32(0))
+        dstate, _ = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, carry)
+        dstate = (dstate[0] + received(jnp.int32(steps)), *dstate[1:])
         for k in range(states):
             dfirst.at[b, me, k][...] = dstate[k]
+        device.end()
 
     scratch = dict(
         w=((tiles.parts, gates, tiles.M_back, U), dtype, tiles.swizzle),
         dzs=((tiles.parts, gates, *tiles.tile), dtype, tiles.swizzle),
         sums=((chunk, tiles.L), jnp.float32, None),
-        inbox=((2, C, *tiles.tile), jnp.float32, tiles.inbox_swizzle),
-        full=Arrivals(C),
+        turned=((U, tiles.L), jnp.float32, None),
+        inbox=((2, C, U, tiles.L), jnp.float32, None),
+        full=Arrivals(),
         copied=Copies(tiles.parts * gates),
     )
     return body, scratch

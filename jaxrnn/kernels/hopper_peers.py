@@ -1,0 +1,187 @@
+"""What a block sends to the others of its cluster, in PTX.
+
+A block has two barriers, used in turns. It says how many bytes it is to get, and each piece that
+arrives counts its own; the phase is over when all have come. Pallas's own stores to other blocks
+have every thread of every sender arrive at the barrier, some thousands a step, which takes longer
+than all else.
+
+Source: the PTX instruction set, NVIDIA, version 8: st.async, mapa, mbarrier.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm
+
+THREADS = 128
+PIECE = 16
+"""Bytes that a thread sends at once."""
+
+BARRIERS = ((4,), jnp.int32)
+"""Shape and dtype of the shared memory of two barriers of 8 bytes."""
+
+
+def _asm(text: str, *operands: Any) -> None:
+    void = ir.Type.parse("!llvm.void")
+    kinds = ",".join("r" for _ in operands)
+    llvm.inline_asm(void, list(operands), "{\n" + text + "\n}", kinds, has_side_effects=True)
+
+
+def _address(ref: Any) -> Any:
+    """Where a reference to shared memory begins, as 32 bits."""
+    i32 = ir.IntegerType.get_signless(32)
+    return llvm.ptrtoint(i32, utils.memref_ptr(ref))
+
+
+def _number(array: Any) -> Any:
+    """A scalar of the kernel as a register of 32 bits."""
+    value = array.registers.flat[0]
+    i32 = ir.IntegerType.get_signless(32)
+    if value.type == ir.IndexType.get():
+        return arith.index_cast(i32, value)
+    return value
+
+
+_SCALAR = plgpu.Layout.WG_SPLAT(())
+
+
+def _run(body: Any, *arguments: Any, transforms: tuple[Any, ...] = ()) -> None:
+    """Write `body` into the kernel here, for arguments that are references or else scalars."""
+    given = iter(transforms)
+    kinds = [
+        _SCALAR if getattr(a, "shape", None) == () else plgpu.RefType(next(given, ()))
+        for a in arguments
+    ]
+    inlined: Any = plgpu.inline_mgpu(arg_types=tuple(kinds))(body)
+    inlined(*arguments)
+
+
+def begin(barriers: Any) -> None:
+    """Make the barriers, and wait until all blocks of the cluster have made theirs."""
+
+    def inline(_: Any, ref: Any) -> None:
+        _asm(
+            """.reg .pred p;
+            .reg .b32 t;
+            mov.u32 t, %tid.x;
+            setp.eq.u32 p, t, 0;
+            @p mbarrier.init.shared::cta.b64 [$0], 1;
+            @p mbarrier.init.shared::cta.b64 [$0+8], 1;
+            fence.mbarrier_init.release.cluster;
+            barrier.cluster.arrive.release.aligned;
+            barrier.cluster.wait.acquire.aligned;""",
+            _address(ref),
+        )
+
+    _run(inline, barriers)
+
+
+def end() -> None:
+    """Wait until all blocks of the cluster are here: none leaves while others need it."""
+
+    def inline(_: Any) -> None:
+        _asm("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;")
+
+    _run(inline)
+
+
+def expect(barriers: Any, slot: Any, count: int) -> None:
+    """Say how many bytes this phase of a barrier is to get."""
+
+    def inline(_: Any, ref: Any, slot: Any) -> None:
+        _asm(
+            f""".reg .pred p;
+            .reg .b32 t, bar;
+            mov.u32 t, %tid.x;
+            setp.eq.u32 p, t, 0;
+            mad.lo.u32 bar, $1, 8, $0;
+            @p mbarrier.arrive.expect_tx.shared::cta.b64 _, [bar], {count};""",
+            *(_address(ref), _number(slot)),
+        )
+
+    _run(inline, barriers, slot)
+
+
+def wait(barriers: Any, slot: Any, phase: Any) -> None:
+    """Until a phase of a barrier is over; they are numbered from 0, and the last bit is asked."""
+
+    def inline(_: Any, ref: Any, slot: Any, phase: Any) -> None:
+        _asm(
+            """.reg .pred p;
+            .reg .b32 bar, bit;
+            mad.lo.u32 bar, $1, 8, $0;
+            and.b32 bit, $2, 1;
+            again:
+            mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [bar], bit;
+            @p bra.uni over;
+            bra.uni again;
+            over:""",
+            *(_address(ref), _number(slot), _number(phase)),
+        )
+
+    _run(inline, barriers, slot, phase)
+
+
+def push(
+    source: Any,
+    target: Any,
+    barriers: Any,
+    slot: Any,
+    *,
+    bytes_each: int,
+    stride: int,
+    first: int,
+    count: int,
+    others: bool = False,
+    transforms: tuple[Any, Any] = ((), ()),
+) -> None:
+    """Send to blocks `first` to ``first + count``.
+
+    Args:
+        source: what the first gets; the next gets what is `stride` bytes on.
+        target: where it is to be, in each block's own memory.
+        barriers: of each block.
+        slot: which of the two.
+        bytes_each: how much each block gets, a multiple of 16.
+        stride: 0 to send the same to all.
+        first: the first block.
+        count: how many.
+        others: leave this block out.
+        transforms: of source and target.
+    """
+    pieces = bytes_each // PIECE
+
+    def inline(_: Any, source: Any, target: Any, ref: Any, slot: Any) -> None:
+        text = [
+            ".reg .pred p;",
+            ".reg .b32 t, me, bar, item, peer, piece, from, to, their, a, b, c, d;",
+            "mov.u32 t, %tid.x;",
+            "mov.u32 me, %cluster_ctarank;",
+            "mad.lo.u32 bar, $3, 8, $2;",
+        ]
+        for start in range(0, count * pieces, THREADS):
+            text += [
+                f"add.u32 item, t, {start};",
+                f"setp.lt.u32 p, item, {count * pieces};",
+                f"div.u32 peer, item, {pieces};",
+                f"mul.lo.u32 piece, peer, {pieces};",
+                "sub.u32 piece, item, piece;",
+                f"mad.lo.u32 from, piece, {PIECE}, $0;",
+                f"mad.lo.u32 to, piece, {PIECE}, $1;",
+                f"mad.lo.u32 from, peer, {stride}, from;",
+                f"add.u32 peer, peer, {first};",
+                *(["setp.ne.and.u32 p, peer, me, p;"] if others else []),
+                "@p ld.shared::cta.v4.b32 {a, b, c, d}, [from];",
+                "@p mapa.shared::cluster.u32 to, to, peer;",
+                "@p mapa.shared::cluster.u32 their, bar, peer;",
+                "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+                "[to], {a, b, c, d}, [their];",
+            ]
+        _asm("\n".join(text), _address(source), _address(target), _address(ref), _number(slot))
+
+    _run(inline, source, target, barriers, slot, transforms=transforms)
