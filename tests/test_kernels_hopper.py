@@ -107,6 +107,15 @@ def test_a_kernel_is_its_scan(called: Any, cell: cells.Cell, masked: bool, rever
     assert set(called) == ALL
 
 
+def test_inputs_a_step_ahead(called: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxrnn.kernels import hopper_loops
+
+    monkeypatch.setattr(hopper_loops, "AHEAD", True)
+    kernel, scan = both(cells.LSTM(), SIZES, jnp.float32, True, True)
+    close(kernel, scan, 1e-5)
+    assert set(called) == ALL
+
+
 @pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU()], ids=str)
 def test_bfloat16(called: Any, cell: cells.Cell) -> None:
     """To the rounding of what is kept; the states of the scan are rounded at each step, too."""
@@ -133,10 +142,11 @@ def test_units_that_are_padding_reach_nothing(called: Any) -> None:
     ("cell", "dtype", "sizes", "precision"),
     [
         (cells.LSTM(), jnp.bfloat16, (256, 32, 512, 512), None),
+        (cells.LSTM(), jnp.bfloat16, (5, 128, 3, 256), None),  # tiles of 16 units and 32 rows
         (cells.GRU(), jnp.float32, (5, 7, 3, 100), None),
         (cells.Elman(), jnp.float32, (5, 40, 3, 256), "tensorfloat32"),
     ],
-    ids=["LSTM", "GRU", "TF32"],
+    ids=["LSTM", "wide", "GRU", "TF32"],
 )
 def test_lowered_for_a_gpu(cell: Any, dtype: Any, sizes: Any, precision: Any) -> None:
     """Forward and backward kernel, with peer memory and all, in a program for such a machine."""

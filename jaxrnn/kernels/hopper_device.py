@@ -54,26 +54,15 @@ def _rows(side: int, vector: int, most: int) -> Any:
     return plgpu.Layout.TILED(plgpu.Tiling(tiling), *dims, -1)
 
 
-def _squares() -> Any:
-    """Eight rows and 16 columns at a time, each warp four of these.
-
-    The sums are read across: with more rows that would be quicker, but shared memory is made of
-    tiles of eight rows.
-    """
-    tiling = plgpu.Tiling(((8, 16), (8, 4), (1,)))
-    return plgpu.Layout.TILED(tiling, (-4,), (-3, -2), -1)
-
-
 class Device:
     """A Hopper GPU: a cluster of blocks, each of one warpgroup."""
 
     def __init__(self, tiles: Tiles):
         self.tiles = tiles
-        most = tiles.swizzle // tiles.itemsize
-        if tiles.rows_first:
-            self.layout, self.by_units = _squares(), _rows(tiles.L, 1, 64)
-        else:
-            self.layout = self.by_units = _rows(tiles.L, 2, most)
+        vector = 2 if tiles.itemsize == 2 else 1
+        most = tiles.swizzle // tiles.itemsize  # a row of the tiles in shared memory
+        self.layout = _rows(tiles.tile[1], vector, most)
+        self.by_units = _rows(tiles.L, 1, 64) if tiles.rows_first else self.layout
 
     def launch(
         self, body: Any, results: Any, scratch: dict[str, Any], clusters: int, name: str
