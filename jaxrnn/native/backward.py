@@ -7,6 +7,7 @@
 
     after a few steps, of all their rows:
     dx = dz @ W_ih      dW_ih += dz.T @ x      dW_hh += dz.T @ h_before      db += dz summed up
+    and as db what the parameters get that the cell has of its own
 
 and once more without a cell: the derivative by the states before the first step. Rows that have no
 step of their own are left out. What dz is needed
@@ -18,8 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxrnn.native import elementwise, layout, outer, threads, tiles
-from jaxrnn.native.forward import Variant, flags_of, product, select
+from jaxrnn.native import functions, layout, outer, threads, tiles
+from jaxrnn.native.forward import Variant, flags_of, own_of, product, select
 from jaxrnn.native.ir import INT, Function, Module
 from jaxrnn.native.layout import Areas, Sizes
 from jaxrnn.native.outer import Patch
@@ -29,7 +30,7 @@ NUMBERS = (
     *("T", "N", "D", "H", "PANELS", "XPANELS", "BLOCK", "FIRST", "TURN", "LINE"),
     *("W_HH", "W_IH", "NOTHING", "ONE", "RING", "PRIVATE", "STRIDE", "SUMS", "ROWS"),
     *("WHO", "MANY"),
-    *("PANEL", "OWN", "OWN_DX", "X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "ONES"),
+    *("PANEL", "OWN", "OWN_DX", "X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "P_ROWS", "ONES"),
 )
 """What a call is told, see `plan`."""
 
@@ -41,6 +42,7 @@ class Wanted(NamedTuple):
     weight_ih: bool = True
     weight_hh: bool = True
     bias: bool = True
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Backward:
         """The operands, in their order."""
         states = range(self.forward.states)
         return [
-            *("dy", "x", "w_ih", "w_hh"),
+            *("dy", "x", "w_ih", "w_hh", *["own"] * bool(self.forward.graph.own)),
             *(f"dlast{k}" for k in states),
             *(f"first{k}" for k in states),
             *(f"state{k}" for k in states),
@@ -85,7 +87,7 @@ class Backward:
     def outputs(self) -> list[str]:
         """The results: those wanted, by the first states, scratch memory."""
         bias = [f"db{half}" for half in range(self.halves)]
-        some = zip(self.wanted, (["dx"], ["dw_ih"], ["dw_hh"], bias), strict=True)
+        some = zip(self.wanted, (["dx"], ["dw_ih"], ["dw_hh"], bias, ["down"]), strict=True)
         wanted = [name for yes, names in some if yes for name in names]
         return [*wanted, *(f"dfirst{k}" for k in range(self.forward.states)), "scratch"]
 
@@ -100,8 +102,9 @@ def plan(
     sums, x_sums = (t.vectors * lanes * itemsize for t in (tile, x_tile))
     features = kind.forward.gates * sizes.H
     # Rows of dz are a line of the cache apart from what a power of two would make them, so that a
-    # column of them is not all in one place of it.
-    line = -(-features * itemsize // 64) * 64 // itemsize + 64 // itemsize
+    # column of them is not all in one place of it. Behind it is what the cell's own parameters get.
+    more = kind.forward.graph.own * sizes.H if kind.wanted.own else 0
+    line = -(-(features + more) * itemsize // 64) * 64 // itemsize + 64 // itemsize
     sharing = layout.sharing(
         machine, tile, kind.forward.gates, sizes, panels, panels * features * sums
     )
@@ -122,7 +125,7 @@ def plan(
     private.add("PANEL", block * sizes.N * wide * lanes * itemsize)
     for name in ("OWN", "OWN_DX"):
         private.add(name, (block * rows + 1) * 8 if kind.wanted.x else 0)
-    for name in ("X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "ONES"):
+    for name in ("X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "P_ROWS", "ONES"):
         private.add(name, (block * sizes.N + outer.AHEAD) * 8)
     numbers = layout.numbers(
         NUMBERS,
@@ -366,7 +369,9 @@ class _Writer:
                 if name == "ct":
                     return cts[place]
                 if (name, place) not in loaded:
-                    if name == "new":
+                    if name == "own":
+                        value = own_of(f, c, place, first, there)
+                    elif name == "new":
                         value = f.load_some(f.at(c[f"state{place}"], here), there)
                     elif name == "old":
                         one, other = f.at(c[f"first{place}"], own), f.at(c[f"state{place}"], kept)
@@ -381,12 +386,16 @@ class _Writer:
                     loaded[name, place] = value
                 return loaded[name, place]
 
-            values = elementwise.emit(f, variant.graph.backward, leaf)
-            gates = len(values) - variant.states
+            values = functions.emit(f, variant.graph.backward, leaf)
+            gates = variant.gates * self.kind.halves
             for index, value in enumerate(values[:gates]):
                 half, gate = divmod(index, variant.gates)
                 at = f.add(f.mul(c["H"], gate), first) if gate else first
                 f.store_some(value, f.at(targets[half], at), there)
+            if self.kind.wanted.own:
+                for index, value in enumerate(values[gates + variant.states :], variant.gates):
+                    at = f.add(f.mul(c["H"], index), first)
+                    f.store_some(value, f.at(targets[0], at), there)
             for value, carry in zip(values[gates:], carries):
                 if variant.masked:
                     value = select(f, reset, zero, value)
@@ -430,6 +439,8 @@ class _Writer:
         if wanted.bias:
             for half in range(self.kind.halves):
                 add("outer_h", "ONES", f"Z{half}_ROWS", self.features, f"db{half}")
+        if wanted.own:
+            add("outer_h", "ONES", "P_ROWS", f.mul(c["H"], self.variant.graph.own), "down")
 
     def rows_of_block(self, turn0: str, steps: str) -> str:
         """Where x, h before the step, and dz of the rows of a block are; how many rows."""
@@ -452,6 +463,7 @@ class _Writer:
                 rows = {"X_ROWS": x, "H_ROWS": h}
                 for half in range(self.kind.halves):
                     rows[f"Z{half}_ROWS"] = self.dz(half, turn, n)
+                rows["P_ROWS"] = f.at(rows["Z0_ROWS"], self.features)
                 for name, row in rows.items():
                     f.store(row, f.at(self.own[name], at, 8), "ptr")
                 f.store(f.add(at, one), self.own["MANY"], INT)

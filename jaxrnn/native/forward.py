@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxrnn.native import elementwise, layout, threads, tiles
+from jaxrnn.native import functions, layout, threads, tiles
 from jaxrnn.native.ir import INT, Function, Module
 from jaxrnn.native.layout import Areas, Sizes
 from jaxrnn.native.tiles import Tile
+from jaxrnn.pointwise.cell import pointwise
 
 NUMBERS = (
     *("T", "N", "D", "H", "PANELS", "BLOCK", "FIRST", "TURN"),
@@ -40,7 +41,7 @@ class Variant:
 
     def __init__(self, cell: Any, dtype: Any, masked: bool, keep: bool):
         self.cell, self.masked, self.keep = cell, masked, keep
-        self.graph = elementwise.pointwise(cell, dtype)
+        self.graph = pointwise(cell, dtype)
         self.gates, self.states = len(cell.gates), len(cell.states)
         self.split = cell.split
 
@@ -56,8 +57,8 @@ class Variant:
     def inputs(self) -> list[str]:
         """The operands, in their order."""
         first = [f"first{i}" for i in range(self.states)]
-        flags = ["flags"] if self.masked else []
-        return ["x", "w_ih", "w_hh", "b_ih", "b_hh", *first, *flags]
+        own, flags = ["own"] * bool(self.graph.own), ["flags"] * self.masked
+        return ["x", "w_ih", "w_hh", "b_ih", "b_hh", *own, *first, *flags]
 
     @property
     def outputs(self) -> list[str]:
@@ -246,6 +247,11 @@ def product(
     )
 
 
+def own_of(f: Function, c: dict[str, str], place: int, first: str, there: str) -> str:
+    """One of the cell's own parameters, of a vector of units."""
+    return f.load_some(f.at(c["own"], f.add(f.mul(c["H"], place), first)), there)
+
+
 def select(f: Function, condition: str, yes: str, no: str) -> str:
     """One of two vectors, lane by lane."""
     m = f.module
@@ -314,16 +320,25 @@ def _cell(
             zero = f.constant(0.0)
             olds[1:] = [select(f, reset, zero, old) for old in olds[1:]]
 
-        def leaf(name: str, place: int, wide: int = wide, olds: list[str] = olds) -> str:
+        def leaf(
+            name: str,
+            place: int,
+            wide: int = wide,
+            olds: list[str] = olds,
+            first: str = first,
+            there: str = there,
+        ) -> str:
             if name == "old":
                 return olds[place]
+            if name == "own":
+                return own_of(f, c, place, first, there)
             from_x = variant.split and place < variant.gates
             gate = place % variant.gates if variant.split else place
             return f.load(
                 f.at(zx if from_x else sums, (gate * tile.wide + wide) * m.lanes), m.vector
             )
 
-        values = elementwise.emit(f, variant.graph.forward, leaf)
+        values = functions.emit(f, variant.graph.forward, leaf)
         for value, place in zip(values, places):
             f.store_some(value, place, there)
         if not variant.keep:

@@ -65,8 +65,9 @@ def run_forward(
 
     Args:
         cell: which cell.
-        operands: x (T, N, D), W_ih, W_hh, both biases (G*H,), the first states (N, H), and, if
-            `masked`, flags uint8 (T, N): 1 for a reset, and 2 for a step that is the row's own.
+        operands: x (T, N, D), W_ih, W_hh, both biases (G*H,), the cell's own parameters as one
+            vector, if it has some, the first states (N, H), and, if `masked`, flags uint8 (T, N): 1
+            for a reset, and 2 for a step that is the row's own.
         masked: whether there are flags.
         keep: give out the other states at each step (T, N, H), and what is saved (T, N, s*H),
             instead of the last other states (N, H).
@@ -102,12 +103,12 @@ def run_backward(
     Args:
         cell: which cell.
         operands: the derivative by h at each step (T, N, H), x (T, N, D), W_ih, W_hh, the
-            derivatives by the last states, the first states, the states at each step, what was
-            saved, and flags.
+            cell's own parameters, if it has some, the derivatives by the last states, the first
+            states, the states at each step, what was saved, and flags.
         masked: whether there are flags.
         reverse: as in the forward kernel.
         wanted: by x (T, N, D), by W_ih, by W_hh, by the bias (G*H,), or by both biases where the
-            cell takes its gate inputs apart.
+            cell takes its gate inputs apart; of a cell with parameters of its own, by those.
         at_once: as in the forward kernel.
     """
     _, x, w_ih, w_hh = operands[:4]
@@ -127,6 +128,8 @@ def run_backward(
     results = [array.shape for yes, array in some if yes]
     if wanted[3]:
         results += [(len(w_hh),)] * kind.halves
+    if kind.wanted.own:
+        results.append((kind.forward.graph.own * sizes.H,))
     results += [(sizes.N, sizes.H)] * kind.forward.states
     name = _handler(kind, dtype, kind.tile, machine)
     return _call(name, planned, results, x.dtype, operands)
