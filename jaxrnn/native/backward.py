@@ -266,7 +266,7 @@ class _Writer:
         many = self.pointers(turn, nothing_yet)
         with (
             f.loop(self.mine.panel0, self.mine.panel1) as p,
-            tiles.tiles(f, 0, many, tile.rows) as (i, count),
+            tiles.tiles(f, many, tile.rows) as (i, count),
         ):
             self.product(p, i, count, features)
             with f.loop(0, count) as j:
@@ -313,7 +313,7 @@ class _Writer:
         many = self.pointers(c["T"], f.compare("ne", c["T"], c["T"]))
         with (
             f.loop(self.mine.panel0, self.mine.panel1) as p,
-            tiles.tiles(f, 0, many, tile.rows) as (i, count),
+            tiles.tiles(f, many, tile.rows) as (i, count),
         ):
             self.product(p, i, count, self.features)
             with f.loop(0, count) as j:
@@ -495,7 +495,7 @@ class _Writer:
         size = f.mul(self.features, sums)
         with (
             f.loop(first, end) as p,
-            tiles.tiles(f, 0, many, tile.rows) as (i, count),
+            tiles.tiles(f, many, tile.rows) as (i, count),
         ):
             f.call(
                 *("product_x", f"i64 {count}", f"ptr {f.at(self.w_ih, f.mul(size, p))}"),

@@ -142,7 +142,7 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
         ahead = _rows_of_block(f, variant, c, own, mine, s0, steps)
         with f.loop(panel0, panel1) as p:
             zx_here = f.at(zx, f.mul(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), sums))
-            with tiles.tiles(f, 0, ahead, tile.rows) as (n, count):
+            with tiles.tiles(f, ahead, tile.rows) as (n, count):
                 product(f, count, f.at(w_ih, f.mul(panel_ih, p)), c["D"], f.at(own["X_ROWS"], n, 8),
                          f.at(b_x, f.mul(p, sums)), 0, f.at(zx_here, f.mul(n, sums)))  # fmt: skip
         with f.loop(0, steps) as s:
@@ -164,7 +164,7 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
             with f.loop(panel0, panel1) as p:
                 place = f.add(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), first)
                 zx_here = f.at(zx, f.mul(place, sums))
-                with tiles.tiles(f, 0, many, tile.rows) as (i, count):
+                with tiles.tiles(f, many, tile.rows) as (i, count):
                     source = f.at(zx_here, f.mul(i, sums))
                     start = (f.at(b_h, f.mul(p, sums)), 0) if variant.split else (source, sums)
                     h_rows = f.at(own["H_ROWS"], i, 8)
