@@ -46,7 +46,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 def evaluate(
     outputs: Iterable[Node],
     leaf: Callable[[str, int], jax.Array],
-    like: jax.Array,
+    like: Any,
     known: Mapping[Any, jax.Array] | None = None,
     functions: Mapping[str, Callable[..., Any]] = FUNCTIONS,
 ) -> list[jax.Array]:
@@ -55,7 +55,7 @@ def evaluate(
     Args:
         outputs: which.
         leaf: the array of a leaf, by its name and place.
-        like: an array of the shape and dtype of all.
+        like: an array of the shape and dtype of all, or its kind.
         known: those that are there already, by their form.
         functions: what computes them.
     """

@@ -67,36 +67,43 @@ class _Made:
         self.cell = cell
 
     def save(self, z: Any, state: State, *own: Any) -> tuple[State, Any]:
-        chosen, leaf = self._at(state[0], z=z, old=state, own=own)
+        chosen, leaf, like = self._at(z, z=z, old=state, own=own)
         new = self.cell.step(z, state, *own)
-        return new, tuple(evaluate(chosen.saved, leaf, state[0]))
+        return new, tuple(evaluate(chosen.saved, leaf, like))
 
     def linearize(self, saved: Any, old: State, new: State, *own: Any) -> Any:
-        chosen, leaf = self._at(old[0], old=old, own=own)
+        chosen, leaf, like = self._at(new[0], 1, old=old, own=own)
         known = {n.form: new[k] for k, n in chosen.new.items()}
         known |= {n.form: a for n, a in zip(chosen.saved, saved, strict=True)}
-        return tuple(evaluate(chosen.coefficients, leaf, old[0], known))
+        return tuple(evaluate(chosen.coefficients, leaf, like, known))
 
     def tangent(self, coefficients: Any, dz: Any, dstate: State, *params: Any) -> State:
         own, down = params or (None, None)
-        chosen, leaf = self._at(dstate[0], dz=dz, dold=dstate, own=own, down=down)
+        chosen, leaf, like = self._at(dz, dz=dz, dold=dstate, own=own, down=down)
         known = {n.form: a for n, a in zip(chosen.coefficients, coefficients, strict=True)}
         graph = chosen.tangent if down is None else chosen.tangent_of_all
-        return tuple(evaluate(graph, leaf, dstate[0], known))
+        return tuple(evaluate(graph, leaf, like, known))
 
-    def _at(self, like: jax.Array, **trees: Any) -> tuple[_Chosen, Callable[[str, int], jax.Array]]:
-        """What was chosen for a dtype, and the leaves of its graphs, each like a state (H, N)."""
+    def _at(self, seen: Any, gates: int = 0, **trees: Any) -> Any:
+        """What was chosen for a dtype, the leaves of its graphs, and what all of them are like.
+
+        That is (H, N), seen from gate inputs or another array of so many gates: h may be projected.
+        """
+        first = jax.tree.leaves(seen)[0]
+        hidden = first.shape[0] // (gates or len(self.cell.gates))
+        like = jax.ShapeDtypeStruct((hidden, first.shape[1]), first.dtype)
 
         @functools.cache
         def pieces(name: str) -> list[jax.Array]:
             arrays = jax.tree.leaves(trees[name])
-            split = [jnp.split(a, a.shape[0] // like.shape[0]) for a in arrays]
-            return [jnp.broadcast_to(a, like.shape) for some in split for a in some]
+            if name in ("old", "dold"):
+                return arrays
+            return [piece for a in arrays for piece in jnp.split(a, a.shape[0] // hidden)]
 
         def leaf(name: str, place: int) -> jax.Array:
-            return pieces(name)[place]
+            return jnp.broadcast_to(pieces(name)[place], like.shape)
 
-        return _choose(self.cell, like.dtype), leaf
+        return _choose(self.cell, like.dtype), leaf, like
 
 
 class _Chosen(NamedTuple):
