@@ -10,11 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrnn.native import backward, compiler, forward, handler, outer, threads, tiles
-from jaxrnn.native.backward import Backward, Wanted
-from jaxrnn.native.forward import Variant
+from jaxrnn.native import (
+    backward,
+    backward_call,
+    compiler,
+    forward,
+    handler,
+    outer,
+    threads,
+    tiles,
+)
+from jaxrnn.native.backward_call import Backward, Wanted
 from jaxrnn.native.ir import Module
 from jaxrnn.native.layout import Sizes
+from jaxrnn.native.variant import Variant
 
 DTYPES = {"float32": "float", "float64": "double"}
 
@@ -38,7 +47,7 @@ def _handler(kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: ti
     threads.write_barrier(module)
     if isinstance(kind, Backward):
         backward.write(module, kind)
-        told, name = backward.NUMBERS, "backward"
+        told, name = backward_call.NUMBERS, "backward"
     else:
         forward.write(module, kind, tile)
         told, name = forward.NUMBERS, "forward"
@@ -123,7 +132,7 @@ def run_backward(
         outer.choose(machine, lanes, sizes.D),
         outer.choose(machine, lanes, sizes.H),
     )
-    planned = backward.plan(kind, machine, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
+    planned = backward_call.plan(kind, machine, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
     some = zip(wanted, (x, w_ih, w_hh), strict=False)
     results = [array.shape for yes, array in some if yes]
     if wanted[3]:

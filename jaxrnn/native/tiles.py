@@ -122,6 +122,16 @@ def write_product(m: Module, name: str, tile: Tile) -> None:
     f.done()
 
 
+def product(
+    f: Function, count: str, w: str, k: str, rows: str, source: str, stride: str, target: str
+) -> None:
+    """Add the product of some rows with a panel to sums, see `tiles.write_product`."""
+    f.call(
+        *("product", f"i64 {count}", f"ptr {w}", f"i64 {k}", f"ptr {rows}"),
+        *(f"ptr {source}", f"i64 {stride}", f"ptr {target}"),
+    )
+
+
 def _product_loop(f: Function, tile: Tile, row: Sequence[str]) -> None:
     """The loop over the features, all sums in registers."""
     m = f.module
