@@ -2,10 +2,11 @@
 
 "auto", the default, takes the first that can serve of those in `ORDER` for the platform, and on a
 CPU the scan where a kernel would not pay. A kernel serves cells of gates that have a recurrent
-matrix and no parameters of their own. All compute the same to rounding. What a kernel or cuDNN
-has no code for (forward mode, a second derivative, `jax.vmap` with weights of its own) is done by
-the scans that define them, and so are a program that XLA is to split among devices and, where a
-kernel is code of this machine, one for `jax.export`.
+matrix; such with parameters of their own only on a CPU, and if these are so many numbers of each
+hidden unit. All compute the same to rounding. What a kernel or cuDNN has no code for (forward mode,
+a second derivative, `jax.vmap` with weights of its own) is done by the scans that define them, and
+so are a program that XLA is to split among devices and, where a kernel is code of this machine, one
+for `jax.export`.
 
 The choice is for `platform()`. A program that is lowered for another one keeps the choice that was
 made when it was traced; its kernels are those of the platform it is lowered for, see
@@ -245,8 +246,6 @@ def why_not(backend: str, asked: Asked, platform: str) -> str | None:
         return f"{name} is no cell of gates"
     if not asked.cell.recurrent:
         return f"{name} has no recurrent matrix"
-    if asked.cell.parameters:
-        return f"{name} has parameters of its own"
     for option in OPTIONS:
         if option in asked.options and option in row.without:
             return OPTIONS[option]

@@ -10,7 +10,7 @@ Three primitives of JAX, with rows first in all of their arrays:
 
 What each computes is defined by the scans of `jaxrnn.loops`: that is what runs where there is no
 kernel, and what is differentiated, batched or transposed where more than a kernel is asked for.
-Axis letters as there.
+`jaxrnn.fused_loops` puts them in the place of those scans. Axis letters as there.
 """
 
 from __future__ import annotations
@@ -24,113 +24,30 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import devices, kernels, loops, operations
-from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
-from jaxrnn.cells import Cell, State
-from jaxrnn.loops import Keep, Kept, Plan, turned
+from jaxrnn.blocks import first_and_shifted, known
+from jaxrnn.cells import Cell
+from jaxrnn.loops import Keep, Plan, turned
+from jaxrnn.pointwise.derivative import own_counts, rule
 from jaxrnn.products import paired_product, rows_product, wide_dtype
 from jaxrnn.ragged import only
-from jaxrnn.step import Masks, Weights, enter, entered_rows, wide
-
-# A block of the derivative, where it is computed again: so many rows that a call of a kernel costs
-# little beside them, few enough that what the blocks share of memory stays in the cache.
-ROWS = 2048
+from jaxrnn.step import Masks, Weights, enter, entered_rows, own_parameters, wide
 
 
-def forward(
-    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: Keep
-) -> tuple[State, State, Kept | None, State]:
-    """As `loops.forward`, rows first."""
-    operands = _biased(weights)
-    how = _how(plan, _flags(masks))
-    last = 0 if plan.reverse else -1
-    length = length_of_blocks(plan, x, keep)
-    if keep is Keep.ALL:
-        h, *more = forward_p.bind(x, *operands, *state, *_flags(masks), **how, keep=True)
-        rest, saved = more[: len(state) - 1], more[len(state) - 1 :]
-        ends = (h, *rest)
-        starts = tuple(map(functools.partial(loops.before_blocks, plan, length), state, ends))
-        return (h,), tuple(s[last] for s in ends), Kept(tuple(rest), None, tuple(saved)), starts
-
-    def block(state: State, steps: Any, nothing: None) -> Any:
-        del nothing
-        x, masks = steps
-        h, *rest = forward_p.bind(x, *operands, *state, *_flags(masks), **how, keep=False)
-        return (h[last], *rest), (h,), state
-
-    # Only who is to compute a block again needs the states before each.
-    once = keep is Keep.NOTHING and not plan.remat
-    final, given, starts = scan_blocks(
-        block, state, (x, masks), None, length=len(x) if once else length, reverse=plan.reverse
-    )
-    return given, final, None, starts
+def own_vector(cell: Cell, own: dict[str, jax.Array] | None) -> tuple[jax.Array, ...]:
+    """A cell's own parameters as one vector, sorted by name; () for a cell without."""
+    return (jnp.concatenate([own[n] for n in own_counts(cell)]),) if own else ()
 
 
-def length_of_blocks(plan: Plan, x: jax.Array, keep: Keep) -> int:
-    """The steps in a block of the derivative, for x (T, N, D)."""
-    if keep is Keep.ALL and plan.block is None:
-        return len(x)  # nothing is to be computed again
-    return block_length(x.shape[0], x.shape[1], plan.block, rows=ROWS, longest=ROWS)
-
-
-def linear_block(
-    plan: Plan,
-    weights: Weights,
-    transposed: tuple[jax.Array | None, ...],
-    dweights: Weights,
-    x: jax.Array,
-    dx: jax.Array | None,
-    start: State,
-    masks: Masks,
-    hs: jax.Array,
-    kept: Kept | None,
-    dstate: State,
-) -> tuple[State, State]:
-    """As `loops.linear_block`, rows first."""
-    del transposed
-    cell = plan.cell
-    flags = _flags(masks)
-    how = _how(plan, flags)
-    if kept is None:
-        operands = _biased(weights)
-        _, *more = forward_p.bind(x, *operands, *start, *flags, **how, keep=True)
-        kept = Kept(tuple(more[: len(start) - 1]), None, tuple(more[len(start) - 1 :]))
-    *products, by_x, by_h = dweights.weight_ih, dweights.weight_hh, *_biases(cell, dweights)
-    bias = [b for b in (by_x, by_h) if b is not None]
-    linear = [d for d in (dx, *products) if d is not None]
-    wanted = (*(d is not None for d in (dx, *products)), bool(bias))
-    residuals = (
-        *(x, weights.weight_ih, weights.weight_hh),
-        *(*start, hs, *kept.rest, *kept.saved, *flags),
-    )
-    dh, *last = linear_p.bind(*linear, *bias, *dstate, *residuals, **how, wanted=wanted)
-    return tuple(last), (dh,)
-
-
-def _how(plan: Plan, flags: tuple[jax.Array, ...]) -> Any:
-    """What the operations are told beside their operands."""
-    return dict(cell=plan.cell, reverse=plan.reverse, masked=bool(flags), mesh=devices.mesh())
-
-
-def _biases(cell: Cell, weights: Weights) -> tuple[jax.Array | None, jax.Array | None]:
-    """What is added to the gate inputs from x, and to those from h where they are apart."""
-    of_x, of_h = weights.bias_ih, weights.bias_hh
-    if cell.split and (of_x is None) != (of_h is None):
-        there = of_h if of_x is None else of_x
-        assert there is not None
-        zeros = jnp.zeros_like(there)
-        return (zeros, of_h) if of_x is None else (of_x, zeros)
-    if cell.split:
-        return of_x, of_h
-    if of_x is None or of_h is None:
-        return (of_h if of_x is None else of_x), None
-    return of_x + of_h, None
-
-
-def _biased(weights: Weights) -> tuple[jax.Array, ...]:
-    """W_ih, W_hh and both biases, zeros for none."""
-    zeros = jnp.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
-    biases = (zeros if b is None else b for b in (weights.bias_ih, weights.bias_hh))
-    return weights.weight_ih, weights.weight_hh, *biases
+def _own(cell: Cell, vector: tuple[jax.Array, ...]) -> dict[str, jax.Array] | None:
+    """The other way round."""
+    if not vector:
+        return None
+    counts = own_counts(cell)
+    hidden, place, own = len(vector[0]) // sum(counts.values()), 0, {}
+    for name, count in counts.items():
+        own[name] = vector[0][place : place + count * hidden]
+        place += count * hidden
+    return own
 
 
 def _flags(masks: Masks) -> tuple[jax.Array, ...]:
@@ -167,12 +84,13 @@ def _forward_reference(
     *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool, **more: Any
 ) -> list[jax.Array]:
     del more
-    (x,), weights, state, flags = _split_operands(operands, 1, 4, len(cell.states))
+    (x,), weights, own, state, flags = _split_operands(operands, 1, 4, *_state_counts(cell))
     plan = Plan(cell, reverse)
     how = Keep.ALL if keep else Keep.NOTHING
+    weights = Weights(*weights, own=_own(cell, own))
     masks = _masks(flags)
     (h,), last, kept, _ = loops.forward(
-        plan, Weights(*weights), only(masks.valid, x), turned(state), masks, how
+        plan, weights, only(masks.valid, x), turned(state), masks, how
     )
     if not keep:
         return [h, *turned(last[1:])]
@@ -184,27 +102,45 @@ def _linear_reference(
     *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted, **_: Any
 ) -> list[jax.Array]:
     pieces = _split_operands(operands, *_linear_counts(cell, wanted), *_residual_counts(cell))
-    dx, dw_ih, dw_hh, bias, dstate, (x, w_ih, w_hh), start, after, saved, flags = pieces
-    masks, plan = _masks(flags), Plan(cell, reverse)
+    dx, dw_ih, dw_hh, bias, down, dstate, (x, w_ih, w_hh), own, start, after, saved, flags = pieces
+    masks, plan, derivative = _masks(flags), Plan(cell, reverse), rule(cell)
+    weights = Weights(w_ih, w_hh, own=_own(cell, own))
+    params = own_parameters(cell, weights.own)
     # Of steps that are not a row's own, a kernel reads no input and saves nothing.
-    x, *saved = (only(masks.valid, a) for a in (x, *saved))
-    saved = tuple(saved)
+    x = only(masks.valid, x)
+    saved = _only_saved(cell, params, masks.valid, saved, start)
     shift = functools.partial(first_and_shifted, reverse=reverse)
     old = enter(turned(tuple(map(shift, start, after))), masks.resets)
     tree = jax.tree.structure(_saved_tree(cell))
-    coefficients = jax.vmap(cell.linearize)(
+    coefficients = jax.vmap(lambda saved, old, new: derivative.linearize(saved, old, new, *params))(
         *wide((jax.tree.unflatten(tree, turned(saved)), old, turned(after)))
     )
     # All that does not come through the state of the step before, for all steps at once.
     old_h = entered_rows(shift(start[0], after[0]), masks.resets)
     dz = turned(_gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h))
     zeros = jax.tree.map(jnp.zeros_like, wide(old))
-    direct = jax.vmap(cell.tangent)(coefficients, dz if cell.split else dz[0], zeros)
-    weights = Weights(w_ih, w_hh)
+    if params:
+        params = (*params, *(own_parameters(cell, _own(cell, down)) or (None,)))
+    direct = jax.vmap(lambda c, dz, dold: derivative.tangent(c, dz, dold, *params))(
+        coefficients, dz if cell.split else dz[0], zeros
+    )
     last, (dh,) = loops.linear_loop(
         plan, weights, (None, w_hh.T, None), coefficients, direct, None, masks, turned(dstate)
     )
     return [dh, *turned(last)]
+
+
+def _only_saved(cell: Cell, params: Any, valid: Any, saved: Any, start: Any) -> tuple[Any, ...]:
+    """What was saved; at steps that are not a row's own, what would be where all is zero."""
+    if valid is None or not saved:
+        return saved
+    zero = jnp.zeros((start[0].shape[1], 1), wide_dtype(start[0].dtype))
+    gates = jnp.zeros((len(cell.gates) * len(zero), 1), zero.dtype)
+    state = (zero,) * len(cell.states)
+    _, tree = rule(cell).save((gates, gates) if cell.split else gates, state, *params)
+    at_rest = [a.astype(s.dtype)[:, 0] for a, s in zip(jax.tree.leaves(tree), saved, strict=True)]
+    pairs = zip(saved, at_rest, strict=True)
+    return tuple(jnp.where(valid[..., None], s, rest) for s, rest in pairs)
 
 
 def _gate_inputs(
@@ -250,19 +186,25 @@ def _backward_reference(
     return list(transpose(list(cts)))
 
 
-Wanted = tuple[bool, bool, bool, bool]
-"""By what the derivatives are: x, W_ih, W_hh, the biases; those by the states always are."""
+Wanted = tuple[bool, ...]
+"""By what the derivatives are: x, W_ih, W_hh, the biases, the cell's own parameters, of a cell that
+has some; those by the states always are."""
 
 
 def _linear_counts(cell: Cell, wanted: Wanted) -> list[int]:
-    """How many arrays the linear operation is linear in: dx, dW_ih, dW_hh, biases, states."""
-    *some, bias = wanted
-    return [*map(int, some), bias * (1 + cell.split), len(cell.states)]
+    """How many arrays the linear operation is linear in: dx, dW_ih, dW_hh, biases, own, states."""
+    *some, bias = wanted[:4]
+    return [*map(int, some), bias * (1 + cell.split), int(any(wanted[4:])), len(cell.states)]
+
+
+def _state_counts(cell: Cell) -> list[int]:
+    """How many arrays the cell's own parameters and the states are."""
+    return [int(bool(cell.parameters)), len(cell.states)]
 
 
 def _residual_counts(cell: Cell) -> list[int]:
-    """And how many it has beside them: x, W_ih and W_hh, states before and after, what is saved."""
-    return [3, len(cell.states), len(cell.states), len(_saved(cell))]
+    """And how many it has beside them: x, W_ih and W_hh, own, states before and after, saved."""
+    return [3, *_state_counts(cell), len(cell.states), len(_saved(cell))]
 
 
 @functools.lru_cache(maxsize=256)
@@ -271,7 +213,9 @@ def _saved_tree(cell: Cell) -> Any:
     array = lambda count: jax.ShapeDtypeStruct((count, 1), jnp.float32)  # noqa: E731
     gates = array(len(cell.gates))
     state = (array(1),) * len(cell.states)
-    return jax.eval_shape(cell.save, (gates, gates) if cell.split else gates, state)[1]
+    own = ({name: array(count) for name, count in own_counts(cell).items()},)
+    own = own if cell.parameters else ()
+    return jax.eval_shape(rule(cell).save, (gates, gates) if cell.split else gates, state, *own)[1]
 
 
 def _saved(cell: Cell) -> list[Any]:
@@ -297,10 +241,13 @@ def _linear_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> ope
 
 
 def _backward_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> operations.Kinds:
-    cts, arrays, _ = _split_operands(operands, 1 + len(cell.states), 3)
+    cts, arrays, own, _ = _split_operands(
+        operands, 1 + len(cell.states), 3, *_state_counts(cell)[:1]
+    )
     some = [operations.kind(a.shape, a) for a, yes in zip(arrays, wanted, strict=False) if yes]
     bias = [operations.kind(arrays[2].shape[:1], arrays[2])] * _linear_counts(cell, wanted)[3]
-    return [*some, *bias, *(operations.kind(d.shape, d) for d in cts[1:])]
+    down = [operations.kind(a.shape, a) for a, yes in zip(own, wanted[4:], strict=True) if yes]
+    return [*some, *bias, *down, *(operations.kind(d.shape, d) for d in cts[1:])]
 
 
 def _serving(platform: str, cell: Cell, x: jax.Array, w_hh: jax.Array) -> Any:
@@ -315,7 +262,7 @@ def _forward_kernel(platform: str, *operands: jax.Array, cell: Cell, **how: Any)
     x, *more = operands
     module = _serving(platform, cell, x, operands[2])
     if module is not None and not kernels.PLATFORMS[platform].products:
-        x = only(_masks(tuple(more[4 + len(cell.states) :])).valid, x)
+        x = only(_masks(tuple(more[4 + sum(_state_counts(cell)) :])).valid, x)
     return module and module.run_forward((x, *more), cell=cell, **how)
 
 
@@ -323,15 +270,17 @@ def _backward_kernel(
     platform: str, *operands: jax.Array, cell: Cell, wanted: Wanted, **how: Any
 ) -> Any:
     counts = _residual_counts(cell)
-    cts, (x, w_ih, w_hh), start, after, more = _split_operands(operands, 1 + counts[1], *counts[:3])
+    pieces = _split_operands(operands, 1 + len(cell.states), *counts[:4])
+    cts, (x, w_ih, w_hh), own, start, after, more = pieces
     module = _serving(platform, cell, x, w_hh)
     if module is None:
         return None
     if kernels.PLATFORMS[platform].products:
         return module.run_backward(operands, cell=cell, wanted=wanted, **how)
+    assert not own  # the kernels without products serve no cell that has some
     out = module.run_backward((*cts, w_hh, *start, *after, *more), cell=cell, **how)
     dz, dstart = _split_operands([a.astype(wide_dtype(x.dtype)) for a in out], 1 + cell.split)
-    masks = _masks(more[counts[3] :])
+    masks = _masks(more[counts[4] :])
     before = first_and_shifted(start[0], after[0], reverse=how["reverse"])
     old_h = entered_rows(before, masks.resets)
     x = only(masks.valid, x)
@@ -348,19 +297,23 @@ def _by_platform(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     return {name: functools.partial(kernel, name) for name in kernels.PLATFORMS}
 
 
+def _forward_shared(cell: Cell, **_: Any) -> set[int]:
+    return set(range(1, 5 + bool(cell.parameters)))
+
+
 def _linear_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
     dx, *weights, states = _linear_counts(cell, wanted)
     x = dx + sum(weights) + states
-    return {*range(dx, dx + sum(weights)), x + 1, x + 2}
+    return {*range(dx, dx + sum(weights)), *range(x + 1, x + 3 + bool(cell.parameters))}
 
 
 def _backward_shared(cell: Cell, **_: Any) -> set[int]:
     x = 1 + len(cell.states)
-    return {x + 1, x + 2}
+    return set(range(x + 1, x + 3 + bool(cell.parameters)))
 
 
 def _backward_sums(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
-    counts = _linear_counts(cell, wanted)  # by x, by the weights, by the states
+    counts = _linear_counts(cell, wanted)  # by x, by parameters, by the states
     return set(range(counts[0], sum(counts[:-1])))
 
 
@@ -368,7 +321,7 @@ forward_p = operations.operation(
     "rnn_forward",
     _forward_reference,
     _forward_kinds,
-    lambda **_: {1, 2, 3, 4},
+    _forward_shared,
     _by_platform(_forward_kernel),
     portable=kernels.portable,
 )

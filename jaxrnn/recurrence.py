@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxrnn import backends, fused, loops, ragged
+from jaxrnn import backends, fused_loops, loops, ragged
 from jaxrnn.blocks import known, scan_blocks
 from jaxrnn.cells import AnyCell, State, check
 from jaxrnn.cells.checking import check_step
@@ -150,7 +150,7 @@ def _unroll(
     plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks
 ) -> tuple[State, State]:
     if plan.fused:
-        return fused.forward(plan, weights, x, state, masks, Keep.NOTHING)[:2]
+        return fused_loops.forward(plan, weights, x, state, masks, Keep.NOTHING)[:2]
     return _scan(plan, weights, x, state, masks)
 
 
@@ -176,7 +176,7 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     few = few and (plan.fused or choices().keep_saved)
     keep = Keep.NOTHING if plan.remat else Keep.ALL if few else Keep.STATES
     # The loops have their states the one way or the other.
-    loop, entering = (fused, tuple) if plan.fused else (loops, turned)
+    loop, entering = (fused_loops, tuple) if plan.fused else (loops, turned)
     given, final, kept, starts = loop.forward(plan, weights, x, entering(state), masks, keep)
     transposed = loops.transposes(weights)
 

@@ -40,6 +40,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxrnn.checks import ShapeError
+from jaxrnn.packing.gather import gather
 from jaxrnn.row_plan import RowPlan, plan_rows
 
 __all__ = ["RowPlan", "final_states", "pack_rows", "plan_rows", "run_rows", "unpack_rows"]
@@ -74,11 +75,12 @@ def pack_rows(x: Any, plan: RowPlan, *, batch_first: bool = False) -> jax.Array:
         x = jnp.asarray(x)
         if x.ndim < 2:
             raise ShapeError(f"x should be (T, M, ...) or a list of arrays, got shape {x.shape}")
-        x = x.swapaxes(0, 1) if batch_first else x
-        steps, sequences = x.shape[:2]
+        steps, sequences = x.shape[:2][::-1] if batch_first else x.shape[:2]
         _same_number(sequences, plan, f"{steps} steps")
         _enough_steps("x has", steps, plan)
-        data = _fetch(x, plan.step, plan.sequence)
+        to_rows, to_sequences = _moves(plan, steps, batch_first)
+        data = gather(_flat(x), to_rows.reshape(-1), to_sequences.reshape(-1))
+        return data.reshape(*to_rows.shape, *x.shape[2:])
     return data.swapaxes(0, 1) if batch_first else data
 
 
@@ -108,18 +110,17 @@ def unpack_rows(
     y = jnp.asarray(y)
     if y.ndim < 2:
         raise ShapeError(f"y should have steps and rows as its axes, got shape {y.shape}")
-    y = y.swapaxes(0, 1) if batch_first else y
-    if y.shape[:2] != plan.sequence.shape:
+    shape = y.shape[:2][::-1] if batch_first else y.shape[:2]
+    if shape != plan.sequence.shape:
         raise ShapeError(
             f"y should have the steps and rows of the plan. Expected {plan.sequence.shape}, got "
-            f"{y.shape[:2]}"
+            f"{shape}"
         )
-    steps = y.shape[0] if steps is None else steps
+    steps = shape[0] if steps is None else steps
     _enough_steps("the result has", steps, plan)
-    step = np.arange(steps, dtype=np.int32)[:, None]
-    at = jnp.where(step < plan.lengths[None], plan.first[None] + step, -1)
-    sequences = _fetch(y, at, jnp.broadcast_to(plan.row[None], at.shape))
-    return sequences.swapaxes(0, 1) if batch_first else sequences
+    to_rows, to_sequences = _moves(plan, steps, batch_first)
+    sequences = gather(_flat(y), to_sequences.reshape(-1), to_rows.reshape(-1))
+    return sequences.reshape(*to_sequences.shape, *y.shape[2:])
 
 
 def final_states(states: Any, plan: RowPlan, *, bidirectional: bool = False) -> Any:
@@ -210,6 +211,30 @@ def run_rows(
     if not return_states:
         return y, None
     return y, final_states(states, plan, bidirectional=bool(layer.bidirectional))
+
+
+def _moves(plan: RowPlan, steps: int, batch_first: bool) -> tuple[jax.Array, jax.Array]:
+    """Where each cell of the rows comes from, (S, N), and each step of the sequences, (T, M).
+
+    Each is the way back of the other; what comes from nowhere points behind the end. If
+    `batch_first`, both are the other way round.
+    """
+    (S, N), M = plan.sequence.shape, len(plan.lengths)
+
+    def place(step: Any, one: Any, steps: int, count: int) -> Any:
+        return one * steps + step if batch_first else step * count + one
+
+    step = np.arange(steps, dtype=np.int32)[:, None]
+    filled, inside = plan.sequence >= 0, step < plan.lengths[None]
+    to_rows = jnp.where(filled, place(plan.step, plan.sequence, steps, M), steps * M)
+    from_rows = place(plan.first[None] + step, plan.row[None], S, N)
+    to_sequences = jnp.where(inside, from_rows, S * N)
+    return (to_rows.T, to_sequences.T) if batch_first else (to_rows, to_sequences)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """Steps and rows as one axis."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _fetch(x: jax.Array, *index: Any) -> jax.Array:

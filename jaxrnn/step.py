@@ -17,6 +17,8 @@ from jaxrnn.blocks import known
 from jaxrnn.cells import AnyCell, Cell, GeneralCell, Sizes, State
 from jaxrnn.cells.checking import WEIGHTS
 from jaxrnn.checks import ShapeError
+from jaxrnn.pointwise import derivative
+from jaxrnn.pointwise.derivative import Rule
 from jaxrnn.products import product, product_of_rows, rows_product, wide_dtype
 from jaxrnn.tuning import choices
 
@@ -294,23 +296,14 @@ def dropped_rows(weights: Weights, hs: jax.Array) -> jax.Array:
     return hs if weights.mask_hh is None else hs * weights.mask_hh.T[None]
 
 
-class Rule(NamedTuple):
-    """The functions of the pointwise derivative of a cell, see `jaxrnn.cells.Cell`."""
-
-    save: Any
-    linearize: Any
-    tangent: Any
-
-
 def rule(cell: Any, masks: Masks) -> Rule:
-    """The derivative that a cell has written; under zoneout that which JAX makes of its step.
+    """The pointwise derivative of a cell; under zoneout that which JAX makes of its step.
 
-    Those written out may count on the states after a step being what the step has given.
+    All others may count on the states after a step being what the step has given.
     """
-    names = Rule._fields
     if masks.zoneout is None:
-        return Rule(*(getattr(cell, name) for name in names))
-    return Rule(*(functools.partial(getattr(Cell, name), cell) for name in names))
+        return derivative.rule(cell)
+    return Rule(*(functools.partial(getattr(Cell, name), cell) for name in Rule._fields))
 
 
 def turned(state: State) -> State:

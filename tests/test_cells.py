@@ -434,7 +434,7 @@ def test_the_states_of_a_call() -> None:
 @pytest.mark.parametrize(
     ("cell", "backend", "reason"),
     [
-        (cells.PeepholeLSTM(), "kernel", "PeepholeLSTM has parameters of its own"),
+        (Normed(), "kernel", r"parameter mix \('H', 'H'\) is not so many numbers of each unit"),
         (cells.IndRNN(), "kernel", "IndRNN has no recurrent matrix"),
         (cells.GRUResetBefore(), "kernel", "GRUResetBefore is no cell of gates"),
         (MinimalGatedUnit(), "parallel", "MinimalGatedUnit is not linear in its state"),

@@ -17,6 +17,7 @@ import jaxrnn
 from jaxrnn import cells, fused, kernels
 from jaxrnn.export import export
 from jaxrnn.kernels import tpu, tpu_tiles, values
+from jaxrnn.pointwise.derivative import rule
 from jaxrnn.recurrence import Masks, unroll
 from tests.test_fused import SIZES, Mixing, close, draw, value_and_pulled
 from tests.test_recurrence import CELLS
@@ -243,7 +244,7 @@ def test_a_cell_s_numbers_are_its_graph_s(cell: cells.Cell) -> None:
     joined = lambda a: jnp.concatenate([v.T for v in a])  # noqa: E731
     zx, zh = joined(given["z"][:G]), joined(given["z"][G:])
     state = tuple(s.T for s in given["old"])
-    leaves = jax.tree.leaves(cell.save((zx, zh) if cell.split else zx, state))
+    leaves = jax.tree.leaves(rule(cell).save((zx, zh) if cell.split else zx, state))
     close(got, [a.T for leaf in leaves for a in jnp.split(leaf, len(leaf) // 3)], 1e-6)
 
 

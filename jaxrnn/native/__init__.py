@@ -28,7 +28,8 @@ def why_not(cell: Any, dtype: Any, *sizes: int) -> str | None:
     if not installed():
         return 'llvmlite is not installed (pip install "jaxrnn[cpu]")'
     from jaxrnn.native.compiler import multiplies_and_adds
-    from jaxrnn.native.elementwise import NotElementwise, pointwise
+    from jaxrnn.pointwise.cell import pointwise
+    from jaxrnn.pointwise.graph import NotElementwise
 
     if not multiplies_and_adds():
         return "this processor has no fused multiply-add"
@@ -53,6 +54,6 @@ def run_backward(operands: Any, **parameters: Any) -> list[jax.Array]:
     from jaxrnn.native import kernels
 
     dh, *rest = operands
-    states = len(parameters["cell"].states)
-    dlast, arrays, more = rest[:states], rest[states : states + 3], rest[states + 3 :]
+    states, count = len(parameters["cell"].states), 3 + bool(parameters["cell"].parameters)
+    dlast, arrays, more = rest[:states], rest[states : states + count], rest[states + count :]
     return kernels.run_backward(operands=(dh, *arrays, *dlast, *more), **parameters)

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxrnn.native import elementwise, layout, threads, tiles
+from jaxrnn.native import functions, layout, threads, tiles
 from jaxrnn.native.ir import INT, Function, Module
 from jaxrnn.native.layout import Areas, Sizes
 from jaxrnn.native.tiles import Tile
+from jaxrnn.native.variant import Variant, flags_of, own_of
 
 NUMBERS = (
     *("T", "N", "D", "H", "PANELS", "BLOCK", "FIRST", "TURN"),
@@ -26,45 +27,6 @@ NUMBERS = (
     *("H_ROWS", "WHO", "STARTS"),
 )
 """What a call is told, see `plan`."""
-
-
-class Variant:
-    """What a kernel is written for.
-
-    Args:
-        cell: of the package.
-        dtype: float32 or float64.
-        masked: whether steps have flags.
-        keep: whether the derivative needs what the cell saves.
-    """
-
-    def __init__(self, cell: Any, dtype: Any, masked: bool, keep: bool):
-        self.cell, self.masked, self.keep = cell, masked, keep
-        self.graph = elementwise.pointwise(cell, dtype)
-        self.gates, self.states = len(cell.gates), len(cell.states)
-        self.split = cell.split
-
-    def saved_place(self, place: int) -> tuple[int, int]:
-        """The array, and which of its numbers, of the number that is saved at a place."""
-        for index, count in enumerate(self.graph.saved):
-            if place < count:
-                return index, place
-            place -= count
-        raise IndexError(place)
-
-    @property
-    def inputs(self) -> list[str]:
-        """The operands, in their order."""
-        first = [f"first{i}" for i in range(self.states)]
-        flags = ["flags"] if self.masked else []
-        return ["x", "w_ih", "w_hh", "b_ih", "b_hh", *first, *flags]
-
-    @property
-    def outputs(self) -> list[str]:
-        """The results: h at each step, the other states, what is saved, scratch memory."""
-        rest = [f"state{i}" for i in range(1, self.states)]
-        saved = [f"saved{i}" for i in range(len(self.graph.saved))] if self.keep else []
-        return ["state0", *rest, *saved, "scratch"]
 
 
 def plan(
@@ -141,9 +103,10 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
         ahead = _rows_of_block(f, variant, c, own, mine, s0, steps)
         with f.loop(panel0, panel1) as p:
             zx_here = f.at(zx, f.mul(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), sums))
-            with tiles.tiles(f, 0, ahead, tile.rows) as (n, count):
-                product(f, count, f.at(w_ih, f.mul(panel_ih, p)), c["D"], f.at(own["X_ROWS"], n, 8),
-                         f.at(b_x, f.mul(p, sums)), 0, f.at(zx_here, f.mul(n, sums)))  # fmt: skip
+            with tiles.tiles(f, ahead, tile.rows) as (n, count):
+                x_rows, to = f.at(own["X_ROWS"], n, 8), f.at(zx_here, f.mul(n, sums))
+                w, bias = f.at(w_ih, f.mul(panel_ih, p)), f.at(b_x, f.mul(p, sums))
+                tiles.product(f, count, w, c["D"], x_rows, bias, "0", to)
         with f.loop(0, steps) as s:
             step = f.add(s0, s)
             t = f.add(c["FIRST"], f.mul(step, c["TURN"]))
@@ -163,12 +126,13 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
             with f.loop(panel0, panel1) as p:
                 place = f.add(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), first)
                 zx_here = f.at(zx, f.mul(place, sums))
-                with tiles.tiles(f, 0, many, tile.rows) as (i, count):
+                with tiles.tiles(f, many, tile.rows) as (i, count):
                     source = f.at(zx_here, f.mul(i, sums))
-                    start = (f.at(b_h, f.mul(p, sums)), 0) if variant.split else (source, sums)
+                    bias = f.at(b_h, f.mul(p, sums))
+                    start = (bias, "0") if variant.split else (source, str(sums))
                     h_rows = f.at(own["H_ROWS"], i, 8)
-                    product(f, count, f.at(w_hh, f.mul(panel_hh, p)), c["H"], h_rows,
-                             *start, own["SUMS"])  # fmt: skip
+                    w = f.at(w_hh, f.mul(panel_hh, p))
+                    tiles.product(f, count, w, c["H"], h_rows, *start, own["SUMS"])
                     with f.loop(0, count) as j:
                         row = f.add(i, j)
                         _cell(f, variant, tile, c, p, t, begin, before,
@@ -236,29 +200,6 @@ def _hold(
                     f.store_some(f.load_some(f.at(old, first), there), f.at(new, first), there)
 
 
-def product(
-    f: Function, count: str, w: str, k: str, rows: str, source: str, stride: Any, target: str
-) -> None:
-    """Add the product of some rows with a panel to sums, see `tiles.write_product`."""
-    f.call(
-        *("product", f"i64 {count}", f"ptr {w}", f"i64 {k}", f"ptr {rows}"),
-        *(f"ptr {source}", f"i64 {stride}", f"ptr {target}"),
-    )
-
-
-def select(f: Function, condition: str, yes: str, no: str) -> str:
-    """One of two vectors, lane by lane."""
-    m = f.module
-    return f.let(f"select {m.mask} {condition}, {m.vector} {yes}, {m.vector} {no}")
-
-
-def flags_of(f: Function, c: dict[str, str], t: str, n: str) -> tuple[str, str]:
-    """Whether a row is reset before a step, and whether the step is the row's own."""
-    byte = f.load(f.at(c["flags"], f.add(f.mul(t, c["N"]), n), 1), "i8")
-    reset = f.compare("ne", f.let(f"and i8 {byte}, 1"), 0, "i8")
-    return reset, f.compare("ne", f.let(f"and i8 {byte}, 2"), 0, "i8")
-
-
 def _pack_biases(
     f: Function, variant: Variant, tile: Tile, c: dict[str, str], p: str, at_x: str, at_h: str
 ) -> None:
@@ -312,18 +253,27 @@ def _cell(
             olds.append(f.load_some(old, there))
         if variant.masked:
             zero = f.constant(0.0)
-            olds[1:] = [select(f, reset, zero, old) for old in olds[1:]]
+            olds[1:] = [functions.select(f, reset, zero, old) for old in olds[1:]]
 
-        def leaf(name: str, place: int, wide: int = wide, olds: list[str] = olds) -> str:
+        def leaf(
+            name: str,
+            place: int,
+            wide: int = wide,
+            olds: list[str] = olds,
+            first: str = first,
+            there: str = there,
+        ) -> str:
             if name == "old":
                 return olds[place]
+            if name == "own":
+                return own_of(f, c, place, first, there)
             from_x = variant.split and place < variant.gates
             gate = place % variant.gates if variant.split else place
             return f.load(
                 f.at(zx if from_x else sums, (gate * tile.wide + wide) * m.lanes), m.vector
             )
 
-        values = elementwise.emit(f, variant.graph.forward, leaf)
+        values = functions.emit(f, variant.graph.forward, leaf)
         for value, place in zip(values, places):
             f.store_some(value, place, there)
         if not variant.keep:

@@ -14,9 +14,11 @@ near zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from jaxrnn.native.ir import Function
+from jaxrnn.pointwise.graph import Node
 
 
 def arithmetic(f: Function, operation: str, a: str, b: str) -> str:
@@ -128,3 +130,21 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "select": select,
 }
 """What can be computed of vectors, by the names of JAX's primitives."""
+
+
+def emit(f: Function, outputs: Iterable[Node], leaf: Callable[[str, int], str]) -> list[str]:
+    """Write the operations of some numbers; `leaf` gives a vector by its name and place."""
+    done: dict[Any, str] = {}
+
+    def value(node: Node) -> str:
+        if node.form not in done:
+            if node.operation == "constant":
+                done[node.form] = f.constant(node.value)
+            elif node.operation == "leaf":
+                done[node.form] = leaf(*node.value)
+            else:
+                inputs = [value(n) for n in node.inputs]
+                done[node.form] = FUNCTIONS[node.operation](f, *inputs)
+        return done[node.form]
+
+    return [value(node) for node in outputs]

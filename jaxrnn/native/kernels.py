@@ -10,11 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrnn.native import backward, compiler, forward, handler, outer, threads, tiles
-from jaxrnn.native.backward import Backward, Wanted
-from jaxrnn.native.forward import Variant
+from jaxrnn.native import (
+    backward,
+    backward_call,
+    compiler,
+    forward,
+    handler,
+    outer,
+    threads,
+    tiles,
+)
+from jaxrnn.native.backward_call import Backward, Wanted
 from jaxrnn.native.ir import Module
 from jaxrnn.native.layout import Sizes
+from jaxrnn.native.variant import Variant
 
 DTYPES = {"float32": "float", "float64": "double"}
 
@@ -38,7 +47,7 @@ def _handler(kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: ti
     threads.write_barrier(module)
     if isinstance(kind, Backward):
         backward.write(module, kind)
-        told, name = backward.NUMBERS, "backward"
+        told, name = backward_call.NUMBERS, "backward"
     else:
         forward.write(module, kind, tile)
         told, name = forward.NUMBERS, "forward"
@@ -65,8 +74,9 @@ def run_forward(
 
     Args:
         cell: which cell.
-        operands: x (T, N, D), W_ih, W_hh, both biases (G*H,), the first states (N, H), and, if
-            `masked`, flags uint8 (T, N): 1 for a reset, and 2 for a step that is the row's own.
+        operands: x (T, N, D), W_ih, W_hh, both biases (G*H,), the cell's own parameters as one
+            vector, if it has some, the first states (N, H), and, if `masked`, flags uint8 (T, N): 1
+            for a reset, and 2 for a step that is the row's own.
         masked: whether there are flags.
         keep: give out the other states at each step (T, N, H), and what is saved (T, N, s*H),
             instead of the last other states (N, H).
@@ -102,12 +112,12 @@ def run_backward(
     Args:
         cell: which cell.
         operands: the derivative by h at each step (T, N, H), x (T, N, D), W_ih, W_hh, the
-            derivatives by the last states, the first states, the states at each step, what was
-            saved, and flags.
+            cell's own parameters, if it has some, the derivatives by the last states, the first
+            states, the states at each step, what was saved, and flags.
         masked: whether there are flags.
         reverse: as in the forward kernel.
         wanted: by x (T, N, D), by W_ih, by W_hh, by the bias (G*H,), or by both biases where the
-            cell takes its gate inputs apart.
+            cell takes its gate inputs apart; of a cell with parameters of its own, by those.
         at_once: as in the forward kernel.
     """
     _, x, w_ih, w_hh = operands[:4]
@@ -122,11 +132,13 @@ def run_backward(
         outer.choose(machine, lanes, sizes.D),
         outer.choose(machine, lanes, sizes.H),
     )
-    planned = backward.plan(kind, machine, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
+    planned = backward_call.plan(kind, machine, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
     some = zip(wanted, (x, w_ih, w_hh), strict=False)
     results = [array.shape for yes, array in some if yes]
     if wanted[3]:
         results += [(len(w_hh),)] * kind.halves
+    if kind.wanted.own:
+        results.append((kind.forward.graph.own * sizes.H,))
     results += [(sizes.N, sizes.H)] * kind.forward.states
     name = _handler(kind, dtype, kind.tile, machine)
     return _call(name, planned, results, x.dtype, operands)

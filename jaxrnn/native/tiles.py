@@ -15,7 +15,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from jaxrnn.native.ir import INT, Function, Module
 from jaxrnn.native.threads import Share
@@ -121,6 +120,16 @@ def write_product(m: Module, name: str, tile: Tile) -> None:
         f.say("br label %end")
     f.label("end")
     f.done()
+
+
+def product(
+    f: Function, count: str, w: str, k: str, rows: str, source: str, stride: str, target: str
+) -> None:
+    """Add the product of some rows with a panel to sums, see `tiles.write_product`."""
+    f.call(
+        *("product", f"i64 {count}", f"ptr {w}", f"i64 {k}", f"ptr {rows}"),
+        *(f"ptr {source}", f"i64 {stride}", f"ptr {target}"),
+    )
 
 
 def _product_loop(f: Function, tile: Tile, row: Sequence[str]) -> None:
@@ -248,7 +257,17 @@ def copy_states(
 
 
 @contextmanager
-def tiles(f: Function, first: Any, end: str, rows: int) -> Iterator[tuple[str, str]]:
-    """Go over rows a tile at a time: the first, and how many."""
-    with f.loop(first, end, rows) as n:
-        yield n, f.least(f.sub(end, n), rows)
+def tiles(f: Function, total: str, rows: int) -> Iterator[tuple[str, str]]:
+    """Go over rows a tile at a time: the first, and how many.
+
+    All tiles are alike, or differ by a row: eight rows are four and four, and not six and two,
+    where the sums of two would wait for one another.
+    """
+    count = f.div(f.add(total, rows - 1), rows)
+    most = f.choose(f.compare("eq", count, 0), "1", count)
+    each = f.div(total, most)
+    longer = f.sub(total, f.mul(each, count))
+    with f.loop(0, count) as i:
+        first = f.add(f.mul(i, each), f.least(i, longer))
+        one_more = f.let(f"zext i1 {f.compare('slt', i, longer)} to i64")
+        yield first, f.add(each, one_more)

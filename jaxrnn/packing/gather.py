@@ -17,14 +17,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 
-def gather(x: Any, there: np.ndarray, back: np.ndarray, device: Any = None) -> jax.Array:
+def gather(x: Any, there: Any, back: Any, device: Any = None) -> jax.Array:
     """``y[i] = x[there[i]]``, zero where ``there[i]`` is S, and ``x'[j] = y'[back[j]]``.
 
     Args:
         x: any array (S, ...). What is not a JAX array is moved on the host, by NumPy, and
             nothing is compiled for it.
         there: where each row of the result comes from (M,), integers from 0 to S, no row of x
-            twice.
+            twice. Known where x is no JAX array, else traced or not.
         back: where each row of x went (S,), M for nowhere: the inverse of `there`.
         device: where to put what was moved on the host; None for the default device.
 
@@ -48,7 +48,7 @@ def gather(x: Any, there: np.ndarray, back: np.ndarray, device: Any = None) -> j
     return _gather_p.bind(x, _index(there, len(x)), _index(back, len(there)))
 
 
-def _index(places: np.ndarray, largest: int) -> np.ndarray:
+def _index(places: Any, largest: int) -> Any:
     """Indices in 32 bits, where they fit."""
     return places.astype(np.int32) if largest < 2**31 else places
 

@@ -1,25 +1,21 @@
-"""The pointwise functions of a cell as graphs of operations on vectors of hidden units.
+"""Functions of hidden units as graphs of operations on single numbers.
 
-A cell is traced as JAX traces it, on two units and one row, and its jaxpr is read with a symbol for
-each element. What slices, joins and reshapes disappears; what is left for a unit are operations on
-single numbers. If both units have the same ones, and neither asks for what belongs to the other,
-the function is elementwise in the units, and a kernel may run it on a vector of them.
+A function is traced as JAX traces it, on two units and one row, and its jaxpr is read with a symbol
+for each element. What slices, joins and reshapes disappears; what is left for a unit are operations
+on single numbers. If both units have the same ones, and neither asks for what belongs to the other,
+the function is elementwise in the units, and may be run on a vector of them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.cells import Cell
-from jaxrnn.native import functions
-from jaxrnn.native.ir import Function
+from jaxrnn.pointwise.arrays import FUNCTIONS
 
 UNITS = 2
 
@@ -33,10 +29,10 @@ class Node:
     """A number of one unit: an operation on others, a constant, or a leaf.
 
     Attributes:
-        operation: a name of `functions.FUNCTIONS`, "constant" or "leaf".
+        operation: a name of `arrays.FUNCTIONS`, "constant" or "leaf".
         inputs: what it is computed of.
         value: of a constant; of a leaf its name and place.
-        form: equal for numbers that are computed alike, whatever their unit.
+        form: equal for numbers that are computed alike, whatever their unit and function.
         units: the units that it depends on.
     """
 
@@ -47,68 +43,19 @@ class Node:
     units: frozenset[int]
 
 
-class Pointwise(NamedTuple):
-    """The pointwise functions of a cell.
+def ordered(outputs: Iterable[Node]) -> list[Node]:
+    """The nodes of a graph, one of each form, each after what it is computed of."""
+    seen: dict[Any, Node] = {}
 
-    Attributes:
-        forward: the new states, then each number that is saved.
-        saved: how many numbers a unit has of each array that is saved.
-        backward: the derivative by the gate inputs (those of x, then those of h, where the cell
-            takes them apart), then by the old states; leaves "saved", "old", "new" and "ct".
-    """
+    def look(node: Node) -> None:
+        if node.form not in seen:
+            for inner in node.inputs:
+                look(inner)
+            seen[node.form] = node
 
-    forward: tuple[Node, ...]
-    saved: tuple[int, ...]
-    backward: tuple[Node, ...]
-
-
-@functools.lru_cache(maxsize=256)
-def pointwise(cell: Cell, dtype: Any) -> Pointwise:
-    """The graphs of a cell.
-
-    Raises:
-        NotElementwise: for a cell that needs more than these are.
-    """
-    hidden = UNITS
-    array = lambda count: jax.ShapeDtypeStruct((count * hidden, 1), dtype)  # noqa: E731
-    gates, states = len(cell.gates), len(cell.states)
-    z = (array(gates), array(gates)) if cell.split else array(gates)
-    state = (array(1),) * states
-    new, saved = jax.eval_shape(cell.save, z, state)
-    leaves = jax.tree.leaves(saved)
-    if any(s.shape[1:] != (1,) or s.shape[0] % hidden or s.dtype != dtype for s in leaves):
-        raise NotElementwise("what is saved is not so many numbers of each unit")
-
-    def backward(saved: Any, old: Any, new: Any, ct: Any) -> Any:
-        coefficients = cell.linearize(saved, old, new)
-        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (z, state))
-        _, pull = jax.vjp(lambda dz, ds: cell.tangent(coefficients, dz, ds), *zero)
-        return pull(ct)
-
-    inputs = dict(saved=saved, old=state, new=new, ct=new)
-    return Pointwise(
-        _graph(cell.save, dict(z=z, old=state)),
-        tuple(s.shape[0] // hidden for s in leaves),
-        _graph(backward, inputs),
-    )
-
-
-def emit(f: Function, outputs: Iterable[Node], leaf: Callable[[str, int], str]) -> list[str]:
-    """Write the operations of some numbers; `leaf` gives a vector by its name and place."""
-    done: dict[Any, str] = {}
-
-    def value(node: Node) -> str:
-        if node.form not in done:
-            if node.operation == "constant":
-                done[node.form] = f.constant(node.value)
-            elif node.operation == "leaf":
-                done[node.form] = leaf(*node.value)
-            else:
-                inputs = [value(n) for n in node.inputs]
-                done[node.form] = functions.FUNCTIONS[node.operation](f, *inputs)
-        return done[node.form]
-
-    return [value(node) for node in outputs]
+    for node in outputs:
+        look(node)
+    return list(seen.values())
 
 
 _forms: dict[Any, int] = {}
@@ -119,7 +66,7 @@ def _node(operation: str, inputs: tuple[Node, ...] = (), value: Any = None, unit
         for one, other in (inputs, inputs[::-1]):
             if one.operation == "constant" and one.value == 0:
                 return other
-    if operation not in functions.FUNCTIONS and operation not in ("constant", "leaf"):
+    if operation not in FUNCTIONS and operation not in ("constant", "leaf"):
         raise NotElementwise(f"{operation} has no vector form")
     key = (operation, tuple(n.form for n in inputs), value)
     form = _forms.setdefault(key, len(_forms))
@@ -131,9 +78,20 @@ def _constant(value: Any) -> Node:
     return _node("constant", value=float(value))
 
 
-def _graph(function: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Node, ...]:
-    """What a function does for one unit: its outputs, array by array, place by place."""
-    closed = jax.make_jaxpr(function)(*inputs.values())
+def trace(function: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Node, ...]:
+    """What a function does for one unit: its outputs, array by array, place by place.
+
+    Args:
+        function: of the inputs, in their order; its outputs are (count * UNITS, 1).
+        inputs: trees of arrays (count * UNITS, 1), or of their kinds, by the name of their leaves.
+
+    Raises:
+        NotElementwise: for a function that needs more than these are.
+    """
+    try:
+        closed = jax.make_jaxpr(function)(*inputs.values())
+    except Exception as error:
+        raise NotElementwise(f"it can't be traced for {UNITS} units: {error}") from error
     values = []
     for name, tree in inputs.items():
         place = 0
@@ -187,11 +145,9 @@ def _array(value: Any) -> np.ndarray:
 def _apply(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     """One equation."""
     name, p = eqn.primitive.name, eqn.params
-    inner = p.get("jaxpr", p.get("call_jaxpr", p.get("fun_jaxpr")))
+    inner = _inner(eqn)
     if inner is not None:
-        if hasattr(inner, "jaxpr"):
-            return _run(inner.jaxpr, inner.consts, inputs)
-        return _run(inner, (), inputs)
+        return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
     if name == "split":
         ends = np.cumsum(p["sizes"])[:-1]
         return np.split(inputs[0], ends, axis=p["axis"])
@@ -213,6 +169,26 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     if name == "select_n":
         return [_each("select", inputs[0], inputs[2], inputs[1])]
     return [_each(name, *inputs)]
+
+
+def _inner(eqn: Any) -> Any:
+    """The jaxpr that an equation calls once, if that is what it does."""
+    p = eqn.params
+    if eqn.primitive.name in ("scan", "while"):
+        return None
+    return p.get("jaxpr", p.get("call_jaxpr", p.get("fun_jaxpr")))
+
+
+def own_derivatives(function: Callable[..., Any], *inputs: Any) -> bool:
+    """Whether a function has parts whose derivative somebody has written (`jax.custom_jvp`)."""
+
+    def look(jaxpr: Any) -> bool:
+        inner = [_inner(eqn) for eqn in jaxpr.eqns]
+        return any("custom" in eqn.primitive.name for eqn in jaxpr.eqns) or any(
+            look(getattr(j, "jaxpr", j)) for j in inner if j is not None
+        )
+
+    return look(jax.make_jaxpr(function)(*inputs).jaxpr)
 
 
 def _each(operation: str, *inputs: np.ndarray) -> np.ndarray:
