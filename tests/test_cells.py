@@ -31,7 +31,7 @@ RESETS[[0, 2, 3, 2, 4], [0, 0, 0, 2, 2]] = True  # the last of them past its row
 
 
 @dataclasses.dataclass(frozen=True)
-class MinimalGatedUnit(Cell):
+class OneGate(Cell):
     gates = ("f", "n")
 
     def step(self, z: Any, state: Any) -> Any:
@@ -77,7 +77,7 @@ class ThreeStates(GeneralCell):
 
 CELLS: list[Any] = [  # of all kinds, with every test
     cells.LSTM(),
-    MinimalGatedUnit(),
+    OneGate(),
     Normed(),
     ThreeStates(),
     cells.PeepholeLSTM(),
@@ -349,7 +349,7 @@ def linear(**members: Any) -> Any:
 
 
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "a class": (MinimalGatedUnit, TypeError, "should be an instance, got the class MinimalGated"),
+    "a class": (OneGate, TypeError, "should be an instance, got the class OneGate"),
     "no cell": ("lstm", TypeError, "should be a jaxrnn.cells.Cell.*got str: 'lstm'"),
     "no step": (gated(step=Cell.step), TypeError, r"Own must define step\(z, state\)"),
     "no coefficients": (
@@ -437,7 +437,7 @@ def test_the_states_of_a_call() -> None:
         (cells.PeepholeLSTM(), "kernel", "PeepholeLSTM has parameters of its own"),
         (cells.IndRNN(), "kernel", "IndRNN has no recurrent matrix"),
         (cells.GRUResetBefore(), "kernel", "GRUResetBefore is no cell of gates"),
-        (MinimalGatedUnit(), "parallel", "MinimalGatedUnit is not linear in its state"),
+        (OneGate(), "parallel", "OneGate is not linear in its state"),
     ],
     ids=lambda value: str(value),
 )
