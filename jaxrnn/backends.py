@@ -4,8 +4,10 @@
 CPU the scan where a kernel would not pay. A kernel serves cells of gates that have a recurrent
 matrix and no parameters of their own. All compute the same to rounding. What a kernel or cuDNN
 has no code for (forward mode, a second derivative, `jax.vmap` with weights of its own) is done by
-the scans that define them, and so are a program that XLA is to split among devices and, where a
-kernel is code of this machine, one for `jax.export`.
+the scans that define them; so is, where a kernel is code of this machine, a program for
+`jax.export`. A program that XLA is to split among devices has kernels, but not cuDNN, if it is
+traced under `jax.set_mesh`, as those of `fit` are, with automatic axes and so many rows that the
+devices share them evenly: each runs its own. All other such programs have the scans.
 
 The choice is for `platform()`. A program that is lowered for another one keeps the choice that was
 made when it was traced; its kernels are those of the platform it is lowered for, see
