@@ -287,6 +287,7 @@ def test_a_single_step_is_the_layers(cell: Any) -> None:
     layer = made(cell)
     single = RecurrentCell(cell, D, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     named = {n.removesuffix("_l0"): a for n, a in jaxrnn.state_dict(layer).items()}
+    assert list(named) == list(cell.shapes(layer.layer_sizes[0]))  # in the order declared
     jaxrnn.load_state_dict(single, named)
     hx = start(cell, 1)
     y, last = layer(X[:1], alone(hx))

@@ -37,8 +37,8 @@ class History(NamedTuple):
 
         The columns are ``step``, counted from 1, those of `train`, and those of `validation` with
         ``validation_`` before their names, empty where there was no evaluation after the step.
-        Numbers have as many digits as tell them apart. Of several processes, which all have the same
-        history, the first one writes; the others do nothing.
+        Numbers have as many digits as tell them apart. Of several processes, all of which have the
+        same history, the first one writes; the others do nothing.
 
         Args:
             path: the file.
