@@ -75,6 +75,27 @@ class ThreeStates(GeneralCell):
         return jnp.concatenate([h * x.sum(), h + (s.real.sum() + m.sum())])
 
 
+@dataclasses.dataclass(frozen=True)
+class Rotation(LinearCell):
+    """A complex state of another size than the output, which sees the input too."""
+
+    modes: int = 3
+    states, output_size = {"s": StateSpec("modes", complex=True)}, "H"
+    parameters = {
+        "decay": Parameter(("modes",), 0.1),
+        "angle": ("modes", "D"),
+        "b": ("modes", "D"),
+        "c": ("H", "modes"),
+    }
+
+    def coefficients(self, x: Any, params: Any) -> Any:
+        a = jnp.exp(-jnp.exp(params["decay"]) + 1j * (params["angle"] @ x))
+        return a, params["b"] @ x
+
+    def output(self, x: Any, state: Any, params: Any) -> Any:
+        return params["c"] @ (state[0].real + state[0].imag) + x.sum()
+
+
 CELLS: list[Any] = [  # of all kinds, with every test
     cells.LSTM(),
     OneGate(),
@@ -83,7 +104,7 @@ CELLS: list[Any] = [  # of all kinds, with every test
     cells.PeepholeLSTM(),
     cells.IndRNN(),
     cells.GRUResetBefore(),
-    cells.MinGRU(),
+    Rotation(),
     cells.LRU(),
 ]
 ALIKE: list[Any] = [  # in kind to one above, with the tests that ask for most
@@ -94,6 +115,7 @@ ALIKE: list[Any] = [  # in kind to one above, with the tests that ask for most
     cells.LayerNormLSTM(),
     cells.LayerNormGRU(),
     cells.MinimalGatedUnit(),
+    cells.MinGRU(),
     cells.MinLSTM(),
 ]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
