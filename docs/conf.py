@@ -51,9 +51,9 @@ napoleon_use_rtype = False
 # What is no part of the public face: what stands behind it, and programs. A module that is neither
 # here nor on a page of the reference is a warning, and so is each of its public names.
 INSIDE = {
-    "__main__", "blocks", "checks", "cli", "described", "devices", "experiments", "files", "fused",
-    "kernels", "layers", "loops", "native", "operations", "parallel", "products", "ragged",
-    "row_plan", "single", "states", "step",
+    "__main__", "blocks", "calls", "checks", "cli", "described", "devices", "experiments", "files",
+    "fused", "kernels", "layers", "loops", "native", "operations", "parallel", "parameters",
+    "products", "ragged", "row_plan", "single", "states", "step",
 }  # fmt: skip
 
 KINDS = ("class", "exception", "function")

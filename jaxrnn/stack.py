@@ -221,19 +221,6 @@ def shapes(
     return cell.shapes(Sizes(input_size, hidden_size, proj_size or hidden_size), bias=bias)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "cell",
-        "input_size",
-        "hidden_size",
-        "num_layers",
-        "bias",
-        "bidirectional",
-        "proj_size",
-        "dtype",
-    ),
-)
 def init(
     key: jax.Array,
     cell: AnyCell,
@@ -260,6 +247,48 @@ def init(
         >>> first.weight_ih.shape, second.bias_hh.shape, first.weight_hr
         ((16, 3), (16,), None)
     """
+    made = _init(
+        *(key, cell, input_size, hidden_size, num_layers),
+        bias=bias,
+        bidirectional=bidirectional,
+        proj_size=proj_size,
+        dtype=dtype,
+    )
+    # A dict comes out of `jax.jit` in alphabetical order, and not in that of the cell.
+    place = {name: index for index, name in enumerate(cell.declared())}
+
+    def ordered(own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {n: own[n] for n in sorted(own, key=lambda n: place.get(n, len(place)))}
+
+    return tuple(w._replace(own=w.own and ordered(w.own)) for w in made)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "cell",
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "bidirectional",
+        "proj_size",
+        "dtype",
+    ),
+)
+def _init(
+    key: jax.Array,
+    cell: AnyCell,
+    input_size: int,
+    hidden_size: int | tuple[int, ...],
+    num_layers: int,
+    *,
+    bias: bool,
+    bidirectional: bool,
+    proj_size: int,
+    dtype: Any,
+) -> tuple[Weights, ...]:
+    """See `init`."""
     directions = 2 if bidirectional else 1
     check(cell)
     sizes = states_of.layer_sizes(

@@ -154,6 +154,7 @@ def main(folder: Path, what: str) -> None:
     found["resumed"] = numbers(again)
     fed = train(mesh, make(jaxrnn.RNN), parts(STEPS), **PLAIN | {"batch_size": None})
     found["fed"] = numbers(fed)
+    fed.history.to_csv(folder / f"history-{jax.process_count()}-{me}.csv")
     (folder / f"numbers-{jax.process_count()}-{me}").write_text(json.dumps(found))
 
 

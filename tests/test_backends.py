@@ -58,6 +58,9 @@ def test_every_kernel_is_in_the_table() -> None:
         ("tpu", asked(cells.GRU(), "bfloat16"), "scan"),
         ("rocm", asked(cells.LSTM()), "scan"),
         ("cuda", asked(cells.LSTM(), "float64"), "scan"),
+        ("cpu", asked(cells.MinGRU()), "scan"),
+        ("tpu", asked(cells.LRU()), "parallel"),
+        ("cuda", asked(cells.LRU())._replace(T="t"), "scan"),
     ],
     ids=str,
 )

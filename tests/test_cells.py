@@ -31,7 +31,7 @@ RESETS[[0, 2, 3, 2, 4], [0, 0, 0, 2, 2]] = True  # the last of them past its row
 
 
 @dataclasses.dataclass(frozen=True)
-class MinimalGatedUnit(Cell):
+class OneGate(Cell):
     gates = ("f", "n")
 
     def step(self, z: Any, state: Any) -> Any:
@@ -75,15 +75,36 @@ class ThreeStates(GeneralCell):
         return jnp.concatenate([h * x.sum(), h + (s.real.sum() + m.sum())])
 
 
+@dataclasses.dataclass(frozen=True)
+class Rotation(LinearCell):
+    """A complex state of another size than the output, which sees the input too."""
+
+    modes: int = 3
+    states, output_size = {"s": StateSpec("modes", complex=True)}, "H"
+    parameters = {
+        "decay": Parameter(("modes",), 0.1),
+        "angle": ("modes", "D"),
+        "b": ("modes", "D"),
+        "c": ("H", "modes"),
+    }
+
+    def coefficients(self, x: Any, params: Any) -> Any:
+        a = jnp.exp(-jnp.exp(params["decay"]) + 1j * (params["angle"] @ x))
+        return a, params["b"] @ x
+
+    def output(self, x: Any, state: Any, params: Any) -> Any:
+        return params["c"] @ (state[0].real + state[0].imag) + x.sum()
+
+
 CELLS: list[Any] = [  # of all kinds, with every test
     cells.LSTM(),
-    MinimalGatedUnit(),
+    OneGate(),
     Normed(),
     ThreeStates(),
     cells.PeepholeLSTM(),
     cells.IndRNN(),
     cells.GRUResetBefore(),
-    cells.MinGRU(),
+    Rotation(),
     cells.LRU(),
 ]
 ALIKE: list[Any] = [  # in kind to one above, with the tests that ask for most
@@ -94,6 +115,7 @@ ALIKE: list[Any] = [  # in kind to one above, with the tests that ask for most
     cells.LayerNormLSTM(),
     cells.LayerNormGRU(),
     cells.MinimalGatedUnit(),
+    cells.MinGRU(),
     cells.MinLSTM(),
 ]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
@@ -287,6 +309,7 @@ def test_a_single_step_is_the_layers(cell: Any) -> None:
     layer = made(cell)
     single = RecurrentCell(cell, D, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     named = {n.removesuffix("_l0"): a for n, a in jaxrnn.state_dict(layer).items()}
+    assert list(named) == list(cell.shapes(layer.layer_sizes[0]))  # in the order declared
     jaxrnn.load_state_dict(single, named)
     hx = start(cell, 1)
     y, last = layer(X[:1], alone(hx))
@@ -349,7 +372,7 @@ def linear(**members: Any) -> Any:
 
 
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "a class": (MinimalGatedUnit, TypeError, "should be an instance, got the class MinimalGated"),
+    "a class": (OneGate, TypeError, "should be an instance, got the class OneGate"),
     "no cell": ("lstm", TypeError, "should be a jaxrnn.cells.Cell.*got str: 'lstm'"),
     "no step": (gated(step=Cell.step), TypeError, r"Own must define step\(z, state\)"),
     "no coefficients": (
@@ -437,7 +460,7 @@ def test_the_states_of_a_call() -> None:
         (Normed(), "kernel", r"parameter mix \('H', 'H'\) is not so many numbers of each unit"),
         (cells.IndRNN(), "kernel", "IndRNN has no recurrent matrix"),
         (cells.GRUResetBefore(), "kernel", "GRUResetBefore is no cell of gates"),
-        (MinimalGatedUnit(), "parallel", "MinimalGatedUnit is not linear in its state"),
+        (OneGate(), "parallel", "OneGate is not linear in its state"),
     ],
     ids=lambda value: str(value),
 )

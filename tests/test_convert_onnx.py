@@ -274,6 +274,28 @@ def test_a_reset_before_the_product_goes_both_ways(attribute: int | None) -> Non
         close(got, want)
 
 
+def test_peepholes_go_both_ways() -> None:
+    """Each gate sees c by weights of its own, o the new one; peepholes of zeros are none."""
+    seeing = np.random.RandomState(2).uniform(-2, 2, (2, 12)).astype(np.float32)
+    both: dict[str, Any] = {"num_layers": 2, "direction": "bidirectional"}
+    model = theirs("LSTM", constants={"7": seeing}, **both)
+    x = np.random.RandomState(0).uniform(-1, 1, (5, 2, 3)).astype(np.float32)
+    ours = from_onnx(model)
+    assert repr(ours) == "Recurrent(PeepholeLSTM(), 3, 4, num_layers=2, bidirectional=True)"
+    close(ours(x)[0], run(model, x=x)[0])
+    back = to_onnx(ours, states=True, lengths=True)
+    np.testing.assert_array_equal(initialisers(back)["P_l0"], seeing)
+    same_weights(from_onnx(back), ours)
+    start = np.random.RandomState(1).uniform(-1, 1, (2, 4, 2, 4)).astype(np.float32)
+    lengths = np.array([3, 5], np.int32)
+    wanted = jax.tree.leaves(ours(x, tuple(start), lengths=lengths))
+    got = run(back, input=x, h0=start[0], c0=start[1], lengths=lengths)
+    for one, other in zip(got, wanted, strict=True):
+        close(one, other)
+    none = theirs("LSTM", constants={"7": np.zeros_like(seeing)}, **both)
+    same_weights(from_onnx(none), from_onnx(theirs("LSTM", **both)))
+
+
 def test_two_layers_of_one_graph_by_name() -> None:
     model = theirs("GRU", num_layers=3)
     assert repr(from_onnx(model, ["node1", "node2"])) == "GRU(4, 4, num_layers=2)"
@@ -310,8 +332,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"kind": "RNN", "direction": "bidirectional", "activations": ["Tanh", "Relu"]},
         r"got \['tanh', 'relu'\]",
     ),
-    ({"constants": {"7": P}}, r"expected no peepholes \(input P\)"),
-    ({"inputs": {"7": P}}, r"expected no peepholes \(input P\)"),
+    ({"inputs": {"7": P}}, "expected constant weights, P come"),
+    ({"constants": {"7": P[:, :8]}}, r"P of shape \(1, 12\), got \(1, 8"),
     ({"constants": {"5": H0}}, "expected an initial_h of zeros.*constants up to 0.5"),
     ({"constants": {"4": np.array([3, 5], np.int32)}}, "sequence_lens among the inputs"),
     ({"inputs": {"1": np.ones((1, 16, 3), np.float32)}}, "expected constant weights, W come"),

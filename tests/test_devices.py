@@ -114,6 +114,9 @@ def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
     for name in one:
         close(two[0][name], one[name], 1e-6)
     assert (tmp_path / "saved-2" / "step-00000008").is_dir()
+    written = [tmp_path / f"history-{n}.csv" for n in ("1-0", "2-0", "2-1")]
+    assert [path.exists() for path in written] == [True, True, False]  # the first one writes
+    assert len(written[1].read_text().splitlines()) == 1 + devices_job.STEPS
 
 
 def test_processes_that_begin_unlike_say_so(tmp_path: Path) -> None:

@@ -532,6 +532,9 @@ def test_dropout_is_off_when_a_layer_generates() -> None:
         generate(step, step.initial_state(1), [0], 3, temperature=0)
     layer.eval()
     assert generate(step, step.initial_state(1), [0], 3, temperature=0).tokens.shape == (1, 3)
+    step = token_step(jaxrnn.GRU(3, 3, recurrent_dropout=0.3, zoneout=0.2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"recurrent_dropout=0\.3, zoneout=0\.2 is active.*eval"):
+        generate(step, step.initial_state(1), [0], 3, temperature=0)
 
 
 def test_rows_first_is_its_own_inverse() -> None:

@@ -381,6 +381,18 @@ def test_dropout_draws_from_the_streams_and_is_off_in_evaluation() -> None:
     assert model.greedy(SOURCE, 3).tokens.shape == (N, 3)
 
 
+def test_a_mask_for_all_steps_is_no_mask_of_a_step() -> None:
+    model = make(twin.Case("RNN", 1, False, None))
+    model.decoder.rnn = jaxrnn.RNN(
+        *(model.decoder.rnn.input_size, model.decoder.rnn.hidden_size),
+        batch_first=True,
+        recurrent_dropout=0.5,
+        rngs=nnx.Rngs(0),
+    )
+    with pytest.raises(ValueError, match=r"recurrent_dropout=0\.5 of the decoder is one mask"):
+        model(*RAGGED, teacher_forcing=0.0, rngs=jax.random.key(0))
+
+
 def test_low_precision_computes_and_sums_in_float32() -> None:
     model = make(CASES[2], param_dtype=jnp.float32, dtype=jnp.bfloat16)
     jaxrnn.load_state_dict(model, jaxrnn.state_dict(model_of(GENERAL)))

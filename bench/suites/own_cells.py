@@ -1,13 +1,19 @@
-"""A cell of one's own beside the package's: the LSTM and the GRU written as a user would."""
+"""A cell of one's own beside the package's; and one that is parallel in time, in a loop and not.
+
+The first are the LSTM and the GRU, written as a user would.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from bench.core import Case, Contender, Suite
-from bench.layers import NAMES, Spec, flops
+from bench.layers import NAMES, Spec, draw_input, flops, relative_error
 from bench.peers import PEERS
 from bench.suites.layers import SIZES
 
@@ -75,15 +81,88 @@ def cases(cell: str, size: str) -> list[Case]:
     ]
 
 
+LINEAR = {  # name: N, T, D, H
+    f"{N}x{T}x{H}": (N, T, H, H) for N in (1, 32) for T in (100, 1000) for H in (64, 256)
+}
+
+
+def build_linear(spec: Spec, backward: bool, name: str) -> Contender:
+    """A `MinGRU`, as it is run by itself ("jaxrnn") or by the backend that the name ends with."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import jaxrnn
+
+    backend = name.partition(".")[2] or "auto"
+    layer = jaxrnn.Recurrent(
+        jaxrnn.cells.MinGRU(), spec.D, spec.H, backend=backend, rngs=nnx.Rngs(0)
+    )
+    graph, params = nnx.split(layer)
+    x = jnp.asarray(draw_input(spec))
+    dy = jnp.ones((spec.T, spec.N, spec.H), x.dtype)
+
+    def forward(params: Any, x: Any, dy: Any) -> Any:
+        del dy
+        return nnx.merge(graph, params)(x)[0]
+
+    def both(params: Any, x: Any, dy: Any) -> Any:
+        output, pullback = jax.vjp(lambda p: forward(p, x, dy), params)
+        return output, pullback(dy)[0]
+
+    start = perf_counter()
+    compiled = jax.jit(both if backward else forward).lower(params, x, dy).compile()
+    compile_s = perf_counter() - start
+
+    def check() -> dict[str, float]:
+        result = compiled(params, x, dy)
+        w, b = (array.astype(float) for array in jaxrnn.state_dict(layer).values())
+        z, n = np.split(np.asarray(x, float) @ w.T + b, 2, axis=2)
+        h, z, wanted = np.zeros((spec.N, spec.H)), 1 / (1 + np.exp(-z)), []
+        for t in range(spec.T):
+            h = (1 - z[t]) * h + z[t] * n[t]
+            wanted.append(h)
+        return {"output": relative_error(result[0] if backward else result, np.stack(wanted))}
+
+    return Contender(
+        run=lambda: jax.block_until_ready(compiled(params, x, dy)),
+        compile_s=compile_s,
+        layout="(T, N, D)",
+        check=check,
+    )
+
+
+def linear_cases(size: str) -> list[Case]:
+    spec = Spec("rnn", *LINEAR[size])
+    return [
+        Case(
+            name=f"linear-{size}-{'backward' if backward else 'forward'}",
+            build=partial(build_linear, spec, backward),
+            peers=("jaxrnn", "jaxrnn.scan", "jaxrnn.parallel"),
+            table=f"linear in its state, {'forward+backward' if backward else 'forward'}",
+            row=f"MinGRU {size}",
+            group="MinGRU",
+            detail={"N": spec.N, "T": spec.T, "D": spec.D, "H": spec.H},
+            flops=2.0 * spec.T * spec.N * 2 * spec.H * spec.D * (2 if backward else 1),
+        )
+        for backward in (False, True)
+    ]
+
+
 SUITE = Suite(
     name="cells",
-    about="an LSTM and a GRU written by a user on the protocol, beside the package's own",
+    about="an LSTM and a GRU written by a user, beside the package's own; a cell parallel in time",
     cases=tuple(
         case
         for cell in ("lstm", "gru")
         for size in ("window", "chars", "small", "mid")
         for case in cases(cell, size)
+    )
+    + tuple(case for size in LINEAR for case in linear_cases(size)),
+    quick=("*-window-*", "linear-1x100x64-*"),
+    notes=(
+        "jaxrnn.own is `jaxrnn.Recurrent` around a cell of ten lines that has only a step.",
+        "MinGRU N x T x H, D = H: jaxrnn.scan is a loop, jaxrnn.parallel an associative scan; "
+        "jaxrnn is whichever of the two the package takes on this platform.",
     ),
-    quick=("*-window-*",),
-    notes=("jaxrnn.own is `jaxrnn.Recurrent` around a cell of ten lines that has only a step.",),
 )

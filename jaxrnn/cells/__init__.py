@@ -4,7 +4,7 @@
 |---|---|---|
 | `Cell` | ``step(z, state)`` on gate inputs that the recurrence computes | kernels, scan |
 | `GeneralCell` | ``step(x, state, params)``, any products inside | scan |
-| `LinearCell` | ``coefficients(x, params)``, for ``s = a * s + b`` | associative scan, scan |
+| `LinearCell` | ``coefficients(x, params)``, for ``s = a * s + b`` | scan, associative scan |
 
 In every function of a cell what comes in is first, then the state, then the parameters. Each kind
 runs in `jaxrnn.Recurrent` with all that the layers can do. `Elman`, `LSTM` and `GRU` are the cells

@@ -51,13 +51,13 @@ class Cell(AnyCell):
         >>> from flax import nnx
         >>> from jaxrnn.cells import Cell
         >>> @dataclasses.dataclass(frozen=True)
-        ... class MinimalGatedUnit(Cell):
+        ... class OneGate(Cell):
         ...     gates = ("f", "n")
         ...     def step(self, z, state):
         ...         (h,), (f, n) = state, self.split_gates(z)
         ...         f = jax.nn.sigmoid(f)
         ...         return ((1 - f) * h + f * jnp.tanh(n),)
-        >>> layer = jaxrnn.Recurrent(MinimalGatedUnit(), 3, 4, bidirectional=True, rngs=nnx.Rngs(0))
+        >>> layer = jaxrnn.Recurrent(OneGate(), 3, 4, bidirectional=True, rngs=nnx.Rngs(0))
         >>> output, h_n = layer(jnp.ones((5, 2, 3)))
         >>> output.shape, h_n.shape
         ((5, 2, 8), (2, 2, 4))

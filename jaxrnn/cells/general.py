@@ -79,7 +79,8 @@ class LinearCell(GeneralCell):
         s_t = a_t * s_{t-1} + b_t          elementwise, real or complex
         y_t = output(x_t, s_t)             s_t itself, if it is real
 
-    All coefficients are computed at once, and all states by `jax.lax.associative_scan`.
+    All coefficients are computed at once, and all states by `jax.lax.associative_scan`, or by a
+    loop where that is faster (`jaxrnn.backends.LINEAR`).
 
     Attributes:
         states: one, H real numbers by default.

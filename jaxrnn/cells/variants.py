@@ -20,8 +20,33 @@ from jaxrnn.cells.general import GeneralCell
 from jaxrnn.cells.protocol import Parameter, State
 
 
+def _peepholes(gates: str) -> dict[str, Any]:
+    """A weight (H,) for each gate that sees the cell state."""
+    return {f"weight_c{gate}": ("H",) for gate in gates}
+
+
 @dataclass(frozen=True)
-class PeepholeLSTM(Cell):
+class _LSTM(Cell):
+    """What an LSTM is with any of its gates seeing c, or with ``f = 1 - i`` if it has no f."""
+
+    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
+    states: ClassVar[tuple[str, ...]] = ("h", "c")
+
+    def step(self, z: jax.Array, state: State, *params: Any) -> State:
+        (_, c), z_of = state, dict(zip(self.gates, self.split_gates(z)))
+        seen = params[0] if params else {}
+
+        def opened(gate: str, c: jax.Array) -> jax.Array:
+            weight = seen.get(f"weight_c{gate}")
+            return sigmoid(z_of[gate] if weight is None else z_of[gate] + weight * c)
+
+        i, g = opened("i", c), jnp.tanh(z_of["g"])
+        c = opened("f", c) * c + i * g if "f" in self.gates else c + i * (g - c)
+        return opened("o", c) * jnp.tanh(c), c
+
+
+@dataclass(frozen=True)
+class PeepholeLSTM(_LSTM):
     """LSTM whose gates see the cell state: i and f that before the step, o that after it.
 
     .. code-block:: text
@@ -46,25 +71,11 @@ class PeepholeLSTM(Cell):
         ((5, 2, 4), (1, 2, 4), (4,))
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
-    states: ClassVar[tuple[str, ...]] = ("h", "c")
-    parameters: ClassVar[Mapping[str, Any]] = {
-        "weight_ci": ("H",),
-        "weight_cf": ("H",),
-        "weight_co": ("H",),
-    }
-
-    def step(self, z: jax.Array, state: State, params: Any) -> State:
-        (_, c), (i, f, g, o) = state, self.split_gates(z)
-        i = sigmoid(i + params["weight_ci"] * c)
-        f = sigmoid(f + params["weight_cf"] * c)
-        c = f * c + i * jnp.tanh(g)
-        o = sigmoid(o + params["weight_co"] * c)
-        return o * jnp.tanh(c), c
+    parameters: ClassVar[Mapping[str, Any]] = _peepholes("ifo")
 
 
 @dataclass(frozen=True)
-class CoupledLSTM(Cell):
+class CoupledLSTM(_LSTM):
     """LSTM that forgets as much as it takes in: ``f = 1 - i``, three gates ``i, g, o``.
 
     .. code-block:: text
@@ -86,16 +97,10 @@ class CoupledLSTM(Cell):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("i", "g", "o")
-    states: ClassVar[tuple[str, ...]] = ("h", "c")
-
-    def step(self, z: jax.Array, state: State) -> State:
-        (_, c), (i, g, o) = state, self.split_gates(z)
-        c = c + sigmoid(i) * (jnp.tanh(g) - c)
-        return sigmoid(o) * jnp.tanh(c), c
 
 
 @dataclass(frozen=True)
-class CoupledPeepholeLSTM(Cell):
+class CoupledPeepholeLSTM(_LSTM):
     """`CoupledLSTM` with the peepholes of `PeepholeLSTM`.
 
     .. code-block:: text
@@ -119,13 +124,7 @@ class CoupledPeepholeLSTM(Cell):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("i", "g", "o")
-    states: ClassVar[tuple[str, ...]] = ("h", "c")
-    parameters: ClassVar[Mapping[str, Any]] = {"weight_ci": ("H",), "weight_co": ("H",)}
-
-    def step(self, z: jax.Array, state: State, params: Any) -> State:
-        (_, c), (i, g, o) = state, self.split_gates(z)
-        c = c + sigmoid(i + params["weight_ci"] * c) * (jnp.tanh(g) - c)
-        return sigmoid(o + params["weight_co"] * c) * jnp.tanh(c), c
+    parameters: ClassVar[Mapping[str, Any]] = _peepholes("io")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@
 What comes out of one of ours is a model of the other library, from an input to an output; what goes
 in is such a model, a single layer, or a list of layers that stand one upon the other, and comes out
 as one `RNN`, `LSTM` or `GRU` with as many layers, batch-first if the other is; a GRU of Keras or
-ONNX that resets before the product comes out as a `Recurrent` of `cells.GRUResetBefore`. PyTorch's
+ONNX that resets before the product comes out as a `Recurrent` of `cells.GRUResetBefore`, an LSTM of
+ONNX with peepholes as one of `cells.PeepholeLSTM`. PyTorch's
 weights are the business of `jaxrnn.load_state_dict`.
 
 Weights are copied, with their gates in order, and not computed with, so that there and back is the

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxrnn.convert.flax_cells import (
-    check_cell,
-    check_directions,
-    check_one_way,
-    check_time,
-    function_name,
-)
+from jaxrnn.convert.flax_cells import cell_of, cells_of, described, kind_of, modules_of
 from jaxrnn.convert.parts import GATES, Part, one_bias, put_together, refuse, taken_apart
 
 DENSE = {
@@ -29,8 +23,6 @@ DENSE = {
 
 BIASED = {"RNN": ("i",), "LSTM": DENSE["LSTM"][1], "GRU": (*DENSE["GRU"][0], "hn")}
 """Those of them that have a bias."""
-
-CELLS = {nn.SimpleCell: "RNN", nn.LSTMCell: "LSTM", nn.OptimizedLSTMCell: "LSTM", nn.GRUCell: "GRU"}
 
 
 def from_linen(params: Any, module: Any = None) -> Any:
@@ -115,17 +107,12 @@ def to_linen(layer: Any) -> tuple[nn.Sequential, dict[str, Any]]:
         True
     """
     stack = taken_apart(layer, "to_linen")
-    major = not layer.batch_first
-    modules, params = [], {}
+    make = functools.partial(cell_of, layer=layer, flax=nn)
+    modules, params = modules_of(stack, make, nn, time_major=not layer.batch_first), {}
     for number, directions in enumerate(stack):
-        rnns = [nn.RNN(_cell(part, layer), time_major=major) for part in directions]
         trees = [{"cell": _tree(part)} for part in directions]
-        if len(rnns) == 2:
-            modules.append(nn.Bidirectional(rnns[0], rnns[1], time_major=major))
-            params[f"layers_{number}"] = dict(zip(("forward_rnn", "backward_rnn"), trees))
-        else:
-            modules.append(rnns[0])
-            params[f"layers_{number}"] = trees[0]
+        both = dict(zip(("forward_rnn", "backward_rnn"), trees))
+        params[f"layers_{number}"] = both if len(trees) == 2 else trees[0]
     return nn.Sequential(tuple(modules)), params
 
 
@@ -168,35 +155,14 @@ def _modules(module: Any, problems: list[str]) -> tuple[list[list[Any]], bool]:
     if isinstance(module, nn.Sequential):
         module = module.layers
     modules = list(module) if isinstance(module, Sequence) else [module]
-    found, majors = [], []
-    for number, one in enumerate(modules):
-        where = f"{number} ({type(one).__name__})"
-        if isinstance(one, nn.Bidirectional):
-            check_directions(one, nn.Bidirectional, where, problems)
-            majors.append(one.time_major)
-            cells = [getattr(rnn, "cell", rnn) for rnn in (one.forward_rnn, one.backward_rnn)]
-        elif isinstance(one, nn.RNN):
-            check_one_way(one, where, problems)
-            majors.append(one.time_major)
-            cells = [one.cell]
-        else:
-            cells = [one]
-        for cell in cells:
-            kind = CELLS.get(type(cell))
-            if kind is None:
-                known = ", ".join(cell.__name__ for cell in CELLS)
-                problems.append(f"{where}: expected one of {known}, got {type(cell).__name__}")
-            else:
-                check_cell(cell, kind, where, problems)
-        found.append(cells)
-    check_time(majors, problems)
-    return found, bool(majors) and majors[0]
+    layers, major = cells_of(modules, nn, problems)
+    return [[cell for _, cell in directions] for directions in layers], major
 
 
 def _part(where: str, tree: Any, cell: Any, problems: list[str]) -> Part:
     """The weights of a cell; the number of gates is that of its dense layers."""
     (kind,) = (kind for kind, (i, h) in DENSE.items() if set(tree) == {*i, *h})
-    if cell is not None and CELLS[type(cell)] != kind:
+    if cell is not None and kind_of(cell, nn) != kind:
         problems.append(f"{where}: the params are those of another cell than {type(cell).__name__}")
     got = {(name, leaf) for name, dense in tree.items() for leaf in dense}
     wanted = {(name, "kernel") for name in tree} | {(name, "bias") for name in BIASED[kind]}
@@ -216,10 +182,8 @@ def _part(where: str, tree: Any, cell: Any, problems: list[str]) -> Part:
     if kind == "GRU":
         b_hn = np.asarray(tree["hn"]["bias"])
         other[len(other) - len(b_hn) :] = b_hn
-    nonlinearity = "tanh" if cell is None or kind != "RNN" else function_name(cell.activation_fn)
-    dtype = None if cell is None or cell.dtype is None else jnp.dtype(cell.dtype)
     weights = joined(from_i, "kernel"), joined(from_h, "kernel")
-    return Part(where, kind, *weights, bias, other, nonlinearity, dtype)
+    return Part(where, kind, *weights, bias, other, **described(cell, kind))
 
 
 def _tree(part: Part) -> dict[str, Any]:
@@ -240,12 +204,3 @@ def _tree(part: Part) -> dict[str, Any]:
     for name, gate in zip(names, np.split(total, len(names)), strict=True):
         tree[name]["bias"] = jnp.array(gate)
     return tree
-
-
-def _cell(part: Part, layer: Any) -> Any:
-    """A cell of the kind of one direction."""
-    options: dict[str, Any] = {"dtype": layer.dtype, "param_dtype": part.weight_ih.dtype}
-    if part.kind == "RNN":
-        options["activation_fn"] = jax.nn.relu if part.nonlinearity == "relu" else jnp.tanh
-    kinds = {"RNN": nn.SimpleCell, "LSTM": nn.OptimizedLSTMCell, "GRU": nn.GRUCell}
-    return kinds[part.kind](part.hidden_size, **options)

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrnn.convert.flax_cells import (
-    check_cell,
-    check_directions,
-    check_one_way,
-    check_time,
-    function_name,
-)
+from jaxrnn.convert.flax_cells import cell_of, cells_of, described, kind_of, modules_of
 from jaxrnn.convert.parts import Part, one_bias, put_together, refuse, taken_apart
-
-CELLS = {
-    nnx.SimpleCell: "RNN",
-    nnx.LSTMCell: "LSTM",
-    nnx.OptimizedLSTMCell: "LSTM",
-    nnx.GRUCell: "GRU",
-}
 
 
 def from_nnx(modules: Any) -> Any:
@@ -61,36 +48,11 @@ def from_nnx(modules: Any) -> Any:
         modules = [modules]
     if not isinstance(modules, Iterable) or isinstance(modules, (str, bytes)):
         raise TypeError(f"from_nnx takes modules of nnx, got {type(modules).__name__}")
-    modules = list(modules)
     problems: list[str] = []
-    stack: list[list[tuple[str, Any]]] = []
-    majors: list[bool] = []
-    for number, module in enumerate(modules):
-        where = f"{number} ({type(module).__name__})"
-        if isinstance(module, nnx.Bidirectional):
-            check_directions(module, nnx.Bidirectional, where, problems)
-            majors.append(module.time_major)
-            both = {"forward_rnn": module.forward_rnn, "backward_rnn": module.backward_rnn}
-            found = [(f"{where}.{name}", getattr(rnn, "cell", rnn)) for name, rnn in both.items()]
-        elif isinstance(module, nnx.RNN):
-            check_one_way(module, where, problems)
-            majors.append(module.time_major)
-            found = [(where, module.cell)]
-        else:
-            found = [(where, module)]
-        for name, cell in found:
-            kind = CELLS.get(type(cell))
-            if kind is None:
-                known = ", ".join(cell.__name__ for cell in CELLS)
-                problems.append(f"{name}: expected one of {known}, got {type(cell).__name__}")
-            else:
-                check_cell(cell, kind, name, problems)
-        stack.append(found)
-    check_time(majors, problems)
+    stack, major = cells_of(modules, nnx, problems)
     refuse(problems, "from_nnx can't hold:")
     layers = [[_part(name, cell) for name, cell in found] for found in stack]
-    first = bool(majors) and majors[0]
-    return put_together(layers, batch_first=not first, function="from_nnx")
+    return put_together(layers, batch_first=not major, function="from_nnx")
 
 
 def to_nnx(layer: Any) -> nnx.Sequential:
@@ -132,17 +94,14 @@ def to_nnx(layer: Any) -> nnx.Sequential:
                     f"{part.where}: expected b_hn of zeros, got up to {np.abs(b_hn).max():.3g}"
                 )
     refuse(problems, "to_nnx: nnx.GRUCell has no bias inside the reset product, to_linen has:")
-    major = not layer.batch_first
-    made = []
-    for directions in stack:
-        rnns = [nnx.RNN(_cell(part, layer), time_major=major) for part in directions]
-        made.append(nnx.Bidirectional(*rnns, time_major=major) if len(rnns) == 2 else rnns[0])
-    return nnx.Sequential(*made)
+    make = functools.partial(_cell, layer=layer)
+    return nnx.Sequential(*modules_of(stack, make, nnx, time_major=not layer.batch_first))
 
 
 def _part(where: str, cell: Any) -> Part:
     """The weights of a cell, in PyTorch's order, which is Flax's."""
-    kind = CELLS[type(cell)]
+    kind = kind_of(cell, nnx)
+    assert kind is not None  # `cells_of` has seen to it
 
     def joined(dense: list[Any], name: str) -> np.ndarray:
         arrays = [np.array(getattr(one, name)[...]) for one in dense]
@@ -161,28 +120,15 @@ def _part(where: str, cell: Any) -> Part:
         joined(dense_h, "kernel"),
         bias,
         np.zeros_like(bias),
-        function_name(cell.activation_fn) if kind == "RNN" else "tanh",
-        None if cell.dtype is None else jnp.dtype(cell.dtype),
+        **described(cell, kind),
     )
 
 
 def _cell(part: Part, layer: Any) -> Any:
     """A cell with the weights of one direction."""
     zeros = nnx.initializers.zeros_init()
-    kinds = {"RNN": nnx.SimpleCell, "LSTM": nnx.OptimizedLSTMCell, "GRU": nnx.GRUCell}
-    options: dict[str, Any] = {}
-    if part.kind == "RNN":
-        options["activation_fn"] = jax.nn.relu if part.nonlinearity == "relu" else jnp.tanh
-    cell = kinds[part.kind](
-        part.weight_ih.shape[1],
-        part.hidden_size,
-        dtype=layer.dtype,
-        param_dtype=part.weight_ih.dtype,
-        kernel_init=zeros,
-        recurrent_kernel_init=zeros,
-        rngs=nnx.Rngs(0),
-        **options,
-    )
+    drawn: dict[str, Any] = {"kernel_init": zeros, "recurrent_kernel_init": zeros}
+    cell = cell_of(part, layer, nnx, part.weight_ih.shape[1], rngs=nnx.Rngs(0), **drawn)
     cell.dense_i.kernel[...] = jnp.array(part.weight_ih.T)
     cell.dense_h.kernel[...] = jnp.array(part.weight_hh.T)
     biased = cell.dense_h if part.kind == "LSTM" else cell.dense_i

@@ -12,6 +12,7 @@ import numpy as np
 from jaxrnn.convert.onnx_graph import Graph
 from jaxrnn.convert.parts import (
     GATES,
+    SEEING,
     ConversionError,
     Part,
     needed,
@@ -20,8 +21,20 @@ from jaxrnn.convert.parts import (
     reordered,
 )
 
-ONNX_GATES = {"RNN": "h", "LSTM": "iofg", "GRU": "zrn", "GRUResetBefore": "zrn"}
-"""The gates of each operator, in ONNX's order, under PyTorch's letters."""
+ONNX_GATES = {
+    "RNN": "h",
+    "LSTM": "iofg",
+    "GRU": "zrn",
+    "GRUResetBefore": "zrn",
+    "PeepholeLSTM": "iofg",
+}
+"""The gates of each kind in ONNX's order, under PyTorch's letters."""
+
+OPERATORS = {"GRUResetBefore": "GRU", "PeepholeLSTM": "LSTM"}
+"""The operator of a kind, where it is not called alike."""
+
+PEEPHOLE_GATES = "".join(name[-1] for name in SEEING), "iof"
+"""The gates that see c, in our order and in that of ONNX's input P. In both o sees the new c."""
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
@@ -37,20 +50,21 @@ def from_onnx(model: Any, nodes: Sequence[str] | None = None, *, reverse: bool =
             forwards, so that you turn the sequence: ``layer(x[::-1])[0][::-1]`` for (T, N, D).
 
     Returns:
-        An `RNN`, `LSTM` or `GRU`, or of GRU nodes with ``linear_before_reset=0``, ONNX's default, a
-        `Recurrent` of `cells.GRUResetBefore`, with as many layers as there are nodes,
-        ``batch_first`` where the nodes' ``layout`` is 1 or the graph transposes what it gives to
-        the first. What the graph has as ``sequence_lens`` is ``lengths`` of a call, and the initial
-        states it takes as inputs or computes are its ``hx``. Weights may be initialisers, or
-        whatever nodes make of them.
+        An `RNN`, `LSTM` or `GRU`; of GRU nodes with ``linear_before_reset=0``, ONNX's default, a
+        `Recurrent` of `cells.GRUResetBefore`; of LSTM nodes with peepholes (input P) one of
+        `cells.PeepholeLSTM`. It has as many layers as there are nodes, and is ``batch_first``
+        where the nodes' ``layout`` is 1 or the graph transposes what it gives to the first. What
+        the graph has as ``sequence_lens`` is ``lengths`` of a call, and the initial states it takes
+        as inputs or computes are its ``hx``. Weights may be initialisers, or whatever nodes make of
+        them.
 
     Raises:
         ImportError: if onnx is not installed.
         OSError: if the file can't be read.
         TypeError: for a model that is neither.
-        ConversionError: a ValueError that lists all that can't be held: peepholes, other
-            activations, a cell clip, coupled gates, weights that are no constants, initial states
-            other than zeros, nodes that don't stand one upon the other.
+        ConversionError: a ValueError that lists all that can't be held: other activations, a cell
+            clip, coupled gates, weights that are no constants, initial states other than zeros,
+            nodes that don't stand one upon the other.
 
     Example:
         ``gru = from_onnx("model.onnx")``; of an encoder and a decoder in one file,
@@ -140,7 +154,11 @@ def _directions(graph: Graph, node: Any, problems: list[str], reverse: bool) -> 
         kind = "GRUResetBefore"
     _check_call(graph, where, inputs, problems)
 
-    values = {name: graph.value(inputs[name]) for name in ("W", "R", "B") if name in inputs}
+    values = {name: graph.value(inputs[name]) for name in ("W", "R", "B", "P") if name in inputs}
+    if "P" in values and (values["P"] is None or values["P"].any()):
+        kind = "PeepholeLSTM"
+    else:
+        values.pop("P", None)  # zeros are none
     arrays = {name: array for name, array in values.items() if array is not None}
     lacking = [name for name in ("W", "R", *values) if name not in arrays]
     if lacking:
@@ -151,6 +169,7 @@ def _directions(graph: Graph, node: Any, problems: list[str], reverse: bool) -> 
         hidden = arrays["R"].shape[-1]
     rows = len(GATES[kind]) * hidden
     axes = {"W": (size, rows, None), "R": (size, rows, hidden), "B": (size, 2 * rows)}
+    axes["P"] = (size, len(SEEING) * hidden)
     wrong = []
     for name, array in arrays.items():
         wanted = axes[name]
@@ -174,16 +193,16 @@ def _directions(graph: Graph, node: Any, problems: list[str], reverse: bool) -> 
         weights = [ours(arrays[name][index]) for name in ("W", "R")]
         if "B" in arrays:
             weights += map(ours, np.split(arrays["B"][index], 2))
-        parts.append(Part(where + suffix, kind, *weights, nonlinearity=nonlinearity))
+        part = Part(where + suffix, kind, *weights, nonlinearity=nonlinearity)
+        if "P" in arrays:
+            peepholes = reordered(arrays["P"][index], *PEEPHOLE_GATES[::-1])
+            part = part._replace(peepholes=peepholes)
+        parts.append(part)
     return parts
 
 
 def _check_call(graph: Graph, where: str, inputs: dict[str, str], problems: list[str]) -> None:
     """Note what a node is given beside X and its weights, and a layer does not keep."""
-    if "P" in inputs:
-        peepholes = graph.value(inputs["P"])
-        if peepholes is None or peepholes.any():
-            problems.append(f"{where}: expected no peepholes (input P), got some")
     for name in ("initial_h", "initial_c"):
         state = graph.at_rest(inputs[name]) if name in inputs else None
         if state is not None and state.any():

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.convert.onnx_read import ONNX_GATES
+from jaxrnn.convert.onnx_read import ONNX_GATES, OPERATORS, PEEPHOLE_GATES
 from jaxrnn.convert.parts import (
     GATES,
     KINDS,
+    PEEPHOLES,
     RESET_BEFORE,
     ConversionError,
     Part,
@@ -36,7 +37,7 @@ def to_onnx(
 
     Args:
         layer: an `RNN`, `LSTM` (without a projection), `GRU` or `Recurrent` of
-            `cells.GRUResetBefore`.
+            `cells.GRUResetBefore` or `cells.PeepholeLSTM`.
         path: where to write it too; a file that is there stays if that fails.
         states: let the model take the initial states, inputs ``h0`` and, of an LSTM, ``c0``,
             (F*L, N, H); without, they are zeros.
@@ -63,7 +64,7 @@ def to_onnx(
         ``onnxruntime.InferenceSession("lstm.onnx").run(None, {"input": x})``.
     """
     onnx = needed("onnx", "onnx")
-    stack = taken_apart(layer, "to_onnx", KINDS | RESET_BEFORE)
+    stack = taken_apart(layer, "to_onnx", KINDS | RESET_BEFORE | PEEPHOLES)
     dtype = np.dtype(layer.param_dtype if layer.dtype is None else layer.dtype)
     if dtype.name not in ("float16", "float32", "float64"):
         raise ConversionError(
@@ -97,7 +98,7 @@ class _Writer:
 
     def model(self, stack: list[list[Part]], states: bool, lengths: bool) -> Any:
         layer, directions = self.layer, len(stack[0])
-        letters = ("h", "c") if stack[0][0].kind == "LSTM" else ("h",)
+        letters = tuple(layer.cell.states)
         given = {letter: [""] * len(stack) for letter in letters}
         if states:
             given = {letter: self._split(letter, len(stack), directions) for letter in letters}
@@ -146,16 +147,12 @@ class _Writer:
     ) -> str:
         """The node of one layer; the name of what it gives out."""
         kind = parts[0].kind
+        orders = GATES[kind], ONNX_GATES[kind]
 
-        def joined(name: str, fields: tuple[str, ...]) -> str:
+        def joined(name: str, fields: tuple[str, ...], orders: tuple[str, str] = orders) -> str:
             """(F, ...): the named weights of each direction one after another."""
             rows = [
-                np.concatenate(
-                    [
-                        reordered(getattr(part, field), GATES[kind], ONNX_GATES[kind])
-                        for field in fields
-                    ]
-                )
+                np.concatenate([reordered(getattr(part, field), *orders) for field in fields])
                 for part in parts
             ]
             return self.constant(f"{name}_l{number}", np.stack(rows).astype(self.dtype))
@@ -163,9 +160,11 @@ class _Writer:
         inputs = [x, joined("W", ("weight_ih",)), joined("R", ("weight_hh",))]
         inputs += [joined("B", ("bias_ih", "bias_hh")) if parts[0].bias_ih is not None else ""]
         inputs += [lengths, *start]
+        if kind in PEEPHOLES.values():
+            inputs += [joined("P", ("peepholes",), PEEPHOLE_GATES)]
         while not inputs[-1]:
             inputs.pop()
-        operator = "GRU" if kind == "GRUResetBefore" else kind
+        operator = OPERATORS.get(kind, kind)
         options: dict[str, Any] = {}
         if operator == "GRU":
             options["linear_before_reset"] = int(kind == "GRU")

@@ -20,13 +20,23 @@ from jaxrnn import cells
 from jaxrnn.layers import GRU, LSTM, RNN
 from jaxrnn.recurrent import Recurrent
 
-GATES = {"RNN": "h", "LSTM": "ifgo", "GRU": "rzn", "GRUResetBefore": "rzn"}
+GATES = {
+    "RNN": "h",
+    "LSTM": "ifgo",
+    "GRU": "rzn",
+    "GRUResetBefore": "rzn",
+    "PeepholeLSTM": "ifgo",
+}
 """The gates of each kind in PyTorch's order, a letter each."""
 
 KINDS = {cells.Elman: "RNN", cells.LSTM: "LSTM", cells.GRU: "GRU"}
 
 RESET_BEFORE = {cells.GRUResetBefore: "GRUResetBefore"}
-"""A further kind, of the libraries that have it."""
+PEEPHOLES = {cells.PeepholeLSTM: "PeepholeLSTM"}
+"""Further kinds, of the libraries that have them."""
+
+SEEING = tuple(cells.PeepholeLSTM.parameters)
+"""The weights by which the gates i, f and o see c, in the order of `Part.peepholes`."""
 
 
 class ConversionError(ValueError):
@@ -45,6 +55,7 @@ class Part(NamedTuple):
         bias_hh: (G*H,) or None, as `bias_ih` is.
         nonlinearity: of an "RNN", "tanh" or "relu".
         dtype: what is computed in; None for the dtype of the weights.
+        peepholes: of a "PeepholeLSTM", (3*H,), those of i, f and o.
     """
 
     where: str
@@ -55,6 +66,7 @@ class Part(NamedTuple):
     bias_hh: np.ndarray | None = None
     nonlinearity: str = "tanh"
     dtype: Any = None
+    peepholes: np.ndarray | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -161,6 +173,8 @@ def taken_apart(layer: Any, function: str, kinds: Mapping[Any, str] = KINDS) -> 
     for index, weights in enumerate(layer.weights()):
         number, direction = divmod(index, 2 if layer.bidirectional else 1)
         arrays: dict[str, Any] = {name: np.array(value) for name, value in weights.named().items()}
+        if kind in PEEPHOLES.values():
+            arrays["peepholes"] = np.concatenate([arrays.pop(name) for name in SEEING])
         if isinstance(layer.cell, cells.Elman):
             arrays["nonlinearity"] = layer.cell.nonlinearity
         where = f"layer {number}{', reverse' if direction else ''}"
@@ -204,11 +218,12 @@ def put_together(layers: Sequence[Sequence[Part]], *, batch_first: bool, functio
     }
     if first.kind == "RNN":
         options["nonlinearity"] = first.nonlinearity
-    before = functools.partial(Recurrent, cells.GRUResetBefore())
-    made: Any = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU, "GRUResetBefore": before}[first.kind]
+    made: Any = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
+    for cell, kind in (RESET_BEFORE | PEEPHOLES).items():
+        made[kind] = functools.partial(Recurrent, cell())
     # Only the shapes of the initial weights are asked for: to draw them takes a compilation.
     abstract = nnx.eval_shape(
-        lambda: made(first.weight_ih.shape[1], hidden, rngs=nnx.Rngs(0), **options)
+        lambda: made[first.kind](first.weight_ih.shape[1], hidden, rngs=nnx.Rngs(0), **options)
     )
     arrays: dict[str, Any] = {}
     for number, directions in enumerate(layers):
@@ -220,6 +235,9 @@ def put_together(layers: Sequence[Sequence[Part]], *, batch_first: bool, functio
                 both = (part.bias_ih, part.bias_hh)
                 both = [zeros if b is None else b for b in both]
                 arrays |= {"bias_ih" + end: both[0], "bias_hh" + end: both[1]}
+            if part.peepholes is not None:
+                seeing = np.split(part.peepholes, len(SEEING))
+                arrays |= {n + end: array for n, array in zip(SEEING, seeing, strict=True)}
     graph, state = nnx.split(abstract)
     nnx.replace_by_pure_dict(state, {name: jnp.array(array) for name, array in arrays.items()})
     return nnx.merge(graph, state)
@@ -252,6 +270,7 @@ def _wrong_shapes(layers: Sequence[Sequence[Part]]) -> list[str]:
             "weight_hh": (rows, hidden),
             "bias_ih": (rows,),
             "bias_hh": (rows,),
+            "peepholes": (len(SEEING) * hidden,),
         }
         for part in directions:
             for name, shape in wanted.items():

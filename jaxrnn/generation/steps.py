@@ -139,17 +139,21 @@ def _one_direction(layer: Any) -> None:
         )
 
 
-def drops(layer: Any) -> bool:
-    """Whether a call of the layer draws a dropout mask."""
-    active = getattr(layer, "dropout", 0.0) and getattr(layer, "num_layers", 1) > 1
-    return bool(active and getattr(layer, "training", False))
+def masks_drawn(layer: Any) -> dict[str, float]:
+    """The probabilities of the masks that a call of the layer draws, by the layer's arguments."""
+    if not getattr(layer, "training", False):
+        return {}
+    between = getattr(layer, "dropout", 0.0) if getattr(layer, "num_layers", 1) > 1 else 0.0
+    noise = getattr(layer, "regularisers", None)
+    return ({"dropout": between} if between else {}) | ({} if noise is None else noise.drawn)
 
 
 def check_no_dropout(layer: Any) -> None:
     """A layer in training would draw other masks at each step."""
-    if drops(layer):
+    active = ", ".join(f"{name}={p}" for name, p in masks_drawn(layer).items())
+    if active:
         raise ValueError(
-            f"dropout={layer.dropout} is active: generate with layers in evaluation, after "
+            f"{active} is active: generate with layers in evaluation, after "
             "model.eval() or with nnx.view(model, deterministic=True)"
         )
 

@@ -128,7 +128,7 @@ class Tiles:
         multiply = products * cells * self.L / (2048 if self.itemsize == 2 else 1024)
         sent = (self.C - 1) * self.parts * self.U * self.L * self.itemsize / 32
         pointwise = self.U * self.L * (1.6 if self.itemsize == 2 else 2.2)
-        fixed = 1900 + (500 if self.C > 1 else 0)
+        fixed = 1900 + 500 * (self.C > 1) + 200 * (self.C > 8)
         return (max(read, multiply) + sent + pointwise + fixed) / 1755
 
     def turns(self, N: int) -> int:

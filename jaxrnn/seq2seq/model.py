@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxrnn import generation, ragged
 from jaxrnn.checks import ShapeError
 from jaxrnn.generation.sampling import row_temperatures
-from jaxrnn.generation.steps import check_no_dropout, drops
+from jaxrnn.generation.steps import check_no_dropout, masks_drawn
 from jaxrnn.seq2seq.loss import cross_entropy
 from jaxrnn.seq2seq.parts import Bridge, Decoder, Encoder, token_rows
 
@@ -246,7 +246,14 @@ class Seq2Seq(nnx.Module):
 
     def _dropout_key(self, key: Any, rngs: Any) -> Any:
         """One key for all masks of a loop over steps, in which no stream can be advanced."""
-        if not (drops(self.encoder.rnn) or drops(self.decoder.rnn)):
+        drawn = masks_drawn(self.decoder.rnn)
+        whole = [f"{name}={p}" for name, p in drawn.items() if name not in ("dropout", "zoneout")]
+        if whole:
+            raise ValueError(
+                f"{', '.join(whole)} of the decoder is one mask for all steps, but with "
+                "teacher_forcing below 1 each step is a call of its own"
+            )
+        if not (drawn or masks_drawn(self.encoder.rnn)):
             return None
         if rngs is None and key is None:
             raise ValueError("dropout is active in a loop over steps: pass rngs= or key=")

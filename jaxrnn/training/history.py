@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrnn.files import write_whole
+from jaxrnn.training import processes
 
 
 class History(NamedTuple):
@@ -36,10 +37,14 @@ class History(NamedTuple):
 
         The columns are ``step``, counted from 1, those of `train`, and those of `validation` with
         ``validation_`` before their names, empty where there was no evaluation after the step.
-        Numbers have as many digits as tell them apart.
+        Numbers have as many digits as tell them apart. Of several processes, all of which have the
+        same history, the first one writes; the others do nothing.
 
         Args:
             path: the file.
+
+        Returns:
+            Its path.
 
         Raises:
             OSError: if it can't be written.
@@ -68,7 +73,7 @@ class History(NamedTuple):
                     measured = ["" if at is None else v[at] for v in self.validation.values()]
                     writer.writerow([step, *values, *measured])
 
-        return write_whole(Path(path), write)
+        return write_whole(Path(path), write) if processes.is_first() else Path(path)
 
 
 class Recorder:
