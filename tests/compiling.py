@@ -1,9 +1,11 @@
 """How the tests compile: quickly, and where it matters as users do.
 
-Nearly all of the time of the tests is XLA's, compiling some thousands of programs that run for
-microseconds. So they are compiled without optimisation, which takes a third of the time, but for
+Nearly all of the time of the tests is that of compilers, XLA's and LLVM's, for some thousands of
+programs that run for microseconds. So they are compiled without optimisation, which takes a third
+of the time, and of the kernels for CPUs a tenth, but for
 
-- the parity with PyTorch in float32 (`test_parity`), compiled with `AS_USERS_DO`, and
+- the parity with PyTorch in float32 (`test_parity`), compiled with `AS_USERS_DO`,
+- the kernels where they are compared with their scans (`test_fused`), and
 - what trains for long (the fixture `optimised`), which would lose more time than it gains.
 
 With ``JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest`` all is compiled as users do.
@@ -33,6 +35,13 @@ AS_USERS_DO: dict[str, bool | int] = {name: default for name, (_, default) in _K
 if _QUICK:
     AS_USERS_DO["xla_backend_optimization_level"] = 3
     AS_USERS_DO["xla_llvm_disable_expensive_passes"] = False
+
+QUICKLY: dict[str, bool | int] = (
+    {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    if _QUICK
+    else {}
+)
+"""Options of `jax.jit` to compile one function quickly although others are `optimised`."""
 
 # The environment, so that the processes which the tests begin compile the same way.
 _flags = os.environ.get("XLA_FLAGS", "").split()

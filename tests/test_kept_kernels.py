@@ -29,11 +29,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def code(text: str = SEVEN) -> bytes:
-    return compiler._object_code(text, "number", compiler._target())
+    return compiler._object_code(text, "number", compiler._target(True), True)
 
 
 def number(code: bytes) -> int:
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), compiler._target())
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), compiler._target(True))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return ctypes.CFUNCTYPE(ctypes.c_int)(engine.get_function_address("number"))()
@@ -51,8 +51,10 @@ def test_what_is_kept_is_not_compiled_again(folder: Path, monkeypatch: pytest.Mo
 
 def test_another_machine_has_another_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code()
+    assert list(folder.iterdir()) == [compiler._kept(SEVEN, "number", True)]
+    assert compiler._kept(SEVEN, "number", False) not in list(folder.iterdir())
     monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: "another")
-    assert compiler._kept(SEVEN, "number") not in list(folder.iterdir())
+    assert compiler._kept(SEVEN, "number", True) not in list(folder.iterdir())
 
 
 def test_where_nothing_can_be_kept_it_is_compiled(folder: Path) -> None:
@@ -61,5 +63,5 @@ def test_where_nothing_can_be_kept_it_is_compiled(folder: Path) -> None:
     config: Any = jax.config
     for elsewhere in (None, "gs://bucket/kept"):
         config.update("jax_compilation_cache_dir", elsewhere)
-        assert compiler._kept(SEVEN, "number") is None
+        assert compiler._kept(SEVEN, "number", True) is None
         assert number(code()) == 7
