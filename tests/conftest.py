@@ -19,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if jax.default_backend() != "cpu":  # where products of float32 are of fewer bits else
     jax.config.update("jax_default_matmul_precision", "highest")
 compiling.optimise(False)
+gc.set_threshold(20_000, 20, 50)  # tracing makes much that stays, and little garbage
 
 
 @pytest.fixture
@@ -32,3 +33,9 @@ def optimised() -> Iterator[None]:
 def pytest_collection_finish() -> None:
     """What was imported stays: tracing sets off the collector often, which need not look there."""
     gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whoever began the tests outlives all who share what was compiled."""
+    if not hasattr(config, "workerinput"):
+        compiling.forget()

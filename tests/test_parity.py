@@ -83,6 +83,7 @@ SINGLE = [
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
+@pytest.mark.usefixtures("optimised")
 def test_outputs_states_and_gradients_equal_pytorch_in_single_precision(case: Case) -> None:
     check(case, "float32")
 

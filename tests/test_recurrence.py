@@ -81,23 +81,26 @@ def loop(
     return jnp.stack([hs[t] for t in range(T)]), state
 
 
-def value_and_grads(run: Any, weights: Any, x: Any, state: Any, cotangent: Any) -> Any:
+def value_and_grads(
+    run: Any, weights: Any, x: Any, state: Any, cotangent: Any, *, compiled: bool = True
+) -> Any:
     def loss(weights: Any, x: Any, state: Any) -> Any:
         hs, last = run(weights, x, state)
         return (hs * cotangent).sum() + sum((s**2).sum() for s in last)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(weights, x, state)
+    both = jax.value_and_grad(loss, (0, 1, 2))
+    return (jax.jit(both) if compiled else both)(weights, x, state)
 
 
 @functools.lru_cache
 def expected(
     cell: cells.Cell, reverse: bool, *, masked: bool = True, proj: int = 0, bias: bool = True
 ) -> Any:
-    """Values and gradients of the loop for what `draw` gives, computed once."""
+    """Values and gradients of the loop for what `draw` gives, computed once, step by step."""
     weights, x, state, masks, cotangent = draw(cell, proj=proj, bias=bias)
     masks = masks if masked else Masks()
     run = functools.partial(loop, cell, masks=masks, reverse=reverse)
-    return value_and_grads(run, weights, x, state, cotangent)
+    return value_and_grads(run, weights, x, state, cotangent, compiled=False)
 
 
 def close(got: Any, want: Any) -> None:

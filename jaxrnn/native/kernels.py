@@ -37,12 +37,18 @@ def variant(cell: Any, dtype: str, masked: bool, keep: bool) -> Variant:
     return Variant(cell, np.dtype(dtype), masked, keep)
 
 
-@functools.cache
 def _handler(kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: tiles.Machine) -> str:
     """The name of a compiled kernel.
 
     It is made of what the kernel does, so that programs that XLA keeps on disk find the same.
     """
+    return _of(kind, dtype, tile, machine, compiler.quickly())
+
+
+@functools.cache
+def _of(
+    kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: tiles.Machine, quickly: bool
+) -> str:
     module = Module(DTYPES[dtype], machine.bits // 8 // np.dtype(dtype).itemsize)
     threads.write_barrier(module)
     if isinstance(kind, Backward):
@@ -53,10 +59,11 @@ def _handler(kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: ti
         told, name = forward.NUMBERS, "forward"
     threads.write_start(module)
     threads.write_run(module, machine.cores)
-    name = f"jaxrnn_{name}_{hashlib.sha256(module.text().encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256((module.text() + "quickly" * quickly).encode()).hexdigest()
+    name = f"jaxrnn_{name}_{digest[:16]}"
     if name not in _compiled:
         handler.write_handler(module, name, len(told), len(kind.inputs), len(kind.outputs))
-        compiler.compile_handler(module.text(), name, machine.bits)
+        compiler.compile_handler(module.text(), name, machine.bits, quickly)
         _compiled.add(name)
     return name
 
