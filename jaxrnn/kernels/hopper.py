@@ -9,8 +9,9 @@
 A cluster takes a slice of the rows through all steps; clusters know nothing of each other. A block
 of it holds the weights of U units, computes these units' gates on the tensor cores, and sends the
 new h to all blocks of its cluster, twice buffered: each step waits once, until all have come
-(`jaxrnn.kernels.hopper_peers`). Backward, each block multiplies its dz by its columns of W_hh and sends each block its
-part of the derivative by h. So weights are read from global memory once, and states never.
+(`jaxrnn.kernels.hopper_peers`). Backward, each block multiplies its dz by its columns of W_hh and
+sends each block its part of the derivative by h. So weights are read from global memory once, and
+states never.
 
 Products are of bfloat16, or of TF32: once where ``jax_default_matmul_precision`` says
 "tensorfloat32", and else three of them, on float32 split into two, which keeps 22 of its 24 bits.
