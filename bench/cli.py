@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -61,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="default bench/results/DATE-SUITES")
     p.add_argument(
         "--budget", type=float, metavar="S", help="seconds that a suite may take (480 for gpu)"
+    )
+    p.add_argument(
+        *("--ahead",),
+        type=float,
+        metavar="S",
+        help="of these, at most so many to compile in parallel",
     )
     p.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     p.add_argument(
@@ -199,7 +206,7 @@ def measure(
     """Run the cases of a suite in this process; the report, if there was anything to run."""
     prepare_environment()
 
-    from bench import machine, picture, report, runner
+    from bench import ahead, machine, picture, report, runner
     from bench.journal import Journal
     from bench.precision import stated
 
@@ -222,7 +229,7 @@ def measure(
         "settings": asdict(settings),
         "cases": [case.name for case in kept],
         "peak": [],
-        "notes": list(suite.notes),
+        "notes": [*suite.notes, *([ahead.NOTE] if args.ahead else [])],
         "left_out": left_out,
         "records": [],
     }
@@ -262,11 +269,13 @@ def measure(
 def supervise(
     suite: Suite,
     cases: Sequence[Case],
+    peers: Sequence[str],
     args: argparse.Namespace,
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """Run a suite within its time, in a process of its own; the report of what was measured."""
+    from bench import ahead
     from bench.supervised import supervise as watched
 
     budget = args.budget or suite.budget_s or 0.0
@@ -277,13 +286,18 @@ def supervise(
     command = [sys.executable, "-m", "bench", suite.name, "--out", str(folder)]
     command += ["--worker", repr(deadline)] + ["--quick"] * args.quick
     command += ["--cases", ",".join(case.name for case in cases)]
-    for name in ("peers", "reps"):
+    for name in ("peers", "reps", "ahead"):
         if getattr(args, name):
             command += [f"--{name}", str(getattr(args, name))]
     # The last call may end after the deadline; then the process is stopped.
     silence_s = max(60.0, 2 * suite.case_s)
-    done = watched(command, path, deadline + min(15.0, 0.1 * budget), silence_s, say)
-    data = recovered(path, folder, f"not reached within {budget:g} s" if not done else None)
+    with tempfile.TemporaryDirectory() as cache:
+        if args.ahead:
+            os.environ |= ahead.environment(cache)
+            ahead.build_ahead(suite, cases, peers, cache, time.time() + args.ahead, say)
+        done = watched(command, path, deadline + min(15.0, 0.1 * budget), silence_s, say)
+    why = None if done else f"not reached within {budget:g} s"
+    data = recovered(path, folder, why) if path.exists() else None
     if data is None:
         raise Wrong(f"{suite.name}: nothing was measured")
     return data
@@ -331,7 +345,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         show_list(suites if args.suites else list(SUITES.values()))
         return 0
-    for name in ("reps", "budget"):
+    for name in ("reps", "budget", "ahead"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Wrong(f"--{name} must be at least 1, got {value:g}")
@@ -343,7 +357,7 @@ def run(args: argparse.Namespace) -> int:
 
     for suite in (SUITES[name] for name in chosen):
         if args.worker is None and (args.budget or suite.budget_s):
-            data = supervise(suite, chosen[suite.name], args, folder, say)
+            data = supervise(suite, chosen[suite.name], peers, args, folder, say)
         else:
             data = measure(suite, chosen[suite.name], peers, args, folder, say)
         if data is None or args.worker is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -15,16 +16,45 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import cli, journal, launches, supervised
+from bench import ahead, cli, journal, launches, supervised
 from bench.core import Case, Contender, Settings, Suite, Unsupported
 from bench.layers import Spec, draw_cotangent, draw_input, draw_weights, errors
 from bench.peers import PEERS
 from bench.precision import precision
 from bench.reference import run_stack
 from bench.runner import run_suite
-from bench.suites import SUITES
+from bench.suites import SUITES, sharings
+from jaxrnn import cells
 
 SUITE = SUITES["gpu"]
+
+
+# What is compiled.
+
+
+def test_what_is_compiled_ahead_is_kept(tmp_path: Path) -> None:
+    cases = [case for case in SUITE.cases if case.name == "tiny-lstm-16-4-12-bfloat16-forward"]
+    said: list[str] = []
+    deadline = time.time() + 120
+    assert ahead.build_ahead(SUITE, cases, ["jaxrnn"], str(tmp_path), deadline, said.append) == 1
+    assert list(tmp_path.glob("*-cache"))
+    assert said == ["gpu: 1 of 1 cases compiled ahead"]
+
+
+def test_what_takes_too_long_ahead_is_stopped(tmp_path: Path) -> None:
+    assert ahead.build_ahead(SUITE, SUITE.cases, [], str(tmp_path), time.time() + 0.5, print) == 0
+
+
+def test_sharings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found = []
+    for name in sharings.NAMED:
+        with contextlib.suppress(Unsupported):
+            found.append(sharings.sharing(name, cells.LSTM(), jnp.bfloat16, 32, 512))
+    assert {(t.C, t.U, t.L) for t in found} >= {(16, 32, 16)}
+    assert sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 512) in found
+    with pytest.raises(Unsupported, match="no room"):
+        sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 2048)
 
 
 # What is compared.

@@ -1,0 +1,140 @@
+"""The kernels for Hopper GPUs alone: each way to share a layer out among a cluster's blocks.
+
+`jaxrnn` is the sharing that `jaxrnn.kernels.hopper_tiles.choose` takes, by a model of a step's time
+that was fitted to such figures. The products outside the loop and what puts arrays in order around
+it are part of the time, as they are of a call, but small.
+"""
+
+from functools import partial
+from time import perf_counter
+from typing import Any
+from unittest import mock
+
+from bench.core import Case, Contender, Suite, Unsupported
+from bench.layers import NAMES, relative_error
+from bench.precision import precision
+
+T, D = 512, 64
+KINDS: dict[str, tuple[str, bool | None]] = {
+    "bfloat16": ("bfloat16", None),
+    "tf32": ("float32", True),
+    "float32": ("float32", False),
+}
+LAYERS = (
+    ("lstm", "bfloat16", 32, 512),
+    ("gru", "bfloat16", 32, 512),
+    ("lstm", "bfloat16", 64, 256),
+    ("lstm", "tf32", 128, 256),
+    ("lstm", "float32", 64, 128),
+    ("lstm", "bfloat16", 1024, 256),
+)
+UNITS, ROWS = (16, 32, 48, 64, 80, 96), (16, 32, 64)
+NAMED = {f"{U} units, {L} rows": (U, L) for U in UNITS for L in ROWS}
+
+
+def sharing(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
+    """The tiles of a contender."""
+    import jax
+
+    from jaxrnn.kernels import hopper, hopper_tiles
+
+    chosen = hopper.tiles_of(cell, dtype, N, H)
+    if jax.default_backend() != "gpu":
+        raise Unsupported("it needs a Hopper GPU")
+    if chosen is None or name == "jaxrnn":
+        if chosen is None:
+            raise Unsupported("W_hh has no room")
+        return chosen
+    U, L = NAMED[name]
+    C = -(-H // U)
+    tiles = hopper_tiles.Tiles(chosen.gates, chosen.parts, chosen.itemsize, C, U, L)
+    if hopper_tiles.CLUSTER < C or not tiles.fits():
+        raise Unsupported("it does not fit")
+    return tiles
+
+
+def operands(cell: Any, dtype: Any, N: int, H: int) -> tuple[Any, ...]:
+    """Of the forward kernel, drawn."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng, G = np.random.default_rng(0), len(cell.gates)
+
+    def draw(*shape: int, bound: float = 1.0) -> Any:
+        return jnp.asarray(rng.uniform(-bound, bound, shape), dtype)
+
+    weights = ((G * H, D), (G * H, H), (G * H,), (G * H,))
+    states = [draw(N, H) for _ in cell.states]
+    return draw(T, N, D), *(draw(*shape, bound=H**-0.5) for shape in weights), *states
+
+
+def build(layer: tuple[str, str, int, int], backward: bool, name: str) -> Contender:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxrnn import cells, fused
+    from jaxrnn.kernels import hopper
+
+    which, kind, N, H = layer
+    cell: Any = {"lstm": cells.LSTM(), "gru": cells.GRU()}[which]
+    dtype = jnp.dtype(KINDS[kind][0])
+    tiles = sharing(name, cell, dtype, N, H)
+    how: dict[str, Any] = dict(cell=cell, masked=False, reverse=False)
+    given, S = operands(cell, dtype, N, H), len(cell.states)
+    expected = jax.jit(lambda *a: fused._forward_reference(*a, **how, keep=True))(*given)
+
+    def compiled(run: Any, arguments: Any) -> Any:
+        with mock.patch.object(hopper, "tiles_of", return_value=tiles):
+            return jax.jit(lambda *a: run(a)).lower(*arguments).compile()
+
+    start = perf_counter()
+    call = compiled(lambda a: hopper.run_forward(a, **how, keep=True), given)
+    if backward:
+        kept = call(*given)
+        wide = [jnp.cos(a).astype(jnp.float32) for a in (kept[0], *given[5:])]
+        given = (*wide, given[2], *given[5:], *kept)
+        call = compiled(lambda a: hopper.run_backward(a, **how), given)
+    compile_s = perf_counter() - start
+
+    def check() -> dict[str, float]:
+        found = [np.asarray(a, np.float64) for a in call(*given)]
+        wanted = [np.asarray(a, np.float64) for a in expected]
+        return {"output": max(map(relative_error, found[:S], wanted))}
+
+    return Contender(
+        run=lambda: jax.block_until_ready(call(*given)),
+        compile_s=compile_s,
+        note=f"clusters of {tiles.C} blocks of {tiles.U} units, {tiles.L} rows",
+        check=None if backward else check,
+        no_check="that of the tests" if backward else "",
+    )
+
+
+def case(layer: tuple[str, str, int, int], backward: bool) -> Case:
+    cell, kind, N, H = layer
+    dtype, tf32 = KINDS[kind]
+    return Case(
+        name=f"{cell}-{H}-{N}-{kind}-{'backward' if backward else 'forward'}",
+        build=partial(build, layer, backward),
+        peers=("jaxrnn", *NAMED),
+        table="backward" if backward else "forward",
+        row=f"{NAMES[cell]} {H}, {N} rows, {kind}",
+        detail={"N": N, "T": T, "D": D, "H": H},
+        steps=T,
+        precision=(dtype, tf32),
+        within=partial(precision, tf32),
+        gpu_only="kernels of a GPU",
+    )
+
+
+SUITE = Suite(
+    name="sharings",
+    about="the kernels for Hopper GPUs alone, shared out among blocks in each way that fits",
+    cases=tuple(case(layer, backward) for layer in LAYERS for backward in (False, True)),
+    quick=(),
+    reps=3,
+    budget_s=240.0,
+    case_s=40.0,
+    notes=("Errors are those of the states against the scan in the same dtype.",),
+)
