@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.nn import sigmoid
 
 import jaxrnn
 from jaxrnn import backends, cells, fused, native
@@ -34,6 +35,8 @@ def draw(cell: cells.Cell, sizes: tuple[int, ...], dtype: Any, seed: int = 0) ->
     random = np.random.RandomState(seed)
     array = lambda *s: jnp.asarray(random.uniform(-1, 1, s), dtype)  # noqa: E731
     weights = Weights(array(G * H, D), array(G * H, H) / H**0.5, array(G * H), array(G * H))
+    own = {n: array(*s) for n, s in cell.own_shapes(cells.Sizes(D, H, H)).items()}
+    weights = weights._replace(own=own or None)
     state = tuple(array(N, H) for _ in cell.states)
     masks = Masks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
     ct = (array(T, N, H), tuple(array(N, H) for _ in cell.states))
@@ -84,6 +87,41 @@ def test_float32(cell: cells.Cell) -> None:
     assert jax.tree.leaves(kernel)[0].dtype == jnp.float32
 
 
+@dataclasses.dataclass(frozen=True)
+class Gained(cells.Cell):
+    """A GRU with gains and biases of its own, x and h apart."""
+
+    gates, split, parameters = ("r", "z", "n"), True, {"gain": ("H",), "bias_g": ("3*H",)}
+
+    def step(self, z: Any, state: Any, params: Any) -> Any:
+        (xr, xz, xn), (hr, hz, hn), (r, u, n) = map(self.split_gates, (*z, params["bias_g"]))
+        n = jnp.tanh(xn + n + sigmoid(xr + hr + r) * hn * params["gain"])
+        return (n + sigmoid(xz + hz + u) * (state[0] - n),)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["float32", "masked-reverse-float64"])
+@pytest.mark.parametrize("cell", [cells.PeepholeLSTM(), Gained()], ids=str)
+def test_parameters_of_a_cell_s_own(cell: cells.Cell, masked: bool) -> None:
+    weights, x, state, masks, ct = draw(cell, SIZES[masked], jnp.float64 if masked else jnp.float32)
+    args = weights, x, state, masks if masked else Masks(), ct
+    kernel, scan = (value_and_pulled(b, cell, reverse=masked)(*args) for b in ("kernel", "scan"))
+    close(kernel, scan, 1e-12 if masked else 1e-5)
+
+
+def test_one_parameter_of_many() -> None:
+    cell = cells.PeepholeLSTM()
+    weights, x, *_ = draw(cell, SIZES[0], jnp.float64)
+
+    def loss(w: jax.Array, backend: str) -> jax.Array:
+        own = {**weights.own, "weight_cf": w}
+        return (unroll(cell, weights._replace(own=own), x, backend=backend)[0] ** 2).sum()
+
+    slope, w = jax.grad(loss), weights.own["weight_cf"]
+    close(slope(w, "kernel"), slope(w, "scan"), 1e-12)
+    text = str(jax.make_jaxpr(slope, static_argnums=1)(w, "kernel"))
+    assert "wanted=(False, False, False, False, True)" in text
+
+
 @pytest.mark.parametrize("only", ["resets", "valid"])
 def test_one_mask(only: str) -> None:
     *args, masks, ct = draw(cells.LSTM(), SIZES[0], jnp.float64)
@@ -118,7 +156,7 @@ def test_no_bias_and_frozen_parts() -> None:
     assert "wanted=(False, False, True, False)" in text  # the others cost nothing
 
 
-@pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU()], ids=str)
+@pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU(), cells.PeepholeLSTM()], ids=str)
 def test_what_a_kernel_has_no_code_for(cell: cells.Cell) -> None:
     """Forward mode, the second derivative in both orders of modes, and `vmap` over weights."""
     weights, x, state, masks, _ = draw(cell, SIZES[0], jnp.float64)
