@@ -103,10 +103,11 @@ class Cell(AnyCell):
             shape["weight_hr"] = (sizes.R, sizes.H)
         return shape | self.own_shapes(sizes, bias=bias)
 
-    # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; a cell
-    # may write its own, to keep fewer or cheaper values. `save` runs in the forward loop,
-    # `linearize` on a block of steps under `vmap`, `tangent` in the loop of the derivative. A cell
-    # with parameters gets them in each as a further argument.
+    # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`, and where
+    # that is elementwise the recurrence has a better one from its graph (`jaxrnn.pointwise`); a cell
+    # may write its own. `save` runs in the forward loop, `linearize` on a block of steps under
+    # `vmap`, `tangent` in the loop of the derivative. A cell with parameters gets them in each as a
+    # further argument.
 
     def save(self, z: Any, state: State, *params: Any) -> tuple[State, Any]:
         """:meth:`step`, and what the derivative needs of it beside the states."""
