@@ -103,8 +103,8 @@ class Cell(AnyCell):
             shape["weight_hr"] = (sizes.R, sizes.H)
         return shape | self.own_shapes(sizes, bias=bias)
 
-    # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`, and where
-    # that is elementwise the recurrence has a better one from its graph (`jaxrnn.pointwise`); a cell
+    # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; where it
+    # is elementwise the recurrence has a better one from its graph (`jaxrnn.pointwise`), and a cell
     # may write its own. `save` runs in the forward loop, `linearize` on a block of steps under
     # `vmap`, `tangent` in the loop of the derivative. A cell with parameters gets them in each as a
     # further argument.
