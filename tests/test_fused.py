@@ -206,6 +206,17 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, u
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_inputs_of_more_features_than_rows(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
+    """W_ih is then put in order a panel at a time, and all steps are one block."""
+    cell = cells.GRU()
+    *args, masks, ct = draw(cell, (3, 3, 70, 33), jnp.float64)
+    args = (*args, masks if masked else Masks(), ct)
+    shared_out(monkeypatch, 2, units=True)
+    kernel, scan = (value_and_pulled(backend, cell)(*args) for backend in ("kernel", "scan"))
+    close(kernel, scan, 1e-12)
+
+
 @pytest.mark.parametrize(("bits", "registers"), [(128, 32), (256, 16)])
 def test_narrower_registers(monkeypatch: pytest.MonkeyPatch, bits: int, registers: int) -> None:
     from jaxrnn.native import compiler

@@ -24,7 +24,7 @@ from jaxrnn.native.variant import Variant, flags_of, own_of
 NUMBERS = (
     *("T", "N", "D", "H", "PANELS", "BLOCK", "FIRST", "TURN"),
     *("W_IH", "W_HH", "B_X", "B_H", "NOTHING", "PRIVATE", "STRIDE", "ZX", "SUMS", "X_ROWS"),
-    *("H_ROWS", "WHO", "STARTS"),
+    *("H_ROWS", "WHO", "STARTS", "PANEL", "AT_ONCE"),
 )
 """What a call is told, see `plan`."""
 
@@ -37,9 +37,12 @@ def plan(
     sums = tile.vectors * lanes * itemsize  # of one row in a panel
     sharing = layout.sharing(machine, tile, variant.gates, sizes, panels, panels * sizes.H * sums)
     rows = -(-sizes.N // sharing.row_groups)
-    block = max(1, min(sizes.T, layout.ROWS_AHEAD // rows))
+    # Where all inputs are fewer rows than W_ih has columns, what they give takes less memory than
+    # W_ih in another order: all steps are one block, and one panel after the other is put in order.
+    at_once = sharing.row_groups == 1 and sizes.T * sizes.N < sizes.D
+    block = sizes.T if at_once else max(1, min(sizes.T, layout.ROWS_AHEAD // rows))
     areas, private = Areas(), Areas()
-    areas.add("W_IH", panels * sizes.D * sums)
+    areas.add("W_IH", 0 if at_once else panels * sizes.D * sums)
     areas.add("W_HH", panels * sizes.H * sums)
     areas.add("B_X", panels * sums)
     areas.add("B_H", panels * sums if variant.split else 0)
@@ -51,6 +54,7 @@ def plan(
     private.add("H_ROWS", rows * 8)
     private.add("WHO", (block * rows + 1) * 8)
     private.add("STARTS", (block + 1) * 8)
+    private.add("PANEL", sizes.D * sums if at_once else 0)
     numbers = layout.numbers(
         NUMBERS,
         areas,
@@ -58,6 +62,7 @@ def plan(
         vars(sizes),
         PANELS=panels,
         BLOCK=block,
+        AT_ONCE=int(at_once),
         FIRST=0 if turn > 0 else sizes.T - 1,
         TURN=turn,
         PRIVATE=areas.size,
@@ -76,14 +81,16 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
     w_ih, w_hh, b_x, b_h = (area(name) for name in ("W_IH", "W_HH", "B_X", "B_H"))
     nothing = area("NOTHING")
     private = f.at(area("PRIVATE"), f.mul(c["STRIDE"], "%number"), 1)
-    own = {name: f.at(private, c[name], 1) for name in NUMBERS[NUMBERS.index("ZX") :]}
+    own = {name: f.at(private, c[name], 1) for name in NUMBERS[NUMBERS.index("ZX") : -1]}
     zx = own["ZX"]
     panel_ih, panel_hh = f.mul(c["D"], sums), f.mul(c["H"], sums)
+    at_once = f.compare("ne", c["AT_ONCE"], 0)
 
     first, end = threads.share(f, c["PANELS"], "%number", c["THREADS"])
     with f.loop(first, end) as p:
         at_ih, at_hh = f.at(w_ih, f.mul(panel_ih, p)), f.at(w_hh, f.mul(panel_hh, p))
-        tiles.pack_rows(f, tile, c["w_ih"], at_ih, p, c["D"], c["H"])
+        with f.unless(at_once):
+            tiles.pack_rows(f, tile, c["w_ih"], at_ih, p, c["D"], c["H"])
         tiles.pack_rows(f, tile, c["w_hh"], at_hh, p, c["H"], c["H"])
         at_x, at_h = f.at(b_x, f.mul(p, sums)), f.at(b_h, f.mul(p, sums))
         _pack_biases(f, variant, tile, c, p, at_x, at_h)
@@ -103,9 +110,12 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
         ahead = _rows_of_block(f, variant, c, own, mine, s0, steps)
         with f.loop(panel0, panel1) as p:
             zx_here = f.at(zx, f.mul(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), sums))
+            with f.when(at_once):
+                tiles.pack_rows(f, tile, c["w_ih"], own["PANEL"], p, c["D"], c["H"])
+            w = f.choose(at_once, own["PANEL"], f.at(w_ih, f.mul(panel_ih, p)), "ptr")
             with tiles.tiles(f, ahead, tile.rows) as (n, count):
                 x_rows, to = f.at(own["X_ROWS"], n, 8), f.at(zx_here, f.mul(n, sums))
-                w, bias = f.at(w_ih, f.mul(panel_ih, p)), f.at(b_x, f.mul(p, sums))
+                bias = f.at(b_x, f.mul(p, sums))
                 tiles.product(f, count, w, c["D"], x_rows, bias, "0", to)
         with f.loop(0, steps) as s:
             step = f.add(s0, s)
