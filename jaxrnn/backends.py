@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxrnn import checks, kernels, tuning
 from jaxrnn.blocks import known
 from jaxrnn.cells import Cell, LinearCell
-from jaxrnn.step import sizes_of
+from jaxrnn.weight_arrays import sizes_of
 
 CHOICES = ("auto", "scan", "kernel", "parallel", "cudnn")
 

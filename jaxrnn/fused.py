@@ -28,9 +28,10 @@ from jaxrnn.blocks import first_and_shifted, known
 from jaxrnn.cells import Cell
 from jaxrnn.loops import Keep, Plan, turned
 from jaxrnn.pointwise.derivative import own_counts, rule
-from jaxrnn.products import paired_product, rows_product, wide_dtype
+from jaxrnn.products import paired_product, rows_product, wide, wide_dtype
 from jaxrnn.ragged import only
-from jaxrnn.step import Masks, Weights, enter, entered_rows, own_parameters, wide
+from jaxrnn.step import Masks, enter, entered_rows
+from jaxrnn.weight_arrays import Weights, own_parameters
 
 
 def own_vector(cell: Cell, own: dict[str, jax.Array] | None) -> tuple[jax.Array, ...]:

@@ -15,7 +15,8 @@ from jaxrnn import devices, fused, loops
 from jaxrnn.blocks import block_length, scan_blocks
 from jaxrnn.cells import Cell, State
 from jaxrnn.loops import Keep, Kept, Plan
-from jaxrnn.step import Masks, Weights
+from jaxrnn.step import Masks
+from jaxrnn.weight_arrays import Weights
 
 # A block of the derivative, where it is computed again: so many rows that a call of a kernel costs
 # little beside them, few enough that what the blocks share of memory stays in the cache.

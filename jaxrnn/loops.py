@@ -19,10 +19,9 @@ from jax import lax
 from jaxrnn import devices, parallel
 from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
 from jaxrnn.cells import AnyCell, State
-from jaxrnn.products import paired_product, product_of_rows, wide_dtype
+from jaxrnn.products import narrow, paired_product, product_of_rows, wide, wide_dtype
 from jaxrnn.step import (
     Masks,
-    Weights,
     advance,
     dropped,
     dropped_rows,
@@ -35,17 +34,13 @@ from jaxrnn.step import (
     joined,
     leave,
     like,
-    narrow,
-    one_bias,
     outputs,
-    own_parameters,
     plus,
     rule,
     turned,
-    two_columns,
-    wide,
 )
 from jaxrnn.tuning import choices
+from jaxrnn.weight_arrays import Weights, one_bias, own_parameters, two_columns
 
 
 @dataclass(frozen=True)

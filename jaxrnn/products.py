@@ -21,6 +21,16 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def wide(tree: Any) -> Any:
+    """All arrays in the dtype of sums and pointwise functions."""
+    return jax.tree.map(lambda a: a.astype(wide_dtype(a.dtype)), tree)
+
+
+def narrow(tree: Any, dtype: Any) -> Any:
+    """All arrays in a dtype."""
+    return jax.tree.map(lambda a: a.astype(dtype), tree)
+
+
 def product(w: Any, a: Any) -> Any:
     """``w @ a`` (S, N) for w (S, D) and a (D, N), in the wide dtype; None if either is None."""
     return None if w is None or a is None else _dot(w, a, 0)

@@ -36,8 +36,9 @@ from jaxrnn.cells import AnyCell, State, check
 from jaxrnn.cells.checking import check_step
 from jaxrnn.loops import Keep, Plan, turned
 from jaxrnn.products import wide_dtype
-from jaxrnn.step import Masks, Weights, completed, like, sizes_of, zero_state
+from jaxrnn.step import Masks, like
 from jaxrnn.tuning import choices
+from jaxrnn.weight_arrays import Weights, completed, sizes_of, zero_state
 
 
 def unroll(

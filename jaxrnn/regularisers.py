@@ -35,7 +35,8 @@ import jax.numpy as jnp
 
 from jaxrnn.cells import AnyCell, Cell, Sizes
 from jaxrnn.products import wide_dtype
-from jaxrnn.step import Masks, Weights, sizes_of
+from jaxrnn.step import Masks
+from jaxrnn.weight_arrays import Weights, sizes_of
 
 KINDS = ("input_dropout", "recurrent_dropout", "zoneout", "weight_drop")
 

@@ -13,17 +13,8 @@ from flax import nnx
 
 from jaxrnn import cells, checks, stack
 from jaxrnn.cells import State
-from jaxrnn.step import (
-    Weights,
-    advance,
-    completed,
-    gate_inputs,
-    gives_output,
-    outputs,
-    sizes_of,
-    turned,
-    zero_state,
-)
+from jaxrnn.step import advance, gate_inputs, gives_output, outputs, turned
+from jaxrnn.weight_arrays import Weights, completed, sizes_of, zero_state
 
 
 class RecurrentCell(nnx.Module):

@@ -23,7 +23,7 @@ from jaxrnn.cells import AnyCell, Cell, Sizes, check
 from jaxrnn.cells.checking import check_step
 from jaxrnn.recurrence import Weights, outputs_and_states
 from jaxrnn.regularisers import Regularisers
-from jaxrnn.step import sizes_of, zero_state
+from jaxrnn.weight_arrays import sizes_of, zero_state
 
 
 @dataclass(frozen=True)

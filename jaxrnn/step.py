@@ -1,4 +1,4 @@
-"""One step of a layer: its parameters, its gate inputs, its masks, and the step itself.
+"""One step of a layer: its gate inputs, its masks, and the step itself.
 
 All that goes on inside of a step has its features first and its rows last: gate inputs (G*H, N),
 states (H, N) or (R, N). Axis letters: N batch, K steps, D input features, H hidden size, G gates,
@@ -14,48 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.blocks import known
-from jaxrnn.cells import AnyCell, Cell, GeneralCell, Sizes, State
-from jaxrnn.cells.checking import WEIGHTS
-from jaxrnn.checks import ShapeError
+from jaxrnn.cells import AnyCell, Cell, GeneralCell, State
 from jaxrnn.pointwise import derivative
 from jaxrnn.pointwise.derivative import Rule
-from jaxrnn.products import product, product_of_rows, rows_product, wide_dtype
+from jaxrnn.products import product, product_of_rows, rows_product, wide
 from jaxrnn.tuning import choices
-
-
-class Weights(NamedTuple):
-    """The parameters of one layer in one direction, in PyTorch's order and layout.
-
-    Attributes:
-        weight_ih: (G*H, D), from the input; None for a cell without gates.
-        weight_hh: (G*H, R), from the hidden state, or None.
-        bias_ih: (G*H,) or None.
-        bias_hh: (G*H,) or None.
-        weight_hr: (P, H), the projection of h, or None.
-        own: the parameters that the cell has declared, by name, or None.
-        mask_hh: (R, N), what h is multiplied with on its way into W_hh, or None; no parameter, and
-            without a derivative.
-    """
-
-    weight_ih: Any = None
-    weight_hh: Any = None
-    bias_ih: jax.Array | None = None
-    bias_hh: jax.Array | None = None
-    weight_hr: jax.Array | None = None
-    own: dict[str, jax.Array] | None = None
-    mask_hh: jax.Array | None = None
-
-    def named(self) -> dict[str, jax.Array]:
-        """All parameters that are there by name, in their order."""
-        there: dict[str, Any] = {n: a for n, a in zip(WEIGHTS, self) if a is not None}
-        return there | (self.own or {})
-
-    @classmethod
-    def of(cls, cell: AnyCell, named: dict[str, jax.Array]) -> Weights:
-        """The other way round."""
-        fields = [n for n in WEIGHTS if cell.gates and n in named]
-        own = {n: named[n] for n in named if n not in fields}
-        return cls(**{n: named[n] for n in fields}, own=own or None)
+from jaxrnn.weight_arrays import Weights, own_parameters
 
 
 class Masks(NamedTuple):
@@ -71,72 +35,6 @@ class Masks(NamedTuple):
     resets: jax.Array | None = None
     valid: jax.Array | None = None
     zoneout: tuple[jax.Array | None, ...] | None = None
-
-
-def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
-    """D, H and R of one layer, by the shapes of its parameters.
-
-    Raises:
-        ValueError: for a cell without gates whose parameters do not show H.
-    """
-    if weights.weight_ih is not None:
-        hidden = weights.weight_ih.shape[0] // len(cell.gates)
-        projected = weights.weight_hr
-        return Sizes(features, hidden, hidden if projected is None else projected.shape[0])
-    if cell.hidden_size is not None:
-        return Sizes(features, cell.hidden_size, cell.hidden_size)
-    own = weights.own or {}
-    for name, parameter in cell.declared().items():
-        for size, there in zip(parameter.shape, own[name].shape if name in own else ()):
-            factors = [factor.strip() for factor in str(size).split("*")]
-            if factors.count("H") == 1:
-                factors[factors.index("H")] = "1"
-                hidden = there // cell.number("*".join(factors), Sizes(features, 1, 1))
-                return Sizes(features, hidden, hidden)
-    raise ValueError(
-        f"{cell} has no parameter from whose shape H follows: expected one of "
-        f"{list(cell.parameters)} with an axis of H, got {_shapes(weights)}"
-    )
-
-
-def completed(cell: AnyCell, weights: Weights, sizes: Sizes) -> Weights:
-    """The weights with zeros for the cell's own biases where the layer has none.
-
-    Raises:
-        ValueError: for parameters that are not those of the cell.
-    """
-    own = dict(weights.own or {})
-    shapes = cell.own_shapes(sizes)
-    for name, shape in shapes.items():
-        if name not in own and name.startswith("bias"):
-            own[name] = jnp.zeros(shape, next(iter(weights.named().values())).dtype)
-    if {name: a.shape for name, a in own.items()} != shapes:
-        raise ShapeError(
-            f"parameters of {cell} should have the shapes {shapes}, got {_shapes(weights)}"
-        )
-    return weights._replace(own={name: own[name] for name in shapes} or None)
-
-
-def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
-    return {name: a.shape for name, a in weights.named().items()}
-
-
-def zero_state(cell: AnyCell, sizes: Sizes, batch: int, dtype: Any) -> State:
-    """The initial state of zeros: h (N, R), each other state (N, H), or what the cell declares."""
-    dtypes = cell.state_dtypes(dtype)
-    return tuple(jnp.zeros((batch, s), d) for s, d in zip(cell.state_sizes(sizes), dtypes))
-
-
-def own_parameters(cell: AnyCell, own: dict[str, Any] | None) -> tuple[dict[str, Any], ...]:
-    """What the functions of a cell get after their other arguments: its parameters, or nothing.
-
-    In the wide dtype; for a cell of gates, whose rows are last, a vector (H,) is (H, 1).
-    """
-    if not own:
-        return ({},) if not cell.gates else ()
-    return (
-        {name: wide(a if a.ndim != 1 or not cell.gates else a[:, None]) for name, a in own.items()},
-    )
 
 
 def advance(
@@ -233,28 +131,6 @@ def inputs_at_each_step(cell: AnyCell, x: jax.Array, weights: Weights) -> bool:
     return batch >= 24 and (cell.split or mflop < 1 or mflop >= 16)
 
 
-def one_bias(weights: Weights) -> Weights:
-    """Both biases added before the loop, for a cell that takes the sum of all gate inputs."""
-    if weights.bias_ih is None or weights.bias_hh is None:
-        return weights
-    dtype = wide_dtype(weights.bias_ih.dtype)
-    total = weights.bias_ih.astype(dtype) + weights.bias_hh.astype(dtype)
-    return weights._replace(bias_ih=total, bias_hh=None)
-
-
-def two_columns(weights: Weights, x: jax.Array) -> tuple[Weights, jax.Array]:
-    """The input of one feature with a second one of ones, and the bias as its weight.
-
-    XLA turns a product over a single feature into elementwise arithmetic and repeats it in each
-    part of the pointwise function, which a CPU then does not vectorise.
-    """
-    weight, bias = weights.weight_ih, weights.bias_ih
-    second = jnp.zeros_like(weight) if bias is None else bias[:, None]
-    weight = jnp.concatenate([weight, second], axis=1)
-    x = jnp.concatenate([x, jnp.ones_like(x)], axis=2)
-    return weights._replace(weight_ih=weight, bias_ih=None), x
-
-
 def enter(state: State, resets: jax.Array | None) -> State:
     """The state (..., H, N) a step sees: zero where the row is reset."""
     if resets is None:
@@ -309,16 +185,6 @@ def rule(cell: Any, masks: Masks) -> Rule:
 def turned(state: State) -> State:
     """Each (..., N, H) as (..., H, N), and back."""
     return tuple(s.swapaxes(-1, -2) for s in state)
-
-
-def wide(tree: Any) -> Any:
-    """All arrays in the dtype of sums and pointwise functions."""
-    return jax.tree.map(lambda a: a.astype(wide_dtype(a.dtype)), tree)
-
-
-def narrow(tree: Any, dtype: Any) -> Any:
-    """All arrays in a dtype."""
-    return jax.tree.map(lambda a: a.astype(dtype), tree)
 
 
 def like(new: Any, old: State) -> State:

@@ -11,7 +11,7 @@ from flax import linen, nnx
 from jaxrnn import cells, checks, stack
 from jaxrnn.cells import State
 from jaxrnn.single import RecurrentCell, step
-from jaxrnn.step import Weights
+from jaxrnn.weight_arrays import Weights
 
 
 class ToNnx(nnx.RNNCellBase):

@@ -22,7 +22,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxrnn import operations
 from jaxrnn.cells import LSTM, Cell, State
-from jaxrnn.step import Weights
+from jaxrnn.weight_arrays import Weights
 
 
 def _rnn() -> Any:
