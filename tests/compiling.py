@@ -14,6 +14,7 @@ What one worker of the tests, or a process that one began, has compiled the othe
 folder, which is gone when the tests end; one given as JAX_COMPILATION_CACHE_DIR stays.
 """
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -59,12 +60,8 @@ for _name, _value in {
 }.items():
     os.environ[_name.upper()] = str(_value)
     jax.config.update(_name, _value)
-
-
-def forget() -> None:
-    """Remove what was compiled, in the process that began."""
-    if not _given:
-        shutil.rmtree(_folder, ignore_errors=True)
+if not _given:
+    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 
 def optimise(whether: bool) -> None:

@@ -33,9 +33,3 @@ def optimised() -> Iterator[None]:
 def pytest_collection_finish() -> None:
     """What was imported stays: tracing sets off the collector often, which need not look there."""
     gc.freeze()
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Whoever began the tests outlives all who share what was compiled."""
-    if not hasattr(config, "workerinput"):
-        compiling.forget()

@@ -125,15 +125,19 @@ ALL: dict[str, Any] = {
     "weight_drop": 0.3,
 }
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
-    "all": (cells.LSTM(), ALL, {"layers": 2, "bidirectional": True}),
-    "all, remat": (cells.LSTM(), ALL, {"remat": True}),
+    "all": (cells.LSTM(), ALL, {"bidirectional": True}),
+    "all, remat": (cells.LSTM(), ALL, {"layers": 2, "remat": True}),
     "projected": (cells.LSTM(), ALL, {"proj_size": 2}),
     "projected, remat": (cells.LSTM(), ALL, {"proj_size": 2, "remat": True}),
     "gru": (cells.GRU(), {"recurrent_dropout": 0.5}, {"bidirectional": True}),
     "gru zoneout": (cells.GRU(), {"zoneout": 0.4}, {"ragged": False}),
     "elman": (cells.Elman(), {"recurrent_dropout": 0.5, "zoneout": 0.3}, {}),
     "weights": (cells.GRU(), {"weight_drop": 0.5}, {"backend": "kernel"}),
-    "input": (cells.Elman("relu"), {"input_dropout": 0.5}, {"layers": 2, "backend": "kernel"}),
+    "input": (
+        cells.Elman("relu"),
+        {"input_dropout": 0.5, "weight_drop": 0.2},
+        {"layers": 2, "bidirectional": True, "backend": "kernel"},
+    ),
     "own parameters": (cells.PeepholeLSTM(), {"zoneout": (0.5, 0.3), "recurrent_dropout": 0.5}, {}),
     "general": (
         cells.GRUResetBefore(),

@@ -38,6 +38,7 @@ def close(got: Any, want: Any, tolerance: float = 1e-10) -> None:
     jax.tree.map(compare, got, want)
 
 
+@functools.cache
 def pure(kind: str) -> tuple[Any, Any]:
     """A scalar function of parameters and input that uses output and states, and parameters."""
     graph, params = nnx.split(make(kind))
@@ -81,11 +82,12 @@ def test_derivatives_agree_with_differences(kind: str) -> None:
     check_grads(loss, (params, X), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
     grad = jax.jit(jax.grad(loss))
     along = jax.tree.map(jnp.ones_like, params)
-    product = jax.jvp(lambda p: grad(p, X), (params,), (along,))[1]
+    product = jax.jit(lambda *at: jax.jvp(lambda p: grad(p, X), *at)[1])((params,), (along,))
     step = 1e-5
-    up = jax.tree.map(lambda p: p + step, params)
-    down = jax.tree.map(lambda p: p - step, params)
-    differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), grad(up, X), grad(down, X))
+    up = jax.tree.map(lambda p: np.asarray(p) + step, params)
+    down = jax.tree.map(lambda p: np.asarray(p) - step, params)
+    above, below = (jax.tree.map(np.asarray, grad(p, X)) for p in (up, down))
+    differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), above, below)
     close(product, differences, 1e-7)
 
 
@@ -94,10 +96,14 @@ def test_jvp_is_the_gradient_along_a_direction(kind: str) -> None:
     loss, params = pure(kind)
     random = np.random.RandomState(1)
     along = jax.tree.map(lambda p: jnp.asarray(random.normal(size=p.shape)), (params, X))
-    value, forward = jax.jvp(loss, (params, X), along)
-    value_again, grads = jax.value_and_grad(loss, (0, 1))(params, X)
-    reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, along)))
-    close((value, forward), (value_again, reverse))
+
+    @jax.jit
+    def both_ways(at: Any, along: Any) -> Any:
+        value, grads = jax.value_and_grad(loss, (0, 1))(*at)
+        reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, along)))
+        return jax.jvp(loss, at, along), (value, reverse)
+
+    close(*both_ways((params, X), along))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,9 +112,14 @@ def test_hessian_vector_products_agree_both_ways_and_with_double_backward(kind: 
     along = jax.tree.map(jnp.ones_like, params)
     grad = jax.grad(loss)
     inner = lambda p: sum(map(jnp.sum, jax.tree.leaves(grad(p, X))))  # noqa: E731
-    forward_reverse = jax.jvp(lambda p: grad(p, X), (params,), (along,))[1]
-    reverse_forward = jax.grad(lambda p: jax.jvp(lambda q: loss(q, X), (p,), (along,))[1])(params)
-    double_backward = jax.grad(inner)(params)
+
+    @jax.jit
+    def three_ways(params: Any, along: Any) -> Any:
+        slope = lambda p: jax.jvp(lambda q: loss(q, X), (p,), (along,))[1]  # noqa: E731
+        product = jax.jvp(lambda p: grad(p, X), (params,), (along,))[1]
+        return product, jax.grad(slope)(params), jax.grad(inner)(params)
+
+    forward_reverse, reverse_forward, double_backward = three_ways(params, along)
     close(forward_reverse, reverse_forward)
     close(forward_reverse, double_backward)
 
@@ -117,18 +128,21 @@ def test_hessian_vector_products_agree_both_ways_and_with_double_backward(kind: 
 def test_vmap_over_data_and_over_models(kind: str) -> None:
     loss, params = pure(kind)
     _, other = nnx.split(make(kind, 1))
-    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, other)
-    data = jnp.stack([X, 2 * X])
-    both = jax.vmap(jax.value_and_grad(loss))(stacked, data)
-    close(jax.tree.map(lambda a: a[0], both), jax.value_and_grad(loss)(params, data[0]))
-    close(jax.tree.map(lambda a: a[1], both), jax.value_and_grad(loss)(other, data[1]))
-    close(jax.vmap(loss, (None, 0))(params, data)[1], loss(params, data[1]))
+    stacked = jax.tree.map(lambda a, b: np.stack([a, b]), params, other)
+    data = np.stack([X, 2 * X])
+    slopes = jax.value_and_grad(loss)
+    both = jax.tree.map(np.asarray, jax.jit(jax.vmap(slopes))(stacked, data))
+    alone = jax.jit(slopes)
+    close(jax.tree.map(lambda a: a[0], both), alone(params, data[0]))
+    close(jax.tree.map(lambda a: a[1], both), alone(other, data[1]))
+    close(np.asarray(jax.vmap(loss, (None, 0))(params, data))[1], loss(params, data[1]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpoint_changes_no_gradient(kind: str) -> None:
     loss, params = pure(kind)
-    close(jax.grad(jax.checkpoint(loss))(params, X), jax.grad(loss)(params, X))
+    both = jax.jit(lambda p: (jax.grad(jax.checkpoint(loss))(p, X), jax.grad(loss)(p, X)))
+    close(*both(params))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,10 +167,15 @@ def test_a_closure_over_a_module_works_and_mutates_nothing(kind: str) -> None:
     before = jax.tree.map(np.asarray, nnx.state(layer))
     f = lambda x: (layer(x)[0] ** 2).sum()  # noqa: E731
     expected = jax.grad(f)(X)
-    close(jax.jit(jax.grad(f))(X), expected)
-    close(jax.vmap(jax.grad(f))(X[None])[0], expected)
-    close(jax.jvp(f, (X,), (X,))[1], jnp.vdot(expected, X))
-    close(jax.grad(jax.checkpoint(f))(X), expected)
+
+    @jax.jit
+    def ways(x: Any) -> Any:
+        mapped, again = jax.vmap(jax.grad(f))(x[None])[0], jax.grad(jax.checkpoint(f))(x)
+        return jax.grad(f)(x), mapped, again, jax.jvp(f, (x,), (x,))[1]
+
+    *gradients, slope = ways(X)
+    close(gradients, [expected] * 3)
+    close(slope, np.vdot(expected, X))
     close(nnx.state(layer), before, 0)
 
 
