@@ -50,7 +50,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def drawn(layers: int, bidirectional: bool, bias: bool = True) -> Any:
-    options = dict(num_layers=layers, bidirectional=bidirectional, bias=bias)
+    options: Any = dict(num_layers=layers, bidirectional=bidirectional, bias=bias)
     weights = stack.init(jax.random.key(0), cells.LSTM(), D, H, **options)
     random = np.random.RandomState(0)
     x, h, c = (
