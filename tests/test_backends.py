@@ -19,7 +19,7 @@ pytest.importorskip("llvmlite", reason="the kernels for CPUs need llvmlite")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def asked(cell: cells.Cell, dtype: str = "float32", H: int = 7, **options: bool) -> backends.Asked:
+def asked(cell: Any, dtype: str = "float32", H: int = 7, **options: bool) -> backends.Asked:
     on = frozenset(name.replace("_", " ") for name, value in options.items() if value)
     return backends.Asked(cell, jnp.dtype(dtype), 50, 3, 4, H, on)
 
@@ -58,6 +58,8 @@ def test_every_kernel_is_in_the_table() -> None:
         ("tpu", asked(cells.GRU(), "bfloat16"), "scan"),
         ("rocm", asked(cells.LSTM()), "scan"),
         ("cuda", asked(cells.LSTM(), "float64"), "scan"),
+        ("cuda", asked(cells.LSTM(), "bfloat16", H=512)._replace(N=32), "kernel"),
+        ("cuda", asked(cells.LSTM(), "bfloat16", H=512)._replace(N=4096), "scan"),
         ("cpu", asked(cells.MinGRU()), "scan"),
         ("tpu", asked(cells.LRU()), "parallel"),
         ("cuda", asked(cells.LRU())._replace(T="t"), "scan"),
