@@ -67,9 +67,9 @@ def forward(
     """The forward loop, and the shared memory it takes.
 
     Operands: zx (T, B, C, G), the bias of h (C, G) if split, first states (B, C, S), resets and
-    own steps (T, B, 2) if masked, which units are
-    no padding (C,) if padded, weights (C, parts, C, M, U). Results: h (T, B, C, 1); other
-    states and what is saved (T, B, C, ...), or the last other states (B, C, S - 1).
+    own steps (T, B, 2) if masked, which units are no padding (C,) if padded, weights (C, parts, C,
+    M, U). Results: h (T, B, C, 1); other states and what is saved (T, B, C, ...), or the last other
+    states (B, C, S - 1).
     """
     tiles, graph = device.tiles, values.graph(cell)
     gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
