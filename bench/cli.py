@@ -292,10 +292,12 @@ def supervise(
     # The last call may end after the deadline; then the process is stopped.
     silence_s = max(60.0, 2 * suite.case_s)
     with tempfile.TemporaryDirectory() as cache:
+        env = None
         if args.ahead:
-            os.environ |= ahead.environment(cache)
+            env = os.environ | ahead.environment(cache)
             ahead.build_ahead(suite, cases, peers, cache, time.time() + args.ahead, say)
-        done = watched(command, path, deadline + min(15.0, 0.1 * budget), silence_s, say)
+        stop = deadline + min(15.0, 0.1 * budget)
+        done = watched(command, path, stop, silence_s, say, env=env)
     why = None if done else f"not reached within {budget:g} s"
     data = recovered(path, folder, why) if path.exists() else None
     if data is None:

@@ -8,7 +8,7 @@ and a new process goes on from there.
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.journal import Journal, read
@@ -36,6 +36,7 @@ def supervise(
     silence_s: float,
     say: Callable[[str], None],
     every_s: float = 0.2,
+    env: Mapping[str, str] | None = None,
 ) -> bool:
     """Run a command that writes a journal until it has finished or `deadline` (`time.time`).
 
@@ -46,12 +47,13 @@ def supervise(
         silence_s: how long it may write nothing.
         say: for a line of progress.
         every_s: how often it is looked after.
+        env: the environment of its processes; None for this one's.
 
     Returns:
         whether it finished.
     """
     while True:
-        process = subprocess.Popen(list(command))
+        process = subprocess.Popen(list(command), env=env)
         try:
             why = watch(process, path, deadline, silence_s, every_s)
         finally:

@@ -25,6 +25,7 @@ from bench.reference import run_stack
 from bench.runner import run_suite
 from bench.suites import SUITES, sharings
 from jaxrnn import cells
+from jaxrnn.kernels import hopper_tiles
 
 SUITE = SUITES["gpu"]
 
@@ -47,6 +48,7 @@ def test_what_takes_too_long_ahead_is_stopped(tmp_path: Path) -> None:
 
 def test_sharings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert (sharings.UNITS, sharings.ROWS) == (hopper_tiles.UNITS, hopper_tiles.ROWS)
     found = []
     for name in sharings.NAMED:
         with contextlib.suppress(Unsupported):

@@ -13,13 +13,9 @@ from unittest import mock
 from bench.core import Case, Contender, Suite, Unsupported
 from bench.layers import NAMES, relative_error
 from bench.precision import precision
+from bench.suites.gpu import KINDS
 
 T, D = 512, 64
-KINDS: dict[str, tuple[str, bool | None]] = {
-    "bfloat16": ("bfloat16", None),
-    "tf32": ("float32", True),
-    "float32": ("float32", False),
-}
 LAYERS = (
     ("lstm", "bfloat16", 32, 512),
     ("gru", "bfloat16", 32, 512),
@@ -41,9 +37,9 @@ def sharing(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
     chosen = hopper.tiles_of(cell, dtype, N, H)
     if jax.default_backend() != "gpu":
         raise Unsupported("it needs a Hopper GPU")
-    if chosen is None or name == "jaxrnn":
-        if chosen is None:
-            raise Unsupported("W_hh has no room")
+    if chosen is None:
+        raise Unsupported("W_hh has no room")
+    if name == "jaxrnn":
         return chosen
     U, L = NAMED[name]
     C = -(-H // U)

@@ -159,19 +159,18 @@ class Device:
         """Leave together."""
         peers.end()
 
-    def fill(self, ref: Any, value: float) -> None:
-        """Set a tile of (U, L) in shared memory."""
-        t = self.tiles
-        ref[...] = plgpu.layout_cast(jnp.full((t.U, t.L), value, jnp.float32), self.by_units)
+    def clear(self, ref: Any) -> None:
+        """A tile of zeros (U, L) in shared memory."""
+        zeros = jnp.zeros((self.tiles.U, self.tiles.L), jnp.float32)
+        ref[...] = plgpu.layout_cast(zeros, self.by_units)
 
     def share(self, ref: Any, barriers: Any, s: Any) -> None:
         """Send this block's part of `ref` (2, C, parts, tile) to all others, as message `s`."""
-        t, slot = self.tiles, lax.rem(s, jnp.int32(2))
+        t, slot = self.tiles, slot_of(s)
         count = t.parts * t.U * t.L * t.itemsize
         peers.expect(barriers, slot, (t.C - 1) * count)
         if t.C == 1:
             return
-        kinds = t.transforms
         part = ref.at[slot, self.me]
         peers.push(
             *(part, part, barriers, slot),
@@ -180,7 +179,7 @@ class Device:
             first=0,
             count=t.C,
             others=True,
-            transforms=(kinds, kinds),
+            transforms=(t.transforms, t.transforms),
         )
 
     def nothing(self, barriers: Any) -> None:
@@ -189,12 +188,12 @@ class Device:
 
     def expect(self, barriers: Any, s: Any) -> None:
         """Message `s` is one tile of (U, L) from each block."""
-        t, slot = self.tiles, lax.rem(s, jnp.int32(2))
+        t, slot = self.tiles, slot_of(s)
         peers.expect(barriers, slot, t.C * t.U * t.L * 4)
 
     def give(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:
         """Send rows of U of `sums`, one block's after the other's, as message `s`."""
-        t, slot = self.tiles, lax.rem(s, jnp.int32(2))
+        t, slot = self.tiles, slot_of(s)
         size = t.U * t.L * 4
         peers.push(
             *(sums, inbox.at[slot, self.me], barriers, slot),
@@ -206,7 +205,7 @@ class Device:
 
     def wait(self, barriers: Any, s: Any) -> None:
         """Until all blocks have sent message `s`; what they have sent may then be multiplied."""
-        peers.wait(barriers, lax.rem(s, jnp.int32(2)), lax.div(s, jnp.int32(2)))
+        peers.wait(barriers, slot_of(s), lax.div(s, jnp.int32(2)))
         plgpu.commit_smem()
 
     def collect(self, ref: Any, scratch: Any) -> jax.Array:
@@ -271,11 +270,11 @@ class Interpreted(Device):
     def end(self) -> None:  # noqa: D102
         pass
 
-    def fill(self, ref: Any, value: float) -> None:  # noqa: D102
-        ref[...] = jnp.full((self.tiles.U, self.tiles.L), value, jnp.float32)
+    def clear(self, ref: Any) -> None:  # noqa: D102
+        ref[...] = jnp.zeros((self.tiles.U, self.tiles.L), jnp.float32)
 
     def share(self, ref: Any, barriers: Any, s: Any) -> None:  # noqa: D102
-        slot = lax.rem(s, jnp.int32(2))
+        slot = slot_of(s)
         for peer in range(self.tiles.C):
             ref.at[peer, slot, self.me][...] = ref[self.me, slot, self.me]
             plgpu.barrier_arrive(barriers.at[2 * peer + slot])
@@ -288,19 +287,24 @@ class Interpreted(Device):
         del barriers, s
 
     def give(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:  # noqa: D102
-        slot = lax.rem(s, jnp.int32(2))
+        slot = slot_of(s)
         for k in range(count):
             part = sums[pl.ds(k * self.tiles.U, self.tiles.U)]
             inbox.at[first + k, slot, self.me][...] = part
             plgpu.barrier_arrive(barriers.at[2 * (first + k) + slot])
 
     def wait(self, barriers: Any, s: Any) -> None:  # noqa: D102
-        plgpu.barrier_wait(barriers.at[2 * self.me + lax.rem(s, jnp.int32(2))])
+        plgpu.barrier_wait(barriers.at[2 * self.me + slot_of(s)])
 
     def collect(self, ref: Any, scratch: Any) -> jax.Array:  # noqa: D102
         del scratch
         total = functools.reduce(jnp.add, [ref[c] for c in range(self.tiles.C)])
         return total.T if self.tiles.rows_first else total
+
+
+def slot_of(s: Any) -> Any:
+    """Which of the two places message `s` goes to."""
+    return lax.rem(s, jnp.int32(2))
 
 
 def turned(ref: Any) -> Any:

@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.cells import Cell
 from jaxrnn.kernels import values
-from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device
+from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device, slot_of
 from jaxrnn.kernels.hopper_tiles import Tiles
 
 AHEAD = False
@@ -105,14 +105,14 @@ def forward(
                 h = _when(marks[0], jnp.zeros_like(h), h)
             mine = device.own(hs)
             for part, factor in enumerate(factors(h, tiles, dtype)):
-                mine.at[lax.rem(s, jnp.int32(2)), me, part][...] = factor
+                mine.at[slot_of(s), me, part][...] = factor
             plgpu.commit_smem()
             device.share(hs, full, s)
 
         def step(s: Any, carry: Any) -> Any:
             state, fetched = carry
             zs, marks = fetched if AHEAD else inputs(s)
-            t, slot = time(s), lax.rem(s, jnp.int32(2))
+            t, slot = time(s), slot_of(s)
             following: Any = inputs(s + 1) if AHEAD else ()
             device.wait(full, s)
             mine = device.own(hs)
@@ -206,7 +206,7 @@ def backward(
 
         def received(i: Any) -> jax.Array:
             device.wait(full, i)
-            return device.collect(device.own(inbox).at[lax.rem(i, jnp.int32(2))], turned)
+            return device.collect(device.own(inbox).at[slot_of(i)], turned)
 
         def leaf(s: Any, name: str, i: int) -> jax.Array:
             if name == "saved":
@@ -274,7 +274,7 @@ def backward(
         dstate = tuple(device.load(dlast.at[b, me, k]) for k in range(states))
         nothing = device.placed(jnp.zeros_like(dstate[0]))
         for c in range(C):
-            device.fill(device.own(inbox).at[0, c], 0.0)
+            device.clear(device.own(inbox).at[0, c])
         device.nothing(full)
         carry = dstate, inputs(jnp.int32(0)) if AHEAD else ()
         dstate, _ = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, carry)

@@ -117,15 +117,12 @@ def plan(
         NUMBERS,
         areas,
         private,
-        vars(sizes),
+        sizes,
+        turn,
         PANELS=panels,
         XPANELS=x_panels,
         BLOCK=block,
-        FIRST=0 if turn > 0 else sizes.T - 1,
-        TURN=turn,
         LINE=line,
-        PRIVATE=areas.size,
-        STRIDE=private.size,
     )
     return sharing, numbers, areas.size + sharing.threads * private.size
 

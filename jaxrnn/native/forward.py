@@ -59,14 +59,11 @@ def plan(
         NUMBERS,
         areas,
         private,
-        vars(sizes),
+        sizes,
+        turn,
         PANELS=panels,
         BLOCK=block,
         AT_ONCE=int(at_once),
-        FIRST=0 if turn > 0 else sizes.T - 1,
-        TURN=turn,
-        PRIVATE=areas.size,
-        STRIDE=private.size,
     )
     return sharing, numbers, areas.size + sharing.threads * private.size
 

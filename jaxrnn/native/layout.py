@@ -5,9 +5,7 @@ All are known when the call is traced, so they are worked out here and the kerne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from jaxrnn.native.threads import Sharing
 from jaxrnn.native.tiles import Machine, Tile
@@ -80,13 +78,21 @@ class Areas:
         self.places[name] = self.size
         self.size += -(-size // 64) * 64
 
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        return iter(self.places.items())
 
+def numbers(
+    order: tuple[str, ...], areas: Areas, private: Areas, sizes: Sizes, turn: int, **more: int
+) -> list[int]:
+    """The numbers of a call in the order in which its kernel reads them.
 
-def numbers(order: tuple[str, ...], *given: Any, **more: int) -> list[int]:
-    """The numbers of a call in the order in which its kernel reads them."""
-    known: dict[str, int] = dict(more)
-    for one in given:
-        known.update(one)
+    Args:
+        order: their names.
+        areas: of the memory that all threads share; behind them are those of each thread.
+        private: of a thread.
+        sizes: of the call.
+        turn: 1, or -1 from the last step to the first.
+        more: what else the kernel reads.
+    """
+    begun = dict(FIRST=0 if turn > 0 else sizes.T - 1, TURN=turn)
+    known = {**more, **areas.places, **private.places, **vars(sizes), **begun}
+    known |= dict(PRIVATE=areas.size, STRIDE=private.size)
     return [known[name] for name in order]
