@@ -14,7 +14,7 @@ more than a few steps of it are ever held.
 
 from __future__ import annotations
 
-from jaxrnn.native import behind, functions, outer, threads, tiles
+from jaxrnn.native import behind, functions, memory, outer, threads, tiles
 from jaxrnn.native.backward_call import Backward, Call
 from jaxrnn.native.ir import INT, Module
 from jaxrnn.native.variant import flags_of, own_of
@@ -76,6 +76,13 @@ class _Loop(Call):
             with f.loop(0, zeros) as i:
                 f.store("0.0", f.at(self.nothing, i), m.scalar)
             f.store("1.0", self.one, m.scalar)
+            wanted = self.kind.wanted
+            if wanted.x:
+                memory.ask(f, c["dx"], f.mul(f.mul(c["T"], c["N"]), c["D"]))
+            if wanted.weight_ih:
+                memory.ask(f, c["dw_ih"], f.mul(self.features, c["D"]))
+            if wanted.weight_hh:
+                memory.ask(f, c["dw_hh"], f.mul(self.features, c["H"]))
         with f.loop(0, f.mul(c["BLOCK"], c["N"])) as i:
             f.store(self.one, f.at(self.own["ONES"], i, 8), "ptr")
         f.call("barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", "i64 1")

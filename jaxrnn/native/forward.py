@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxrnn.native import functions, layout, threads, tiles
+from jaxrnn.native import functions, layout, memory, threads, tiles
 from jaxrnn.native.ir import INT, Function, Module
 from jaxrnn.native.layout import Areas, Sizes
 from jaxrnn.native.tiles import Tile
@@ -91,8 +91,10 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
         tiles.pack_rows(f, tile, c["w_hh"], at_hh, p, c["H"], c["H"])
         at_x, at_h = f.at(b_x, f.mul(p, sums)), f.at(b_h, f.mul(p, sums))
         _pack_biases(f, variant, tile, c, p, at_x, at_h)
-    with f.when(f.compare("eq", "%number", 0)), f.loop(0, c["H"]) as i:
-        f.store("0.0", f.at(nothing, i), m.scalar)
+    with f.when(f.compare("eq", "%number", 0)):
+        with f.loop(0, c["H"]) as i:
+            f.store("0.0", f.at(nothing, i), m.scalar)
+        _in_large_pages(f, variant, c)
     f.call("barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", "i64 1")
 
     mine = threads.Share(f, c)
@@ -151,6 +153,16 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
                 _hold(f, variant, tile, c, mine, t, begin, before)
             mine.meet(f, f.add(step, 1))
     f.done()
+
+
+def _in_large_pages(f: Function, variant: Variant, c: dict[str, str]) -> None:
+    """What is written of all steps."""
+    every = f.mul(f.mul(c["T"], c["N"]), c["H"])
+    for k in range(variant.states if variant.keep else 1):
+        memory.ask(f, c[f"state{k}"], every)
+    if variant.keep:
+        for index, count in enumerate(variant.graph.saved):
+            memory.ask(f, c[f"saved{index}"], f.mul(every, count))
 
 
 def _rows_of_block(

@@ -19,6 +19,9 @@ from dataclasses import dataclass, replace
 from jaxrnn.native.ir import INT, Function, Module
 from jaxrnn.native.threads import Share
 
+AHEAD = 16
+"""Features whose weights are fetched ahead: a panel is often more than the nearest cache holds."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -149,6 +152,9 @@ def _product_loop(f: Function, tile: Tile, row: Sequence[str]) -> None:
     f.label("body")
     w = f.at("%w", f.mul("%k", tile.group * m.lanes))
     weights = [f.load(f.at(w, a * m.lanes), m.vector) for a in range(tile.group)]
+    if len(row) > 1:  # a single row does so little with them that to ask is an eighth of the work
+        for a in range(tile.group):
+            f.prefetch(f.at(w, (AHEAD * tile.group + a) * m.lanes))
     after = []
     for r, pointer in enumerate(row):
         x = f.spread(f.load(f.at(pointer, "%k"), m.scalar))
