@@ -206,7 +206,9 @@ def run_rows(
     listed = isinstance(x, (list, tuple))
     steps = max([1, *map(len, x)]) if listed else np.shape(x)[1 if first else 0]
     resets = plan.resets.T if first else plan.resets
-    y, states = layer(data, resets=resets, rngs=rngs, return_all_states=return_states)
+    y, states = layer(
+        data, resets=resets, lengths=plan.row_lengths, rngs=rngs, return_all_states=return_states
+    )
     y = unpack_rows(y, plan, steps=steps, batch_first=first)
     if not return_states:
         return y, None

@@ -206,6 +206,24 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, u
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take processors away")
+def test_threads_with_a_single_processor_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are sent where the caller is not; with nowhere to go they share its processor."""
+    cell = cells.LSTM()
+    *args, masks, ct = draw(cell, (6, 40, 3, 70), jnp.float64)
+    shared_out(monkeypatch, 2, units=True)
+    run = value_and_pulled("kernel", cell)
+    before, allowed = run(*args, masks, ct), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        after = run(*args, masks, ct)
+        assert os.sched_getaffinity(0) == {min(allowed)}
+    finally:
+        os.sched_setaffinity(0, allowed)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 def test_inputs_of_more_features_than_rows(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
     """W_ih is then put in order a panel at a time, and all steps are one block."""

@@ -20,6 +20,8 @@ GO, THREADS, ROW_GROUPS, UNIT_GROUPS, BARRIERS = range(5)
 
 FIRST_FREE = 5
 LINE = 64  # bytes of a cache line: counters on one line would slow each other down
+PROCESSORS = 128  # bytes of a set of processors, one bit each
+ATTRIBUTES = 64  # bytes of a thread's attributes, or a few more than they have
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,45 @@ def available() -> bool:
         return False
     here = ctypes.CDLL(None)
     return all(hasattr(here, name) for name in ("pthread_create", "pthread_join", "sched_yield"))
+
+
+def placed() -> bool:
+    """Whether a thread can be told where to run."""
+    names = "sched_getcpu", "sched_getaffinity", "pthread_attr_setaffinity_np"
+    here = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return all(hasattr(here, name) for name in names)
+
+
+def write_elsewhere(m: Module) -> None:
+    """``elsewhere(attributes)``: those of a thread that runs where the caller does not, or null.
+
+    JAX runs a program in a thread of its own, which the one that calls it wakes before it goes to
+    sleep. While both are awake a new thread finds no idle core, and the system puts it behind the
+    one that makes it: the first kernel of a program had one core less for some two milliseconds.
+    """
+    f = Function(m, "elsewhere", [("attributes", "ptr")], "ptr")
+    m.declare("sched_getaffinity", "i32", ["i32", INT, "ptr"])
+    m.declare("sched_getcpu", "i32", [])
+    m.declare("pthread_attr_init", "i32", ["ptr"])
+    m.declare("pthread_attr_setaffinity_np", "i32", ["ptr", INT, "ptr"])
+    allowed = f.array(INT, PROCESSORS // 8)
+    which = f"i64 {PROCESSORS}", f"ptr {allowed}"
+    failed = f.call("sched_getaffinity", "i32 0", *which, result="i32")
+    number = f.let(f"sext i32 {f.call('sched_getcpu', result='i32')} to i64")
+    known = f.compare("ult", number, 8 * PROCESSORS)
+    known = f.let(f"and i1 {known}, {f.compare('eq', failed, 0, 'i32')}")
+    number = f.choose(known, number, "0")
+    word = f.at(allowed, f.div(number, 64), 8)
+    here = f.let(f"shl i64 1, {f.let(f'urem i64 {number}, 64')}")
+    f.store(f.let(f"and i64 {f.load(word, INT)}, {f.let(f'xor i64 {here}, -1')}"), word, INT)
+    left = "0"
+    for i in range(PROCESSORS // 8):
+        left = f.let(f"or i64 {left}, {f.load(f.at(allowed, i, 8), INT)}")
+    known = f.let(f"and i1 {known}, {f.compare('ne', left, 0)}")
+    f.call("pthread_attr_init", "ptr %attributes", result="i32")
+    failed = f.call("pthread_attr_setaffinity_np", "ptr %attributes", *which, result="i32")
+    known = f.let(f"and i1 {known}, {f.compare('eq', failed, 0, 'i32')}")
+    f.done(f.choose(known, "%attributes", "null", "ptr"))
 
 
 def write_barrier(m: Module) -> None:
@@ -107,7 +148,14 @@ def write_run(m: Module, cores: int) -> None:
     if cores > 1 and available():
         wanted = f.load(slot(THREADS), INT)
         handles, given = f.array(INT, cores), f.array(INT, 2 * cores)
-        count = f.array(INT, 1)
+        count, where = f.array(INT, 1), f.array("ptr", 1)
+        attributes = f.array(INT, ATTRIBUTES // 8)
+        several = f.compare("sgt", wanted, 1)
+        f.store("null", where, "ptr")
+        if placed():
+            write_elsewhere(m)
+            with f.when(several):
+                f.store(f.call("elsewhere", f"ptr {attributes}", result="ptr"), where, "ptr")
         f.store("1", count, INT)
         with f.loop(1, wanted):
             number = f.load(count, INT)
@@ -115,10 +163,14 @@ def write_run(m: Module, cores: int) -> None:
             f.store(number, one, INT)
             f.store("%context", f.at(one, 1, 8), "ptr")
             m.declare("pthread_create", "i32", ["ptr"] * 4)
-            new = (f"ptr {f.at(handles, number, 8)}", "ptr null", "ptr @start", f"ptr {one}")
-            failed = f.call("pthread_create", *new, result="i32")
+            how = f"ptr {f.load(where, 'ptr')}", "ptr @start", f"ptr {one}"
+            failed = f.call("pthread_create", f"ptr {f.at(handles, number, 8)}", *how, result="i32")
             fine = f.compare("eq", failed, 0, "i32")
             f.store(f.choose(fine, f.add(number, 1), number), count, INT)
+        if placed():
+            m.declare("pthread_attr_destroy", "i32", ["ptr"])
+            with f.when(several):
+                f.call("pthread_attr_destroy", f"ptr {attributes}", result="i32")
         threads = f.load(count, INT)
         with f.when(f.compare("ne", threads, wanted)):
             for index in (THREADS, ROW_GROUPS, UNIT_GROUPS):
