@@ -13,6 +13,10 @@ new h to all blocks of its cluster, twice buffered: each step waits once, until 
 sends each block its part of the derivative by h. So weights are read from global memory once, and
 states never.
 
+Weights that have no room in a cluster are shared by a group of clusters, which exchange h through
+global memory (`jaxrnn.kernels.hopper_tiles`, `hopper_far`). Groups have been interpreted, and
+compiled for an H100, but have never run: "auto" leaves them out.
+
 Products are of bfloat16, or of TF32: once where ``jax_default_matmul_precision`` says
 "tensorfloat32", and else three of them, on float32 split into two, which keeps 22 of its 24 bits.
 Sums, states and pointwise functions are float32.
@@ -32,7 +36,7 @@ import jax.numpy as jnp
 
 from jaxrnn.cells import Cell
 from jaxrnn.kernels import values
-from jaxrnn.kernels.hopper_tiles import CLUSTER, Tiles, choose
+from jaxrnn.kernels.hopper_tiles import PROCESSORS, Tiles, choose
 from jaxrnn.products import rows_product
 from jaxrnn.step import plus
 
@@ -42,6 +46,9 @@ OLDEST, NEWEST = (0, 10, 1), (0, 13)
 
 SCAN_STEP = 6.5
 """Microseconds that a step of a scan takes at least, as measured on an H200."""
+
+GROUPS = False
+"""Whether "auto" takes groups of clusters: not before they have been measured."""
 
 INTERPRET = False
 """Whether to run in Mosaic's interpreter, which needs no GPU."""
@@ -61,10 +68,24 @@ def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | Non
         reason = f"Mosaic has no square root, which {type(cell).__name__} takes"
     if reason is None and tiles_of(cell, dtype, N, H) is None:
         reason = (
-            f"W_hh of H {H} in {name} does not fit into the shared memory of {CLUSTER} blocks "
-            "beside what goes through it"
+            f"W_hh of H {H} in {name} does not fit into the shared memory of {_processors()} "
+            "multiprocessors beside what goes through it"
         )
     return reason
+
+
+def rather_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
+    """Why "auto" should not take them though they can serve, or None."""
+    del T, D
+    tiles = tiles_of(cell, dtype, N, H)
+    if tiles is not None and tiles.K > 1 and not GROUPS:
+        return (
+            f"W_hh takes the shared memory of {tiles.K} clusters, and such kernels have been "
+            'compiled and interpreted but never run on a GPU: backend="kernel" asks for them'
+        )
+    if slower(cell, dtype, N, H):
+        return "so many rows keep the whole processor busy in a scan, too"
+    return None
 
 
 @functools.cache
@@ -91,7 +112,15 @@ def _operations(node: Any) -> frozenset[str]:
 def tiles_of(cell: Cell, dtype: Any, N: int, H: int) -> Tiles | None:
     """How a layer is shared out; None where it does not fit."""
     exact = jnp.dtype(dtype) == jnp.float32 and not tensorfloat32()
-    return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H)
+    return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H, _processors())
+
+
+@functools.cache
+def _processors() -> int:
+    """Multiprocessors of this machine's GPU; without one, of the least that has such kernels."""
+    if jax.default_backend() not in ("gpu", "cuda"):
+        return PROCESSORS
+    return getattr(jax.devices()[0], "core_count", PROCESSORS)
 
 
 def slower(cell: Cell, dtype: Any, N: int, H: int) -> bool:

@@ -205,6 +205,7 @@ class Device:
             first=0,
             count=t.C,
             others=True,
+            steady=t.K > 1,
             transforms=(t.transforms, t.transforms),
         )
 
@@ -247,6 +248,7 @@ class Device:
             stride=size,
             first=first,
             count=count,
+            steady=self.tiles.K > 1,
         )
 
     def wait(self, barriers: Any, s: Any) -> None:

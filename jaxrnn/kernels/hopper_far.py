@@ -112,6 +112,21 @@ def wait(counter: Any, count: Any) -> None:
     run(inline, counter, count)
 
 
+def _rounds(pieces: int) -> list[tuple[int, str]]:
+    """The rounds in which all threads move a piece each: its first, and who takes part."""
+    last = pieces % THREADS
+    rounds = [(start, "") for start in range(0, pieces - last, THREADS)]
+    return rounds + ([(pieces - last, "@few ")] if last else [])
+
+
+_BEGIN = (
+    ".reg .pred few;",
+    ".reg .b32 t, which, word, near, a, b, c, d;",
+    ".reg .b64 there;",
+    "mov.u32 t, %tid.x;",
+)
+
+
 def put(
     source: Any,
     target: Any,
@@ -125,36 +140,41 @@ def put(
     """Write from shared to global memory.
 
     Args:
-        source: pieces of so many bytes, one after the other.
+        source: tiles of so many bytes, one after the other.
         target: where that of number 0 would go.
         bytes_each: a multiple of 16.
-        stride: bytes between the places of two pieces.
-        first: the number of the first piece.
-        count: how many pieces.
+        stride: bytes between the places of two tiles.
+        first: the number of the first tile.
+        count: how many.
         transforms: of the source.
     """
     words = bytes_each // PIECE
 
-    def inline(_: Any, source: Any, target: Any) -> None:
-        text = [
-            ".reg .pred p;",
-            ".reg .b32 t, item, which, word, from, a, b, c, d;",
-            ".reg .b64 to;",
-            "mov.u32 t, %tid.x;",
+    def place(start: int) -> list[str]:
+        """Where a thread's piece of this round goes."""
+        return [
+            f"add.u32 word, t, {start};",
+            f"div.u32 which, word, {words};",
+            f"mul.lo.u32 near, which, {words};",
+            "sub.u32 word, word, near;",
+            f"mad.wide.u32 there, word, {PIECE}, $1;",
+            f"mad.wide.u32 there, which, {stride}, there;",
         ]
-        for start in range(0, count * words, THREADS):
+
+    # Where rounds are whole tiles, or tiles whole rounds, places differ by what is known here.
+    regular = THREADS % words == 0 or words % THREADS == 0
+
+    def inline(_: Any, source: Any, target: Any) -> None:
+        text = [*_BEGIN, f"setp.lt.u32 few, t, {count * words % THREADS};", *place(0)]
+        for start, who in _rounds(count * words):
+            on = first * stride + start // words * stride + start % words * PIECE
+            if not regular:
+                text += place(start)
+                on = first * stride
             text += [
-                f"add.u32 item, t, {start};",
-                f"setp.lt.u32 p, item, {count * words};",
-                f"mad.lo.u32 from, item, {PIECE}, $0;",
-                f"div.u32 which, item, {words};",
-                f"mul.lo.u32 word, which, {words};",
-                "sub.u32 word, item, word;",
-                f"add.u32 which, which, {first};",
-                f"mad.wide.u32 to, word, {PIECE}, $1;",
-                f"mad.wide.u32 to, which, {stride}, to;",
-                "@p ld.shared::cta.v4.b32 {a, b, c, d}, [from];",
-                "@p st.global.v4.b32 [to], {a, b, c, d};",
+                f"mad.lo.u32 near, t, {PIECE}, $0;",
+                f"{who}ld.shared::cta.v4.b32 {{a, b, c, d}}, [near+{start * PIECE}];",
+                f"{who}st.global.v4.b32 [there+{on}], {{a, b, c, d}};",
             ]
         write("\n".join(text), address(source), _far(target))
 
@@ -167,46 +187,42 @@ def get(source: Any, target: Any, count: int, transforms: tuple[Any, ...]) -> No
     ``.cg``: from the cache that all multiprocessors share. It is done when it returns, for this
     thread; `plgpu.commit_smem` makes it so for all.
     """
+    pieces = count // PIECE
 
     def inline(_: Any, source: Any, target: Any) -> None:
         text = [
-            ".reg .pred p;",
-            ".reg .b32 t, item, to;",
-            ".reg .b64 from;",
-            "mov.u32 t, %tid.x;",
+            *_BEGIN,
+            f"setp.lt.u32 few, t, {pieces % THREADS};",
+            f"mad.lo.u32 near, t, {PIECE}, $1;",
+            f"mad.wide.u32 there, t, {PIECE}, $0;",
+            *(
+                f"{who}cp.async.cg.shared.global [near+{on}], [there+{on}], {PIECE};"
+                for on, who in ((start * PIECE, who) for start, who in _rounds(pieces))
+            ),
+            "cp.async.wait_all;",
         ]
-        for start in range(0, count // PIECE, THREADS):
-            text += [
-                f"add.u32 item, t, {start};",
-                f"setp.lt.u32 p, item, {count // PIECE};",
-                f"mad.lo.u32 to, item, {PIECE}, $1;",
-                f"mad.wide.u32 from, item, {PIECE}, $0;",
-                f"@p cp.async.cg.shared.global [to], [from], {PIECE};",
-            ]
-        write("\n".join([*text, "cp.async.wait_all;"]), _far(source), address(target))
+        write("\n".join(text), _far(source), address(target))
 
     run(inline, source, target, transforms=((), transforms))
 
 
 def clear(target: Any, count: int) -> None:
     """Write so many bytes of zeros to global memory, for this block to read."""
+    pieces = count // PIECE
 
     def inline(_: Any, target: Any) -> None:
         text = [
-            ".reg .pred p;",
-            ".reg .b32 t, item, zero;",
-            ".reg .b64 to;",
-            "mov.u32 t, %tid.x;",
-            "mov.u32 zero, 0;",
+            *_BEGIN,
+            f"setp.lt.u32 few, t, {pieces % THREADS};",
+            f"mad.wide.u32 there, t, {PIECE}, $0;",
+            "mov.u32 a, 0;",
+            *(
+                f"{who}st.global.v4.b32 [there+{start * PIECE}], {{a, a, a, a}};"
+                for start, who in _rounds(pieces)
+            ),
+            "barrier.sync 0;",
         ]
-        for start in range(0, count // PIECE, THREADS):
-            text += [
-                f"add.u32 item, t, {start};",
-                f"setp.lt.u32 p, item, {count // PIECE};",
-                f"mad.wide.u32 to, item, {PIECE}, $0;",
-                "@p st.global.v4.b32 [to], {zero, zero, zero, zero};",
-            ]
-        write("\n".join([*text, "barrier.sync 0;"]), _far(target))
+        write("\n".join(text), _far(target))
 
     run(inline, target)
 
@@ -218,39 +234,29 @@ def add(source: Any, target: Any, size: int, count: int) -> None:
     """
     wide = next(w for w in (4, 2, 1) if size // w >= THREADS)
     suffix = {4: ".v4.f32", 2: ".v2.f32", 1: ".f32"}[wide]
-    names = lambda letter: [f"{letter}{i}" for i in range(wide)]  # noqa: E731
     group = lambda regs: f"{{{', '.join(regs)}}}" if wide > 1 else regs[0]  # noqa: E731
     together = min(count, 32 // wide)
+    total = [f"s{i}" for i in range(wide)]
+    loaded = [[f"x{k}_{i}" for i in range(wide)] for k in range(together)]
 
     def inline(_: Any, source: Any, target: Any) -> None:
-        loaded = [[f"x{k}_{i}" for i in range(wide)] for k in range(together)]
-        total = names("s")
         text = [
-            ".reg .pred p;",
-            ".reg .b32 t, item, to;",
-            ".reg .b64 from;",
+            *_BEGIN,
             f".reg .f32 {', '.join([*total, *(r for regs in loaded for r in regs)])};",
-            "mov.u32 t, %tid.x;",
+            f"setp.lt.u32 few, t, {size // wide % THREADS};",
+            f"mad.lo.u32 near, t, {4 * wide}, $1;",
+            f"mad.wide.u32 there, t, {4 * wide}, $0;",
         ]
-        for start in range(0, size // wide, THREADS):
-            text += [
-                f"add.u32 item, t, {start};",
-                f"setp.lt.u32 p, item, {size // wide};",
-                f"mad.lo.u32 to, item, {4 * wide}, $1;",
-                f"mad.wide.u32 from, item, {4 * wide}, $0;",
-                *(f"mov.f32 {r}, 0f00000000;" for r in total),
-            ]
+        for start, who in _rounds(size // wide):
             for begin in range(0, count, together):
                 batch = loaded[: min(together, count - begin)]
                 for k, regs in enumerate(batch):
-                    place = f"[from+{(begin + k) * size * 4}]"
-                    text.append(f"@p ld.relaxed.gpu.global{suffix} {group(regs)}, {place};")
-                text += [
-                    f"@p add.f32 {s}, {s}, {r};"
-                    for regs in batch
-                    for s, r in zip(total, regs, strict=True)
-                ]
-            text.append(f"@p st.shared::cta{suffix} [to], {group(total)};")
+                    on = 4 * ((begin + k) * size + start * wide)
+                    text.append(f"{who}ld.relaxed.gpu.global{suffix} {group(regs)}, [there+{on}];")
+                for k, regs in enumerate(batch):
+                    for t, r in zip(total, regs, strict=True):
+                        text.append(f"add.f32 {t}, {t}, {r};" if begin + k else f"mov.f32 {t}, {r};")
+            text.append(f"{who}st.shared::cta{suffix} [near+{4 * start * wide}], {group(total)};")
         write("\n".join(text), _far(source), address(target))
 
     run(inline, source, target)

@@ -139,6 +139,7 @@ def push(
     first: int,
     count: int,
     others: bool = False,
+    steady: bool = False,
     transforms: tuple[Any, Any] = ((), ()),
 ) -> None:
     """Send to blocks `first` to ``first + count``.
@@ -153,6 +154,8 @@ def push(
         first: the first block.
         count: how many.
         others: leave this block out.
+        steady: places that differ by a number are written as such, if pieces and threads allow it;
+            else the compiler may keep each in a register of its own.
         transforms: of source and target.
     """
     pieces = bytes_each // PIECE
@@ -165,7 +168,31 @@ def push(
             "mov.u32 me, %cluster_ctarank;",
             "mad.lo.u32 bar, $3, 8, $2;",
         ]
+        regular = steady and (THREADS % pieces == 0 or pieces % THREADS == 0)
+        if regular:
+            text += [
+                f"div.u32 item, t, {pieces};",
+                f"mul.lo.u32 piece, item, {pieces};",
+                "sub.u32 piece, t, piece;",
+                f"mad.lo.u32 from, piece, {PIECE}, $0;",
+                f"mad.lo.u32 from, item, {stride}, from;",
+                ".reg .b32 place;",
+                f"mad.lo.u32 place, piece, {PIECE}, $1;",
+            ]
         for start in range(0, count * pieces, THREADS):
+            on = start % pieces * PIECE
+            if regular:
+                text += [
+                    f"setp.lt.u32 p, t, {count * pieces - start};",
+                    f"add.u32 peer, item, {first + start // pieces};",
+                    *(["setp.ne.and.u32 p, peer, me, p;"] if others else []),
+                    f"@p ld.shared::cta.v4.b32 {{a, b, c, d}}, [from+{start // pieces * stride + on}];",
+                    "@p mapa.shared::cluster.u32 to, place, peer;",
+                    "@p mapa.shared::cluster.u32 their, bar, peer;",
+                    "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+                    f"[to+{on}], {{a, b, c, d}}, [their];",
+                ]
+                continue
             text += [
                 f"add.u32 item, t, {start};",
                 f"setp.lt.u32 p, item, {count * pieces};",
