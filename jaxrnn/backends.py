@@ -97,7 +97,8 @@ TABLE = (
         *(("projection", "all states", "masks"), "reverse mode once", False),
     ),
     Row(
-        *("kernel", "cuda", "elementwise", ("float32", "bfloat16"), "W_hh in shared memory; Hopper"),
+        *("kernel", "cuda", "elementwise"),
+        *(("float32", "bfloat16", "float16"), "W_hh in shared memory; Hopper"),
         *(("projection", "all states"), "reverse mode once", True),
     ),
     Row(

@@ -137,9 +137,9 @@ def test_clusters_of_rows(called: Any) -> None:
         (cells.LSTM(), jnp.float32, (3, 3, 4, 44), (2, 4, 2, 16, 16, 2), True, False),
         (cells.Elman(), jnp.float32, (3, 18, 2, 30), (2, 4, 2, 8, 16, 2), False, True),
         (cells.GRU(), jnp.bfloat16, (4, 3, 4, 40), (1, 2, 1, 16, 16, 3), True, True),
-        (cells.LSTM(), jnp.bfloat16, (3, 3, 4, 64), (1, 2, 2, 16, 16, 2), False, False),
+        (cells.LSTM(), jnp.float16, (3, 3, 4, 64), (1, 2, 2, 16, 16, 2), False, False),
     ],
-    ids=["LSTM", "rows", "alone", "bfloat16"],
+    ids=["LSTM", "rows", "bfloat16, alone", "float16"],
 )
 def test_a_group_of_clusters(
     called: Any,
@@ -155,7 +155,7 @@ def test_a_group_of_clusters(
     forced = hopper_tiles.Tiles(len(cell.gates), *tiles)
     monkeypatch.setattr(hopper, "tiles_of", lambda *_: forced)
     kernel, scan = both(cell, sizes, dtype, masked, reverse)
-    close(kernel, scan, 1e-5 if dtype == jnp.float32 else 0.1)
+    close(kernel, scan, {jnp.float32: 1e-5, jnp.float16: 1e-2, jnp.bfloat16: 0.1}[dtype])
     assert {name for name, _ in called} == {"rnn_forward", "rnn_backward"}
 
 
@@ -175,9 +175,8 @@ def test_units_that_are_padding_reach_nothing(called: Any) -> None:
         (cells.GRU(), jnp.float32, (5, 7, 3, 100), None),
         (cells.Elman(), jnp.float32, (5, 40, 3, 256), "tensorfloat32"),
         (cells.LSTM(), jnp.bfloat16, (5, 64, 3, 1024), None),  # 16 clusters of 4 blocks
-        (cells.LSTM(), jnp.float32, (5, 8, 3, 512), "tensorfloat32"),  # and of one
     ],
-    ids=["LSTM", "wide", "GRU", "TF32", "group", "group of TF32"],
+    ids=["LSTM", "wide", "GRU", "TF32", "group"],
 )
 def test_lowered_for_a_gpu(cell: Any, dtype: Any, sizes: Any, precision: Any) -> None:
     """Forward and backward kernel, with peer memory and all, in a program for such a machine."""

@@ -17,7 +17,7 @@ Weights that have no room in a cluster are shared by a group of clusters, which 
 global memory (`jaxrnn.kernels.hopper_tiles`, `hopper_far`). Groups have been interpreted, and
 compiled for an H100, but have never run: "auto" leaves them out.
 
-Products are of bfloat16, or of TF32: once where ``jax_default_matmul_precision`` says
+Products are of bfloat16, of float16, or of TF32: once where ``jax_default_matmul_precision`` says
 "tensorfloat32", and else three of them, on float32 split into two, which keeps 22 of its 24 bits.
 Sums, states and pointwise functions are float32.
 
@@ -40,7 +40,7 @@ from jaxrnn.kernels.hopper_tiles import PROCESSORS, Tiles, choose
 from jaxrnn.products import rows_product
 from jaxrnn.step import plus
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 OLDEST, NEWEST = (0, 10, 1), (0, 13)
 """The versions of JAX whose Mosaic GPU these kernels are written for: from, and below."""
 
@@ -68,7 +68,7 @@ def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | Non
         reason = f"Mosaic has no square root, which {type(cell).__name__} takes"
     if reason is None and tiles_of(cell, dtype, N, H) is None:
         reason = (
-            f"W_hh of H {H} in {name} does not fit into the shared memory of {_processors()} "
+            f"W_hh of H {H} in {name} does not fit into the shared memory of {processors()} "
             "multiprocessors beside what goes through it"
         )
     return reason
@@ -112,11 +112,11 @@ def _operations(node: Any) -> frozenset[str]:
 def tiles_of(cell: Cell, dtype: Any, N: int, H: int) -> Tiles | None:
     """How a layer is shared out; None where it does not fit."""
     exact = jnp.dtype(dtype) == jnp.float32 and not tensorfloat32()
-    return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H, _processors())
+    return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H, processors())
 
 
 @functools.cache
-def _processors() -> int:
+def processors() -> int:
     """Multiprocessors of this machine's GPU; without one, of the least that has such kernels."""
     if jax.default_backend() not in ("gpu", "cuda"):
         return PROCESSORS

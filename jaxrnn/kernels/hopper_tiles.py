@@ -124,8 +124,7 @@ class Tiles:
     @property
     def M(self) -> int:
         """Rows of the forward product: all gates of the units, in whole products of 64."""
-        rows = self.gates * self.U
-        return _whole(rows, 64) if self.Q == 1 else _whole(self.Q * rows, math.lcm(64, rows))
+        return _whole(self.Q * self.gates * self.U, 64)
 
     @property
     def M_back(self) -> int:
@@ -140,9 +139,10 @@ class Tiles:
     @property
     def chunk_forward(self) -> int:
         """Of the forward product; all, but where its sums are sent on."""
-        if self.Q == 1:
+        least = math.lcm(64, self.gates * self.U)  # whole products that end with a block's rows
+        if self.Q == 1 or self.M % least:
             return self.M
-        return self._chunk(self.M, math.lcm(64, self.gates * self.U), self._forward)
+        return self._chunk(self.M, least, self._forward)
 
     def _chunk(self, whole: int, least: int, size: Callable[[int], int]) -> int:
         pieces = whole // least
