@@ -32,6 +32,7 @@ BLOCKS, CLUSTERS = "units", "rows"
 _NEW = "out_type" in inspect.signature(plgpu.kernel).parameters
 _RESULTS, _SCRATCH = ("out_type", "scratch_types") if _NEW else ("out_shape", "scratch_shapes")
 _AT = inspect.signature(plgpu.load).parameters.get("idx")
+_STORE: Any = getattr(plgpu, "store", None)
 _INDEX: tuple[Any, ...] = ((),) if _AT is not None and _AT.default is _AT.empty else ()
 
 
@@ -161,6 +162,13 @@ class Device:
             return acc[...]
 
         return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((rows, self.tiles.L), jnp.float32))
+
+    def store(self, sums: Any, value: jax.Array) -> None:
+        """Sums of a product into shared memory."""
+        if _STORE is None or self.tiles.L == 16:
+            sums[...] = value
+        else:  # longer rows share banks, to which newer versions of JAX want a consent
+            _STORE(sums, value, optimized=False)
 
     def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:
         """Copy from global to shared memory, all at once, and wait."""
@@ -325,6 +333,9 @@ class Interpreted(Device):
         for a, b in pairs:  # the interpreter has no products of what is transposed
             total += lax.dot_general(a[...], b[...], contract, precision="highest")
         return total
+
+    def store(self, sums: Any, value: jax.Array) -> None:  # noqa: D102
+        sums[...] = value
 
     def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:  # noqa: D102
         for source, target in pairs:

@@ -66,7 +66,7 @@ def _in_pieces(
         part = device.products(chunk, pairs(pl.ds(m, chunk)))
         if m:
             plgpu.commit_smem()  # all warps have read the sums before
-        sums[...] = part
+        device.store(sums, part)
         plgpu.commit_smem()
         hand(m // each, min((m + chunk) // each, blocks) - m // each)
 
@@ -143,7 +143,7 @@ def forward(
             if Q == 1:
                 which = [(i, j, c) for i, j in _products(tiles) for c in range(P)]
                 pairs = [(w.at[i, c], mine.at[slot, c, j]) for i, j, c in which]
-                sums[...] = device.products(tiles.M, pairs)
+                device.store(sums, device.products(tiles.M, pairs))
                 plgpu.commit_smem()
                 return [_gate(device, sums, g * U) for g in range(gates)]
             device.expect(full, s, gates * U)
