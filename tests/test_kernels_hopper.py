@@ -187,7 +187,9 @@ def test_lowered_for_a_gpu(cell: Any, dtype: Any, sizes: Any, precision: Any) ->
         tiles = hopper.tiles_of(cell, dtype, sizes[1], sizes[3])
     assert text.count("custom_call @mosaic_gpu") == 2
     assert tiles is not None
-    counters = text.count("#stablehlo.output_operand_alias")  # zeros at each call, which a kernel may change
+    counters = text.count(
+        "#stablehlo.output_operand_alias"
+    )  # zeros at each call, which a kernel may change
     assert counters == (2 if tiles.K > 1 else 0)
 
 

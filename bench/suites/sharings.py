@@ -34,7 +34,7 @@ GROUPS = (
     ("rnn", "bfloat16", 32, 1792),
     ("lstm", "bfloat16", 256, 1024),
 )
-"""Layers that have room in a group of clusters only, the last in several groups one after another."""
+"""Layers that have room in a group of clusters only; the last takes several, one after another."""
 
 UNITS, ROWS = (16, 32, 48, 64, 80, 96), (16, 32, 64)
 NAMED = {f"{U} units, {L} rows": (U, L) for U in UNITS for L in ROWS}

@@ -14,9 +14,11 @@ too, unlike cp.async.bulk), so that no fence between proxies is needed here; wha
 memory needs that of `plgpu.commit_smem` before the tensor cores, which are of the async proxy, read
 it. Counters only grow within a launch and are zeros at its beginning.
 
-Whoever waits needs those that it waits for to be on the machine. So a cluster takes its place in the
-order in which clusters begin, and not by its number: of all groups that have begun only the last may
-lack clusters, and these have room as soon as an earlier group has gone, or at once if there is none.
+Whoever waits needs those that it waits for to be on the machine. So a cluster takes its place in
+the order in which clusters begin, and not by its number: of all groups that have begun only the
+last may lack clusters, and these have room as soon as an earlier group has gone, or at once if there
+is none. Two such kernels at the same time might each have the places that the other waits for; XLA
+runs the kernels of a program one after the other, and a GPU shares its time between processes.
 
 Sources: the PTX instruction set, NVIDIA, version 8: memory consistency model; cooperative groups'
 barrier of a grid; places in the order of beginning: D. Merrill and M. Garland, Single-pass parallel
@@ -29,7 +31,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental.mosaic.gpu import utils
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
 
@@ -255,7 +256,9 @@ def add(source: Any, target: Any, size: int, count: int) -> None:
                     text.append(f"{who}ld.relaxed.gpu.global{suffix} {group(regs)}, [there+{on}];")
                 for k, regs in enumerate(batch):
                     for t, r in zip(total, regs, strict=True):
-                        text.append(f"add.f32 {t}, {t}, {r};" if begin + k else f"mov.f32 {t}, {r};")
+                        text.append(
+                            f"add.f32 {t}, {t}, {r};" if begin + k else f"mov.f32 {t}, {r};"
+                        )
             text.append(f"{who}st.shared::cta{suffix} [near+{4 * start * wide}], {group(total)};")
         write("\n".join(text), _far(source), address(target))
 

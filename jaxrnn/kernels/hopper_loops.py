@@ -241,7 +241,14 @@ def backward(
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
     def body(
-        *refs: Any, w: Any, dzs: Any, sums: Any, turned: Any, full: Any, copied: Any, inbox: Any = None
+        *refs: Any,
+        w: Any,
+        dzs: Any,
+        sums: Any,
+        turned: Any,
+        full: Any,
+        copied: Any,
+        inbox: Any = None,
     ) -> None:
         left = list(refs)
         take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
@@ -304,6 +311,7 @@ def backward(
                 to_h = [_when(real, d, nothing) for d in to_h]
             by_gate = device.own(dzs) if Q == 1 else device.own(dzs).at[slot_of(i)]
             mine = by_gate if Q == 1 else by_gate.at[device.rank]
+            block: Any = [()] if Q == 1 else [(q,) for q in range(Q)]
             for g, d in enumerate(to_h):
                 for part, factor in enumerate(factors(d, tiles, dtype)):
                     mine.at[part, g][...] = factor
@@ -311,13 +319,12 @@ def backward(
             if Q > 1:
                 device.share(dzs, full, i, gates)
                 device.wait(full, i)
-            of: Any = lambda q, g: by_gate.at[q, g] if Q == 1 else by_gate.at[g // gates, q, g % gates]  # noqa: E731
             device.announce(full, i + 1)
             _in_pieces(
                 device,
                 (tiles.M_back, tiles.chunk, U, P),
                 lambda rows: [
-                    (w.at[p, g, rows], of(q, g))
+                    (w.at[p, g, rows], by_gate.at[(*block[g // gates], q, g % gates)])
                     for p, q in _products(tiles)
                     for g in range(Q * gates)
                 ],

@@ -186,7 +186,8 @@ def push(
                     f"setp.lt.u32 p, t, {count * pieces - start};",
                     f"add.u32 peer, item, {first + start // pieces};",
                     *(["setp.ne.and.u32 p, peer, me, p;"] if others else []),
-                    f"@p ld.shared::cta.v4.b32 {{a, b, c, d}}, [from+{start // pieces * stride + on}];",
+                    "@p ld.shared::cta.v4.b32 {a, b, c, d}, "
+                    f"[from+{start // pieces * stride + on}];",
                     "@p mapa.shared::cluster.u32 to, place, peer;",
                     "@p mapa.shared::cluster.u32 their, bar, peer;",
                     "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "

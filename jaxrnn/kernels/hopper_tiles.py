@@ -4,9 +4,9 @@ A cluster of C blocks holds W_hh in shared memory, each block the rows (backward
 U units of every gate, and takes L rows of the batch through all steps. Sizes are padded to C*U
 units and whole clusters of rows.
 
-Where that is too much for one cluster, a group of K clusters takes the L rows. Its K*C blocks hold U
-units each, block (k, q) the weights from the units of all blocks (., q) to the gates of the units of
-all blocks (k, .):
+Where that is too much for one cluster, a group of K clusters takes the L rows. Its K*C blocks hold
+U units each, block (k, q) the weights from the units of all blocks (., q) to the gates of the units
+of all blocks (k, .):
 
 .. code-block:: text
 
@@ -242,9 +242,7 @@ def choose(
     return None
 
 
-def sharings(
-    gates: int, itemsize: int, parts: int, H: int, processors: int
-) -> Iterator[Tiles]:
+def sharings(gates: int, itemsize: int, parts: int, H: int, processors: int) -> Iterator[Tiles]:
     """All ways to share H units out: in a cluster, or among so many processors in a group."""
     group = processors > 1
     for U in (8, *UNITS) if group and itemsize == 4 else UNITS:
