@@ -16,9 +16,10 @@ it. Counters only grow within a launch and are zeros at its beginning.
 
 Whoever waits needs those that it waits for to be on the machine. So a cluster takes its place in
 the order in which clusters begin, and not by its number: of all groups that have begun only the
-last may lack clusters, and these have room as soon as an earlier group has gone, or at once if there
-is none. Two such kernels at the same time might each have the places that the other waits for; XLA
-runs the kernels of a program one after the other, and a GPU shares its time between processes.
+last may lack clusters, and these have room as soon as an earlier group has gone, or at once if
+there is none. Two such kernels at the same time might each have the places that the other waits
+for; XLA runs the kernels of a program one after the other, and a GPU shares its time between
+processes.
 
 Sources: the PTX instruction set, NVIDIA, version 8: memory consistency model; cooperative groups'
 barrier of a grid; places in the order of beginning: D. Merrill and M. Garland, Single-pass parallel
