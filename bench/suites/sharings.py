@@ -109,7 +109,7 @@ def build(layer: tuple[str, str, int, int], backward: bool, name: str) -> Conten
     call = compiled(lambda a: hopper.run_forward(a, **how, keep=True), given)
     if backward:
         kept = call(*given)
-        wide = [jnp.cos(a).astype(jnp.float32) for a in (kept[0], *given[5:])]
+        wide = [jnp.cos(kept[0]), *(jnp.cos(a).astype(jnp.float32) for a in given[5:])]
         whole = (*wide, *given[:3], *given[5:], *kept)
         given = (*wide, given[2], *given[5:], *kept)
         wanted = dict(wanted=(False, False, False, True))
