@@ -230,7 +230,7 @@ def test_which_sizes_fit(cell: Any, dtype: Any, H: int, cluster: bool, group: bo
     weights = jax.eval_shape(lambda k: stack.init(k, cell, 8, H, dtype=dtype), jax.random.key(0))
     (auto,) = backends.explain(how, weights, x).choices
     assert auto.backend == ("kernel" if cluster else "scan")
-    if group:
+    if tiles is not None:
         asked = backends.explain(dataclasses.replace(how, backend="kernel"), weights, x)
         assert asked.choices[0].backend == "kernel"
         assert cluster == (tiles.K == 1) == ("never run on a GPU" not in auto.why)

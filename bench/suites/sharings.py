@@ -112,8 +112,8 @@ def build(layer: tuple[str, str, int, int], backward: bool, name: str) -> Conten
         wide = [jnp.cos(kept[0]), *(jnp.cos(a).astype(jnp.float32) for a in given[5:])]
         whole = (*wide, *given[:3], *given[5:], *kept)
         given = (*wide, given[2], *given[5:], *kept)
-        wanted = dict(wanted=(False, False, False, True))
-        expected = jax.jit(lambda *a: fused._backward_reference(*a, **how, **wanted))(*whole)
+        by: dict[str, Any] = dict(wanted=(False, False, False, True))
+        expected = jax.jit(lambda *a: fused._backward_reference(*a, **how, **by))(*whole)
         call = compiled(lambda a: hopper.run_backward(a, **how), given)
     compile_s = perf_counter() - start
 

@@ -32,15 +32,16 @@ class _Through:
     ) -> Any:
         """As `Device.launch`."""
         of: Memory = scratch.pop("exchanged")
+        kind: Any = self
         shape = jax.ShapeDtypeStruct((groups, *of.shape), of.dtype)
 
         def inside(*refs: Any, **own: Any) -> None:
-            *refs, self.exchanged = refs
-            self.enter(groups, own)
-            body(*refs, **own)
+            *given, self.exchanged = refs
+            kind.enter(groups, own)
+            body(*given, **own)
 
         run: Any = super().launch(  # pyright: ignore
-            inside, (*results, shape), scratch | self.more(), groups, name
+            inside, (*results, shape), scratch | kind.more(), groups, name
         )
         return lambda *operands: run(*operands)[:-1]
 

@@ -202,7 +202,7 @@ def forward(
                 rest_out.at[b, me, k - 1][...] = state[k].astype(dtype)
         device.end()
 
-    scratch = dict(
+    scratch: dict[str, Any] = dict(
         w=((tiles.parts, P, tiles.M, U), dtype, tiles.swizzle),
         hs=((tiles.slots, P, tiles.parts, *tiles.tile), dtype, tiles.swizzle),
         sums=((tiles.chunk_forward, tiles.L), jnp.float32, None),
@@ -346,7 +346,7 @@ def backward(
 
     turns = () if Q == 1 else (2, Q)
     inbox = dict(inbox=((2, P, U, tiles.L), jnp.float32, None)) if tiles.K == 1 else {}
-    scratch = dict(
+    scratch: dict[str, Any] = dict(
         w=((tiles.parts, Q * gates, tiles.M_back, U), dtype, tiles.swizzle),
         dzs=((*turns, tiles.parts, gates, *tiles.tile), dtype, tiles.swizzle),
         sums=((tiles.chunk, tiles.L), jnp.float32, None),
