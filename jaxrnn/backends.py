@@ -97,7 +97,8 @@ TABLE = (
         *(("projection", "all states", "masks"), "reverse mode once", False),
     ),
     Row(
-        *("kernel", "cuda", "elementwise", ("float32", "bfloat16"), "W_hh in a cluster; Hopper"),
+        *("kernel", "cuda", "elementwise"),
+        *(("float32", "bfloat16", "float16"), "W_hh in shared memory; Hopper"),
         *(("projection", "all states"), "reverse mode once", True),
     ),
     Row(
@@ -231,9 +232,8 @@ def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> 
         if chosen == "kernel" and platform == "cpu" and _too_short(asked):
             chosen = "scan"
             why = "so few steps and rows are done before a kernel has such large weights in order"
-        elif chosen == "kernel" and platform == "cuda" and _too_many(asked):
-            chosen = "scan"
-            why = "so many rows keep the whole processor busy in a scan, too"
+        elif chosen == "kernel" and (advice := _rather_not(asked, platform)):
+            chosen, why = "scan", advice
         elif not _row(chosen, platform).measured:
             why += f"; not measured on {platform}"
     others = {k: v or "could serve" for k, v in reasons.items() if k != chosen}
@@ -298,10 +298,9 @@ def _too_short(asked: Asked) -> bool:
     return large and asked.T * asked.N < 32
 
 
-def _too_many(asked: Asked) -> bool:
-    from jaxrnn.kernels import hopper
-
-    return hopper.slower(asked.cell, asked.dtype, asked.N, asked.H)
+def _rather_not(asked: Asked, platform: str) -> str | None:
+    sizes = asked.T, asked.N, asked.D, asked.H
+    return kernels.rather_not(platform, asked.cell, asked.dtype, *sizes)
 
 
 class Explanation(NamedTuple):

@@ -55,6 +55,12 @@ def test_sharings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
             found.append(sharings.sharing(name, cells.LSTM(), jnp.bfloat16, 32, 512))
     assert {(t.C, t.U, t.L) for t in found} >= {(16, 32, 16)}
     assert sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 512) in found
+    groups = []
+    for name in sharings.GROUPED:
+        with contextlib.suppress(Unsupported):
+            groups.append(sharings.sharing(name, cells.LSTM(), jnp.bfloat16, 64, 1024))
+    assert sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 64, 1024) in groups
+    assert {t.C for t in groups} == set(hopper_tiles.GROUPED)
     with pytest.raises(Unsupported, match="no room"):
         sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 2048)
 

@@ -7,6 +7,7 @@ that share one, see `jaxrnn.kernels.hopper_device`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import cells, fused
+from jaxrnn import backends, cells, fused, stack
 from jaxrnn.kernels import hopper, hopper_tiles
 from tests.test_fused import close, draw, value_and_pulled
 from tests.test_kernels_tpu import Hostile, MinimalGatedUnit
@@ -130,6 +131,34 @@ def test_clusters_of_rows(called: Any) -> None:
     assert {blocks for _, blocks in called} == {3}
 
 
+@pytest.mark.parametrize(
+    ("cell", "dtype", "sizes", "tiles", "masked", "reverse"),
+    [
+        (cells.LSTM(), jnp.float32, (3, 3, 4, 44), (2, 4, 2, 16, 16, 2), True, False),
+        (cells.Elman(), jnp.float32, (3, 18, 2, 30), (2, 4, 2, 8, 16, 2), False, True),
+        (cells.GRU(), jnp.bfloat16, (4, 3, 4, 40), (1, 2, 1, 16, 16, 3), True, True),
+        (cells.LSTM(), jnp.float16, (3, 3, 4, 64), (1, 2, 2, 16, 16, 2), False, False),
+    ],
+    ids=["LSTM", "rows", "bfloat16, alone", "float16"],
+)
+def test_a_group_of_clusters(
+    called: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    cell: cells.Cell,
+    dtype: Any,
+    sizes: Any,
+    tiles: Any,
+    masked: bool,
+    reverse: bool,
+) -> None:
+    """H goes through global memory, and twice the rows of a group take two of them."""
+    forced = hopper_tiles.Tiles(len(cell.gates), *tiles)
+    monkeypatch.setattr(hopper, "tiles_of", lambda *_: forced)
+    kernel, scan = both(cell, sizes, dtype, masked, reverse)
+    close(kernel, scan, {jnp.float32: 1e-5, jnp.float16: 1e-2, jnp.bfloat16: 0.1}[dtype])
+    assert {name for name, _ in called} == {"rnn_forward", "rnn_backward"}
+
+
 def test_units_that_are_padding_reach_nothing(called: Any) -> None:
     """Even where the cell makes nan of them."""
     kernel, scan = both(Hostile(), SIZES, jnp.float32)
@@ -145,17 +174,23 @@ def test_units_that_are_padding_reach_nothing(called: Any) -> None:
         (cells.LSTM(), jnp.bfloat16, (5, 128, 3, 256), None),  # tiles of 16 units and 32 rows
         (cells.GRU(), jnp.float32, (5, 7, 3, 100), None),
         (cells.Elman(), jnp.float32, (5, 40, 3, 256), "tensorfloat32"),
+        (cells.LSTM(), jnp.bfloat16, (5, 64, 3, 1024), None),  # 16 clusters of 4 blocks
     ],
-    ids=["LSTM", "wide", "GRU", "TF32"],
+    ids=["LSTM", "wide", "GRU", "TF32", "group"],
 )
 def test_lowered_for_a_gpu(cell: Any, dtype: Any, sizes: Any, precision: Any) -> None:
     """Forward and backward kernel, with peer memory and all, in a program for such a machine."""
     with jax.default_matmul_precision(precision):
         f = value_and_pulled("kernel", cell, platform="cuda")
         exported = jax.export.export(f, platforms=["cuda"])(*draw(cell, sizes, dtype))
-    text = exported.mlir_module()
+        text = exported.mlir_module()
+        tiles = hopper.tiles_of(cell, dtype, sizes[1], sizes[3])
     assert text.count("custom_call @mosaic_gpu") == 2
-    assert hopper.tiles_of(cell, dtype, sizes[1], sizes[3]) is not None
+    assert tiles is not None
+    counters = text.count(
+        "#stablehlo.output_operand_alias"
+    )  # zeros at each call, which a kernel may change
+    assert counters == (2 if tiles.K > 1 else 0)
 
 
 def test_a_split_number_keeps_22_bits() -> None:
@@ -173,19 +208,48 @@ def test_a_split_number_keeps_22_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cell", "dtype", "H", "fits"),
+    ("cell", "dtype", "H", "cluster", "group"),
     [
-        (cells.LSTM(), jnp.bfloat16, 512, True),
-        (cells.LSTM(), jnp.bfloat16, 768, False),
-        (cells.GRU(), jnp.bfloat16, 512, True),
-        (cells.LSTM(), jnp.float32, 256, True),
-        (cells.LSTM(), jnp.float32, 512, False),
+        (cells.LSTM(), jnp.bfloat16, 512, True, True),
+        (cells.LSTM(), jnp.bfloat16, 1024, False, True),
+        (cells.LSTM(), jnp.bfloat16, 2048, False, False),
+        (cells.GRU(), jnp.bfloat16, 512, True, True),
+        (cells.Elman(), jnp.bfloat16, 1792, False, True),
+        (cells.LSTM(), jnp.float32, 256, True, True),
+        (cells.LSTM(), jnp.float32, 512, False, True),
+        (cells.LSTM(), jnp.float32, 1024, False, False),
     ],
 )
-def test_which_sizes_fit(cell: Any, dtype: Any, H: int, fits: bool) -> None:
-    reason = hopper.why_not(cell, dtype, 10, 32, 8, H)
-    assert (reason is None) == fits
-    assert fits or f"W_hh of H {H}" in str(reason)
+def test_which_sizes_fit(cell: Any, dtype: Any, H: int, cluster: bool, group: bool) -> None:
+    """Into a cluster, which "auto" takes; into a group of clusters, which is to be asked for."""
+    reason, tiles = hopper.why_not(cell, dtype, 10, 32, 8, H), hopper.tiles_of(cell, dtype, 32, H)
+    assert (reason is None) == (tiles is not None) == group
+    assert group or f"W_hh of H {H}" in str(reason)
+    how = stack.Stack(cell, platform="cuda")
+    x = jax.ShapeDtypeStruct((10, 32, 8), dtype)
+    weights = jax.eval_shape(lambda k: stack.init(k, cell, 8, H, dtype=dtype), jax.random.key(0))
+    (auto,) = backends.explain(how, weights, x).choices
+    assert auto.backend == ("kernel" if cluster else "scan")
+    if tiles is not None:
+        asked = backends.explain(dataclasses.replace(how, backend="kernel"), weights, x)
+        assert asked.choices[0].backend == "kernel"
+        assert cluster == (tiles.K == 1) == ("never run on a GPU" not in auto.why)
+
+
+@pytest.mark.parametrize("C", hopper_tiles.GROUPED)
+def test_a_group_is_on_the_machine_at_once(C: int) -> None:
+    """However its multiprocessors lie in eight parts, each of an even number, at most 18."""
+    rng = np.random.RandomState(0)
+    for processors in (114, 132):
+        for _ in range(200):
+            parts = np.full(8, 18)
+            while parts.sum() > processors:
+                parts[rng.randint(8)] -= 2
+                parts = np.maximum(parts, 0)
+            assert sum(parts // C) >= hopper_tiles.at_least(C, processors)
+    for H in range(16, 1800, 80):
+        tiles = hopper_tiles.choose(cells.GRU(), 2, 1, 64, H, 114)
+        assert tiles is None or tiles.K == 1 or tiles.K * tiles.C <= 114
 
 
 def test_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:

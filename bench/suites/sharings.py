@@ -1,8 +1,9 @@
-"""The kernels for Hopper GPUs alone: each way to share a layer out among a cluster's blocks.
+"""The kernels for Hopper GPUs alone: each way to share a layer out among blocks and clusters.
 
 `jaxrnn` is the sharing that `jaxrnn.kernels.hopper_tiles.choose` takes, by a model of a step's time
 that was fitted to such figures. The products outside the loop and what puts arrays in order around
-it are part of the time, as they are of a call, but small.
+it are part of the time, as they are of a call, but small. Layers that have no room in a cluster are
+shared out among groups of clusters, which "auto" does not take until they have been measured here.
 """
 
 from functools import partial
@@ -24,8 +25,25 @@ LAYERS = (
     ("lstm", "float32", 64, 128),
     ("lstm", "bfloat16", 1024, 256),
 )
+GROUPS = (
+    ("lstm", "bfloat16", 16, 768),
+    ("lstm", "bfloat16", 64, 1024),
+    ("gru", "bfloat16", 32, 1024),
+    ("lstm", "tf32", 32, 512),
+    ("lstm", "float32", 32, 512),
+    ("rnn", "bfloat16", 32, 1792),
+    ("lstm", "bfloat16", 256, 1024),
+)
+"""Layers that have room in a group of clusters only; the last takes several, one after another."""
+
 UNITS, ROWS = (16, 32, 48, 64, 80, 96), (16, 32, 64)
 NAMED = {f"{U} units, {L} rows": (U, L) for U in UNITS for L in ROWS}
+GROUPED = {
+    f"{U} units, {L} rows, clusters of {C}": (U, L, C)
+    for U in (8, 16, 32)
+    for L in ROWS
+    for C in (1, 2, 4)
+}
 
 
 def sharing(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
@@ -41,10 +59,13 @@ def sharing(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
         raise Unsupported("W_hh has no room")
     if name == "jaxrnn":
         return chosen
-    U, L = NAMED[name]
-    C = -(-H // U)
-    tiles = hopper_tiles.Tiles(chosen.gates, chosen.parts, chosen.itemsize, C, U, L)
-    if hopper_tiles.CLUSTER < C or not tiles.fits():
+    most = 1 if name in NAMED else hopper.processors()
+    for tiles in hopper_tiles.sharings(chosen.gates, chosen.itemsize, chosen.parts, H, most):
+        if (tiles.U, tiles.L, tiles.C)[: 2 if most == 1 else 3] == (NAMED | GROUPED)[name]:
+            break
+    else:
+        raise Unsupported("there are too few blocks")
+    if not tiles.fits():
         raise Unsupported("it does not fit")
     return tiles
 
@@ -73,7 +94,7 @@ def build(layer: tuple[str, str, int, int], backward: bool, name: str) -> Conten
     from jaxrnn.kernels import hopper
 
     which, kind, N, H = layer
-    cell: Any = {"lstm": cells.LSTM(), "gru": cells.GRU()}[which]
+    cell: Any = {"lstm": cells.LSTM(), "gru": cells.GRU(), "rnn": cells.Elman()}[which]
     dtype = jnp.dtype(KINDS[kind][0])
     tiles = sharing(name, cell, dtype, N, H)
     how: dict[str, Any] = dict(cell=cell, masked=False, reverse=False)
@@ -88,22 +109,28 @@ def build(layer: tuple[str, str, int, int], backward: bool, name: str) -> Conten
     call = compiled(lambda a: hopper.run_forward(a, **how, keep=True), given)
     if backward:
         kept = call(*given)
-        wide = [jnp.cos(a).astype(jnp.float32) for a in (kept[0], *given[5:])]
+        wide = [jnp.cos(kept[0]), *(jnp.cos(a).astype(jnp.float32) for a in given[5:])]
+        whole = (*wide, *given[:3], *given[5:], *kept)
         given = (*wide, given[2], *given[5:], *kept)
+        by: dict[str, Any] = dict(wanted=(False, False, False, True))
+        expected = jax.jit(lambda *a: fused._backward_reference(*a, **how, **by))(*whole)
         call = compiled(lambda a: hopper.run_backward(a, **how), given)
     compile_s = perf_counter() - start
 
     def check() -> dict[str, float]:
         found = [np.asarray(a, np.float64) for a in call(*given)]
         wanted = [np.asarray(a, np.float64) for a in expected]
-        return {"output": max(map(relative_error, found[:S], wanted))}
+        if not backward:
+            return {"output": max(map(relative_error, found[:S], wanted))}
+        found[:-S] = [dz.sum((0, 1)) for dz in found[:-S]]
+        return {"gradient": max(map(relative_error, found, wanted))}
 
     return Contender(
         run=lambda: jax.block_until_ready(call(*given)),
         compile_s=compile_s,
-        note=f"clusters of {tiles.C} blocks of {tiles.U} units, {tiles.L} rows",
-        check=None if backward else check,
-        no_check="that of the tests" if backward else "",
+        note=f"{f'groups of {tiles.K} ' if tiles.K > 1 else ''}clusters of {tiles.C} blocks of "
+        f"{tiles.U} units, {tiles.L} rows",
+        check=check,
     )
 
 
@@ -113,7 +140,7 @@ def case(layer: tuple[str, str, int, int], backward: bool) -> Case:
     return Case(
         name=f"{cell}-{H}-{N}-{kind}-{'backward' if backward else 'forward'}",
         build=partial(build, layer, backward),
-        peers=("jaxrnn", *NAMED),
+        peers=("jaxrnn", *(GROUPED if layer in GROUPS else NAMED)),
         table="backward" if backward else "forward",
         row=f"{NAMES[cell]} {H}, {N} rows, {kind}",
         detail={"N": N, "T": T, "D": D, "H": H},
@@ -127,10 +154,13 @@ def case(layer: tuple[str, str, int, int], backward: bool) -> Case:
 SUITE = Suite(
     name="sharings",
     about="the kernels for Hopper GPUs alone, shared out among blocks in each way that fits",
-    cases=tuple(case(layer, backward) for layer in LAYERS for backward in (False, True)),
+    cases=tuple(case(layer, backward) for layer in LAYERS + GROUPS for backward in (False, True)),
     quick=(),
     reps=3,
     budget_s=240.0,
     case_s=40.0,
-    notes=("Errors are those of the states against the scan in the same dtype.",),
+    notes=(
+        "Errors are those of the states against the scan in the same dtype, or of the derivatives "
+        "by the biases and the first states.",
+    ),
 )

@@ -5,6 +5,7 @@ A module of kernels has
 .. code-block:: text
 
     why_not(cell, dtype, T, N, D, H)    why they can't serve, or None; dtype is that of x
+    rather_not(cell, dtype, T, N, D, H)     why "auto" should not take them, or None; optional
     run_forward(operands, *, cell, masked, reverse, keep)       as `fused.forward_p`
     run_backward(operands, *, cell, masked, reverse)            dz, and by the first states
 
@@ -48,6 +49,12 @@ def of(platform: str) -> Any:
     """The module of a platform's kernels, or None."""
     found = PLATFORMS.get(platform)
     return found and importlib.import_module(found.module)
+
+
+def rather_not(platform: str, *asked: Any) -> str | None:
+    """Why "auto" should not take a platform's kernels though they can serve, or None."""
+    advice = getattr(of(platform), "rather_not", None)
+    return advice and advice(*asked)
 
 
 def portable(platform: str) -> bool:

@@ -13,7 +13,11 @@ new h to all blocks of its cluster, twice buffered: each step waits once, until 
 sends each block its part of the derivative by h. So weights are read from global memory once, and
 states never.
 
-Products are of bfloat16, or of TF32: once where ``jax_default_matmul_precision`` says
+Weights that have no room in a cluster are shared by a group of clusters, which exchange h through
+global memory (`jaxrnn.kernels.hopper_tiles`, `hopper_far`). Groups have been interpreted, and
+compiled for an H100, but have never run: "auto" leaves them out.
+
+Products are of bfloat16, of float16, or of TF32: once where ``jax_default_matmul_precision`` says
 "tensorfloat32", and else three of them, on float32 split into two, which keeps 22 of its 24 bits.
 Sums, states and pointwise functions are float32.
 
@@ -32,16 +36,19 @@ import jax.numpy as jnp
 
 from jaxrnn.cells import Cell
 from jaxrnn.kernels import values
-from jaxrnn.kernels.hopper_tiles import CLUSTER, Tiles, choose
+from jaxrnn.kernels.hopper_tiles import PROCESSORS, Tiles, choose
 from jaxrnn.products import rows_product
 from jaxrnn.step import plus
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 OLDEST, NEWEST = (0, 10, 1), (0, 13)
 """The versions of JAX whose Mosaic GPU these kernels are written for: from, and below."""
 
 SCAN_STEP = 6.5
 """Microseconds that a step of a scan takes at least, as measured on an H200."""
+
+GROUPS = False
+"""Whether "auto" takes groups of clusters: not before they have been measured."""
 
 INTERPRET = False
 """Whether to run in Mosaic's interpreter, which needs no GPU."""
@@ -61,10 +68,24 @@ def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | Non
         reason = f"Mosaic has no square root, which {type(cell).__name__} takes"
     if reason is None and tiles_of(cell, dtype, N, H) is None:
         reason = (
-            f"W_hh of H {H} in {name} does not fit into the shared memory of {CLUSTER} blocks "
-            "beside what goes through it"
+            f"W_hh of H {H} in {name} does not fit into the shared memory of {processors()} "
+            "multiprocessors beside what goes through it"
         )
     return reason
+
+
+def rather_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
+    """Why "auto" should not take them though they can serve, or None."""
+    del T, D
+    tiles = tiles_of(cell, dtype, N, H)
+    if tiles is not None and tiles.K > 1 and not GROUPS:
+        return (
+            f"W_hh takes the shared memory of {tiles.K} clusters, and such kernels have been "
+            'compiled and interpreted but never run on a GPU: backend="kernel" asks for them'
+        )
+    if slower(cell, dtype, N, H):
+        return "so many rows keep the whole processor busy in a scan, too"
+    return None
 
 
 @functools.cache
@@ -91,7 +112,15 @@ def _operations(node: Any) -> frozenset[str]:
 def tiles_of(cell: Cell, dtype: Any, N: int, H: int) -> Tiles | None:
     """How a layer is shared out; None where it does not fit."""
     exact = jnp.dtype(dtype) == jnp.float32 and not tensorfloat32()
-    return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H)
+    return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H, processors())
+
+
+@functools.cache
+def processors() -> int:
+    """Multiprocessors of this machine's GPU; without one, of the least that has such kernels."""
+    if jax.default_backend() not in ("gpu", "cuda"):
+        return PROCESSORS
+    return getattr(jax.devices()[0], "core_count", PROCESSORS)
 
 
 def slower(cell: Cell, dtype: Any, N: int, H: int) -> bool:
@@ -131,7 +160,7 @@ def run_forward(
     inputs.append(_forward_weights(w_hh, tiles, G))
 
     shape = lambda *axes: jax.ShapeDtypeStruct((*axes, *tiles.tile), x.dtype)  # noqa: E731
-    blocks = (order.clusters, tiles.C)
+    blocks = (order.groups, tiles.blocks)
     results = [shape(T, *blocks, 1)]
     if states > 1:
         results.append(shape(*((T,) if keep else ()), *blocks, states - 1))
@@ -143,7 +172,7 @@ def run_forward(
     body, scratch = hopper_loops.forward(
         device, cell, T, masked, order.padded, reverse, keep, x.dtype
     )
-    run = device.launch(body, tuple(results), scratch, order.clusters, "rnn_forward")
+    run = device.launch(body, tuple(results), scratch, order.groups, "rnn_forward")
     h, *kept = run(*inputs)
     out = [order.rows(h)]
     if states > 1:
@@ -181,7 +210,7 @@ def run_backward(
     inputs.append(_backward_weights(w_hh, tiles, G))
 
     shape = lambda *axes: jax.ShapeDtypeStruct((*axes, *tiles.tile), wide)  # noqa: E731
-    blocks = (order.clusters, tiles.C)
+    blocks = (order.groups, tiles.blocks)
     results = (shape(T, *blocks, G * (1 + cell.split)), shape(*blocks, states))
     device = _device(tiles)
     from jaxrnn.kernels import hopper_loops
@@ -189,7 +218,7 @@ def run_backward(
     body, scratch = hopper_loops.backward(
         device, cell, T, masked, order.padded, reverse, w_hh.dtype
     )
-    run = device.launch(body, results, scratch, order.clusters, "rnn_backward")
+    run = device.launch(body, results, scratch, order.groups, "rnn_backward")
     dz, dfirst = run(*inputs)
     dfirst = order.rows(dfirst[None])[0]
     return [
@@ -207,8 +236,10 @@ def _plan(cell: Cell, dtype: Any, N: int, H: int) -> tuple[Tiles, _Order]:
 
 def _device(tiles: Tiles) -> Any:
     from jaxrnn.kernels.hopper_device import Device, Interpreted
+    from jaxrnn.kernels.hopper_group import Group, InterpretedGroup
 
-    return Interpreted(tiles) if INTERPRET else Device(tiles)
+    kinds = (Interpreted, InterpretedGroup) if INTERPRET else (Device, Group)
+    return kinds[tiles.K > 1](tiles)
 
 
 class _Order:
@@ -216,8 +247,8 @@ class _Order:
 
     def __init__(self, tiles: Tiles, N: int, H: int):
         self.t, self.N, self.H = tiles, N, H
-        self.clusters = -(-N // tiles.L)
-        self.padded = tiles.C * tiles.U > H
+        self.groups = -(-N // tiles.L)
+        self.padded = tiles.units > H
 
     def inside(self) -> list[jax.Array]:
         """Where there are units that are padding, which are none, as tiles of zeros and ones."""
@@ -228,17 +259,17 @@ class _Order:
     def tiles(self, a: jax.Array, count: int) -> jax.Array:
         """Of (T, N, count * H)."""
         t, (T, N, _) = self.t, a.shape
-        clusters = -(-N // t.L)
+        groups = -(-N // t.L)
         a = a.reshape(T, N, count, self.H)
-        padding = (0, 0), (0, clusters * t.L - N), (0, 0), (0, t.C * t.U - self.H)
-        a = jnp.pad(a, padding).reshape(T, clusters, t.L, count, t.C, t.U)
+        padding = (0, 0), (0, groups * t.L - N), (0, 0), (0, t.units - self.H)
+        a = jnp.pad(a, padding).reshape(T, groups, t.L, count, t.blocks, t.U)
         return a.transpose(0, 1, 4, 3, *((2, 5) if t.rows_first else (5, 2)))
 
     def rows(self, a: jax.Array) -> jax.Array:
         """Back to (T, N, count * H)."""
         t, (T, _, _, count) = self.t, a.shape[:4]
         a = a.transpose(0, 1, *((4, 3, 2, 5) if t.rows_first else (5, 3, 2, 4)))
-        a = a.reshape(T, self.clusters * t.L, count, t.C * t.U)
+        a = a.reshape(T, self.groups * t.L, count, t.units)
         return a[:, : self.N, :, : self.H].reshape(T, self.N, count * self.H)
 
     def flags(self, flags: Sequence[jax.Array]) -> list[jax.Array]:
@@ -246,32 +277,34 @@ class _Order:
         if not flags:
             return []
         t, bits = self.t, jnp.stack([flags[0] & 1, flags[0] >> 1], axis=1).astype(jnp.float32)
-        bits = jnp.pad(bits, ((0, 0), (0, 0), (0, self.clusters * t.L - self.N)))
-        bits = bits.reshape(len(bits), 2, self.clusters, t.L).swapaxes(1, 2)
+        bits = jnp.pad(bits, ((0, 0), (0, 0), (0, self.groups * t.L - self.N)))
+        bits = bits.reshape(len(bits), 2, self.groups, t.L).swapaxes(1, 2)
         each = bits[..., None] if t.rows_first else bits[..., None, :]
         return [jnp.broadcast_to(each, (*each.shape[:3], *t.tile))]
 
 
 def _forward_weights(w_hh: jax.Array, t: Tiles, G: int) -> jax.Array:
-    """W_hh as (C, parts, C, M, U): of a block's gates, from each block's units."""
-    w = _padded(w_hh, t, G).transpose(1, 3, 0, 2, 4).reshape(t.C, t.C, G * t.U, t.U)
-    w = jnp.pad(w, ((0, 0), (0, 0), (0, t.M - G * t.U), (0, 0)))
+    """W_hh as (K*C, parts, P, M, U): of the gates of Q blocks, from P blocks' units."""
+    w = _padded(w_hh, t, G).transpose(1, 5, 4, 2, 0, 3, 6)
+    w = w.reshape(t.blocks, t.P, t.Q * G * t.U, t.U)
+    w = jnp.pad(w, ((0, 0), (0, 0), (0, t.M - t.Q * G * t.U), (0, 0)))
     return _parts(w, t)
 
 
 def _backward_weights(w_hh: jax.Array, t: Tiles, G: int) -> jax.Array:
-    """W_hh as (C, parts, G, M_back, U): to all units, from a block's gates."""
-    w = _padded(w_hh, t, G).transpose(1, 0, 3, 4, 2).reshape(t.C, G, t.C * t.U, t.U)
-    w = jnp.pad(w, ((0, 0), (0, 0), (0, t.M_back - t.C * t.U), (0, 0)))
+    """W_hh as (K*C, parts, Q*G, M_back, U): to the units of P blocks, from Q blocks' gates."""
+    w = _padded(w_hh, t, G).transpose(1, 5, 2, 0, 4, 6, 3)
+    w = w.reshape(t.blocks, t.Q * G, t.P * t.U, t.U)
+    w = jnp.pad(w, ((0, 0), (0, 0), (0, t.M_back - t.P * t.U), (0, 0)))
     return _parts(w, t)
 
 
 def _padded(w_hh: jax.Array, t: Tiles, G: int) -> jax.Array:
-    """W_hh (G*H, H) as (G, C, U, C, U)."""
+    """W_hh (G*H, H) as (G, P, Q, U, P, Q, U)."""
     H = w_hh.shape[1]
-    more = (0, t.C * t.U - H)
+    more = (0, t.units - H)
     w = jnp.pad(w_hh.reshape(G, H, H), ((0, 0), more, more))
-    return w.reshape(G, t.C, t.U, t.C, t.U)
+    return w.reshape(G, t.P, t.Q, t.U, t.P, t.Q, t.U)
 
 
 def _parts(w: jax.Array, t: Tiles) -> jax.Array:

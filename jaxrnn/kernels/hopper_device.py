@@ -5,6 +5,8 @@ knows no such stores; there the blocks of a cluster are the threads of one block
 of its shared memory, and to send is to store and to arrive at the receiver's barrier. All else,
 products, tiles in shared memory, barriers, loops, is the same program.
 
+Both are for a single cluster; a group of them is theirs in `jaxrnn.kernels.hopper_group`.
+
 Loading with a layout and the order of arguments differ between the versions of JAX, and only here.
 """
 
@@ -30,6 +32,7 @@ BLOCKS, CLUSTERS = "units", "rows"
 _NEW = "out_type" in inspect.signature(plgpu.kernel).parameters
 _RESULTS, _SCRATCH = ("out_type", "scratch_types") if _NEW else ("out_shape", "scratch_shapes")
 _AT = inspect.signature(plgpu.load).parameters.get("idx")
+_STORE: Any = getattr(plgpu, "store", None)
 _INDEX: tuple[Any, ...] = ((),) if _AT is not None and _AT.default is _AT.empty else ()
 
 
@@ -41,6 +44,13 @@ class Copies(NamedTuple):
 
 class Arrivals(NamedTuple):
     """Barriers in scratch memory, in turns, for what the blocks of a cluster send each other."""
+
+
+class Memory(NamedTuple):
+    """Global memory that a group of clusters exchanges through, for each group; not initialised."""
+
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 def _rows(side: int, vector: int, most: int) -> Any:
@@ -65,7 +75,7 @@ class Device:
         self.by_units = _rows(tiles.L, 1, 64) if tiles.rows_first else self.layout
 
     def launch(
-        self, body: Any, results: Any, scratch: dict[str, Any], clusters: int, name: str
+        self, body: Any, results: Any, scratch: dict[str, Any], groups: int, name: str
     ) -> Any:
         """The kernel as a function of its operands.
 
@@ -73,8 +83,8 @@ class Device:
             body: called with references to operands, results and scratch memory, these by name.
             results: shapes and dtypes.
             scratch: shapes and dtypes of a block's shared memory, with the swizzle or None; or
-                `Copies` or `Arrivals`.
-            clusters: how many.
+                `Copies` or `Arrivals`; for a group of clusters, `Memory` under "exchanged", too.
+            groups: how many clusters, or groups of them.
             name: of the kernel.
         """
         names = list(scratch)
@@ -86,14 +96,14 @@ class Device:
         return plgpu.kernel(
             run,
             **{_RESULTS: results, _SCRATCH: [self._scratch(s) for s in scratch.values()]},
-            grid=(clusters,),
             grid_names=(CLUSTERS,),
             kernel_name=name,
-            **self._mesh(),
+            **self._mesh(groups),
         )
 
-    def _mesh(self) -> dict[str, Any]:
-        return dict(cluster=(self.tiles.C,), cluster_names=(BLOCKS,))
+    def _mesh(self, groups: int) -> dict[str, Any]:
+        t = self.tiles
+        return dict(grid=(groups * t.K,), cluster=(t.C,), cluster_names=(BLOCKS,))
 
     def _scratch(self, what: Any) -> Any:
         if isinstance(what, Copies):
@@ -108,15 +118,23 @@ class Device:
             return plgpu.SMEM(tuple(shape), dtype)
         return plgpu.SMEM(tuple(shape), dtype, transforms=self.tiles.transforms)
 
+    def places(self) -> tuple[Any, Any]:
+        """Which of the blocks that share the units this is, and of which rows."""
+        return self.rank, lax.axis_index(CLUSTERS)
+
     @property
-    def me(self) -> Any:
+    def rank(self) -> Any:
         """Which block of its cluster this is."""
         return lax.axis_index(BLOCKS)
 
     @property
-    def cluster(self) -> Any:
-        """Which cluster this is."""
-        return lax.axis_index(CLUSTERS)
+    def along(self) -> Any:
+        """Which of the blocks that share h."""
+        return self.rank
+
+    def slot(self, s: Any) -> Any:
+        """Which place in shared memory the h of step `s` has."""
+        return slot_of(s)
 
     def own(self, ref: Any) -> Any:
         """This block's part of scratch memory."""
@@ -145,6 +163,13 @@ class Device:
 
         return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((rows, self.tiles.L), jnp.float32))
 
+    def store(self, sums: Any, value: jax.Array) -> None:
+        """Sums of a product into shared memory."""
+        if _STORE is None or self.tiles.L == 16:
+            sums[...] = value
+        else:  # longer rows share banks, to which newer versions of JAX want a consent
+            _STORE(sums, value, optimized=False)
+
     def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:
         """Copy from global to shared memory, all at once, and wait."""
         for source, target in pairs:
@@ -164,14 +189,23 @@ class Device:
         zeros = jnp.zeros((self.tiles.U, self.tiles.L), jnp.float32)
         ref[...] = plgpu.layout_cast(zeros, self.by_units)
 
-    def share(self, ref: Any, barriers: Any, s: Any) -> None:
-        """Send this block's part of `ref` (2, C, parts, tile) to all others, as message `s`."""
+    def spread(self, hs: Any, barriers: Any, s: Any) -> None:
+        """Send this block's h, as message `s`, to all that share it."""
+        self.share(hs, barriers, s, 1)
+
+    def gather(self, hs: Any, barriers: Any, s: Any) -> None:
+        """Until all h of message `s` is here."""
+        del hs
+        self.wait(barriers, s)
+
+    def share(self, ref: Any, barriers: Any, s: Any, tiles: int) -> None:
+        """Send this block's part of `ref` (2, C, so many tiles) to its cluster, as message `s`."""
         t, slot = self.tiles, slot_of(s)
-        count = t.parts * t.U * t.L * t.itemsize
+        count = tiles * t.parts * t.U * t.L * t.itemsize
         peers.expect(barriers, slot, (t.C - 1) * count)
         if t.C == 1:
             return
-        part = ref.at[slot, self.me]
+        part = ref.at[slot, self.rank]
         peers.push(
             *(part, part, barriers, slot),
             bytes_each=count,
@@ -179,28 +213,50 @@ class Device:
             first=0,
             count=t.C,
             others=True,
+            steady=t.K > 1,
             transforms=(t.transforms, t.transforms),
         )
 
-    def nothing(self, barriers: Any) -> None:
-        """Message 0 has no bytes."""
+    def nothing(self, inbox: Any, barriers: Any) -> None:
+        """Parts of dh, message 0: zeros."""
+        for c in range(self.tiles.C):
+            self.clear(self.own(inbox).at[0, c])
         peers.expect(barriers, jnp.int32(0), 0)
 
-    def expect(self, barriers: Any, s: Any) -> None:
-        """Message `s` is one tile of (U, L) from each block."""
-        t, slot = self.tiles, slot_of(s)
-        peers.expect(barriers, slot, t.C * t.U * t.L * 4)
+    def announce(self, barriers: Any, s: Any) -> None:
+        """Parts of dh are to come, as message `s`."""
+        self.expect(barriers, s, self.tiles.U)
 
-    def give(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:
-        """Send rows of U of `sums`, one block's after the other's, as message `s`."""
+    def scatter(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:
+        """Send parts of dh, of one block after the other, to these that share h."""
+        self.give(sums, inbox, barriers, s, first, count, self.tiles.U)
+
+    def scattered(self) -> None:
+        """All parts of dh of a step are sent."""
+
+    def total(self, inbox: Any, barriers: Any, s: Any, scratch: Any) -> jax.Array:
+        """The sum of what message `s` brought, a tile."""
+        self.wait(barriers, s)
+        inbox = self.own(inbox).at[slot_of(s)]
+        return self.collect([[inbox.at[c] for c in range(self.tiles.C)]], [scratch])[0]
+
+    def expect(self, barriers: Any, s: Any, rows: int) -> None:
+        """Message `s` is so many rows of L from each block of the cluster."""
         t, slot = self.tiles, slot_of(s)
-        size = t.U * t.L * 4
+        peers.expect(barriers, slot, t.C * rows * t.L * 4)
+
+    def give(
+        self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int, rows: int
+    ) -> None:
+        """Send so many rows of `sums` to each block, one after the other, as message `s`."""
+        size, slot = rows * self.tiles.L * 4, slot_of(s)
         peers.push(
-            *(sums, inbox.at[slot, self.me], barriers, slot),
+            *(sums, inbox.at[slot, self.rank], barriers, slot),
             bytes_each=size,
             stride=size,
             first=first,
             count=count,
+            steady=self.tiles.K > 1,
         )
 
     def wait(self, barriers: Any, s: Any) -> None:
@@ -208,38 +264,56 @@ class Device:
         peers.wait(barriers, slot_of(s), lax.div(s, jnp.int32(2)))
         plgpu.commit_smem()
 
-    def collect(self, ref: Any, scratch: Any) -> jax.Array:
-        """The sum of a phase's messages (C, U, L), as a tile."""
-        parts = [
-            plgpu.load(ref.at[c], *_INDEX, layout=self.by_units, optimized=False)
-            for c in range(self.tiles.C)
-        ]
-        total = functools.reduce(jnp.add, parts)
+    def collect(self, sources: Sequence[Sequence[Any]], scratch: Sequence[Any]) -> list[jax.Array]:
+        """The sums of tiles (U, L), each as a tile of a state; scratch memory for each."""
+        sums = []
+        for refs in sources:
+            parts = [
+                plgpu.load(ref, *_INDEX, layout=self.by_units, optimized=False) for ref in refs
+            ]
+            sums.append(functools.reduce(jnp.add, parts))
         if not self.tiles.rows_first:
-            return plgpu.layout_cast(total, self.layout)
-        scratch[...] = total
+            return [plgpu.layout_cast(total, self.layout) for total in sums]
+        for ref, total in zip(scratch, sums, strict=True):
+            ref[...] = total
         plgpu.commit_smem()
-        return self.load(scratch, turn=True)
+        return [self.load(ref, turn=True) for ref in scratch]
 
 
 class Interpreted(Device):
     """Mosaic's interpreter."""
 
-    def _mesh(self) -> dict[str, Any]:
+    def _mesh(self, groups: int) -> dict[str, Any]:
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-        return dict(num_threads=self.tiles.C, thread_name=BLOCKS, interpret=InterpretGPUParams())
+        return dict(
+            grid=(groups,),
+            num_threads=self.tiles.blocks,
+            thread_name=BLOCKS,
+            interpret=InterpretGPUParams(),
+        )
 
     def _scratch(self, what: Any) -> Any:
+        t = self.tiles
         if isinstance(what, Copies):
-            return plgpu.Barrier(num_arrivals=self.tiles.C)
+            return plgpu.Barrier(num_arrivals=t.blocks)
         if isinstance(what, Arrivals):
-            return plgpu.Barrier(num_arrivals=self.tiles.C, num_barriers=2 * self.tiles.C)
+            return plgpu.Barrier(num_arrivals=t.C, num_barriers=2 * t.blocks)
         (*shape,), dtype, swizzle = what
-        return self._memory((self.tiles.C, *shape), dtype, swizzle)
+        return self._memory((t.blocks, *shape), dtype, swizzle)
+
+    @property
+    def thread(self) -> Any:
+        """Which block this stands for."""
+        return lax.axis_index(BLOCKS)
+
+    @property
+    def cluster(self) -> list[Any]:
+        """The threads of this cluster."""
+        return list(range(self.tiles.C))
 
     def own(self, ref: Any) -> Any:  # noqa: D102
-        return ref.at[self.me]
+        return ref.at[self.thread]
 
     def raw(self, ref: Any) -> jax.Array:  # noqa: D102
         return ref[...]
@@ -260,6 +334,9 @@ class Interpreted(Device):
             total += lax.dot_general(a[...], b[...], contract, precision="highest")
         return total
 
+    def store(self, sums: Any, value: jax.Array) -> None:  # noqa: D102
+        sums[...] = value
+
     def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:  # noqa: D102
         for source, target in pairs:
             target[...] = source[...]
@@ -273,33 +350,37 @@ class Interpreted(Device):
     def clear(self, ref: Any) -> None:  # noqa: D102
         ref[...] = jnp.zeros((self.tiles.U, self.tiles.L), jnp.float32)
 
-    def share(self, ref: Any, barriers: Any, s: Any) -> None:  # noqa: D102
+    def share(self, ref: Any, barriers: Any, s: Any, tiles: int) -> None:  # noqa: D102
+        del tiles
         slot = slot_of(s)
-        for peer in range(self.tiles.C):
-            ref.at[peer, slot, self.me][...] = ref[self.me, slot, self.me]
+        for peer in self.cluster:
+            ref.at[peer, slot, self.rank][...] = ref[self.thread, slot, self.rank]
             plgpu.barrier_arrive(barriers.at[2 * peer + slot])
 
-    def nothing(self, barriers: Any) -> None:  # noqa: D102
-        for peer in range(self.tiles.C):
+    def nothing(self, inbox: Any, barriers: Any) -> None:  # noqa: D102
+        for c in range(self.tiles.C):
+            self.clear(self.own(inbox).at[0, c])
+        for peer in self.cluster:
             plgpu.barrier_arrive(barriers.at[2 * peer])
 
-    def expect(self, barriers: Any, s: Any) -> None:  # noqa: D102
-        del barriers, s
+    def expect(self, barriers: Any, s: Any, rows: int) -> None:  # noqa: D102
+        del barriers, s, rows
 
-    def give(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:  # noqa: D102
+    def give(  # noqa: D102
+        self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int, rows: int
+    ) -> None:
         slot = slot_of(s)
-        for k in range(count):
-            part = sums[pl.ds(k * self.tiles.U, self.tiles.U)]
-            inbox.at[first + k, slot, self.me][...] = part
-            plgpu.barrier_arrive(barriers.at[2 * (first + k) + slot])
+        for k, peer in enumerate(self.cluster[first : first + count]):
+            inbox.at[peer, slot, self.rank][...] = sums[pl.ds(k * rows, rows)]
+            plgpu.barrier_arrive(barriers.at[2 * peer + slot])
 
     def wait(self, barriers: Any, s: Any) -> None:  # noqa: D102
-        plgpu.barrier_wait(barriers.at[2 * self.me + slot_of(s)])
+        plgpu.barrier_wait(barriers.at[2 * self.thread + slot_of(s)])
 
-    def collect(self, ref: Any, scratch: Any) -> jax.Array:  # noqa: D102
+    def collect(self, sources: Sequence[Sequence[Any]], scratch: Sequence[Any]) -> list[jax.Array]:  # noqa: D102
         del scratch
-        total = functools.reduce(jnp.add, [ref[c] for c in range(self.tiles.C)])
-        return total.T if self.tiles.rows_first else total
+        sums = [functools.reduce(jnp.add, [ref[...] for ref in refs]) for refs in sources]
+        return [total.T if self.tiles.rows_first else total for total in sums]
 
 
 def slot_of(s: Any) -> Any:

@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.cells import Cell
 from jaxrnn.kernels import values
-from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device, slot_of
+from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device, Memory, slot_of
 from jaxrnn.kernels.hopper_tiles import Tiles
 
 AHEAD = False
@@ -43,6 +43,32 @@ def factors(tile: jax.Array, tiles: Tiles, dtype: Any) -> list[jax.Array]:
 def _products(tiles: Tiles) -> list[tuple[int, int]]:
     """Which parts of the weights meet which parts of the other factor; the least first."""
     return [(0, 0)] if tiles.parts == 1 else [(1, 0), (0, 1), (0, 0)]
+
+
+def _in_pieces(
+    device: Device,
+    sizes: tuple[int, int, int, int],
+    pairs: Callable[[Any], list[tuple[Any, Any]]],
+    sums: Any,
+    hand: Callable[[int, int], None],
+) -> None:
+    """A product that goes to several blocks, so many rows to each, as many at a time as have room.
+
+    Args:
+        device: the machine.
+        sizes: all rows; rows at a time; rows of a block; blocks.
+        pairs: what is multiplied for such rows.
+        sums: where they are put.
+        hand: sends them, to so many blocks from that block on.
+    """
+    whole, chunk, each, blocks = sizes
+    for m in range(0, whole, chunk):
+        part = device.products(chunk, pairs(pl.ds(m, chunk)))
+        if m:
+            plgpu.commit_smem()  # all warps have read the sums before
+        device.store(sums, part)
+        plgpu.commit_smem()
+        hand(m // each, min((m + chunk) // each, blocks) - m // each)
 
 
 def _gate(device: Device, sums: Any, first: int) -> jax.Array:
@@ -73,17 +99,19 @@ def forward(
     """
     tiles, graph = device.tiles, values.graph(cell)
     gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
-    C, U = tiles.C, tiles.U
+    P, Q, U = tiles.P, tiles.Q, tiles.U
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
-    def body(*refs: Any, w: Any, hs: Any, sums: Any, full: Any, copied: Any) -> None:
+    def body(
+        *refs: Any, w: Any, hs: Any, sums: Any, full: Any, copied: Any, inbox: Any = None
+    ) -> None:
         left = list(refs)
         take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
         zx, bias, first, flags, inside, weights = map(take, (1, cell.split, 1, masked, padded, 1))
         h_out, rest_out, saved_out = map(take, (1, states > 1, keep and saved))
-        me, b = device.me, device.cluster
+        me, b = device.places()
         w, sums = device.own(w), device.own(sums)
-        pieces = [(p, c) for p in range(tiles.parts) for c in range(C)]
+        pieces = [(p, c) for p in range(tiles.parts) for c in range(P)]
         device.fetch([(weights.at[me, p, c], w.at[p, c]) for p, c in pieces], copied)
 
         device.begin(full)
@@ -105,23 +133,43 @@ def forward(
                 h = _when(marks[0], jnp.zeros_like(h), h)
             mine = device.own(hs)
             for part, factor in enumerate(factors(h, tiles, dtype)):
-                mine.at[slot_of(s), me, part][...] = factor
+                mine.at[device.slot(s), device.along, part][...] = factor
             plgpu.commit_smem()
-            device.share(hs, full, s)
+            device.spread(hs, full, s)
+
+        def product(s: Any) -> list[jax.Array]:
+            """W_hh @ h, the gates of this block."""
+            mine, slot = device.own(hs), device.slot(s)
+            if Q == 1:
+                which = [(i, j, c) for i, j in _products(tiles) for c in range(P)]
+                pairs = [(w.at[i, c], mine.at[slot, c, j]) for i, j, c in which]
+                device.store(sums, device.products(tiles.M, pairs))
+                plgpu.commit_smem()
+                return [_gate(device, sums, g * U) for g in range(gates)]
+            device.expect(full, s, gates * U)
+            _in_pieces(
+                device,
+                (tiles.M, tiles.chunk_forward, gates * U, Q),
+                lambda rows: [
+                    (w.at[i, c, rows], mine.at[slot, c, j])
+                    for i, j in _products(tiles)
+                    for c in range(P)
+                ],
+                sums,
+                lambda first, count: device.give(sums, inbox, full, s, first, count, gates * U),
+            )
+            device.wait(full, s)
+            of = lambda rows: [device.own(inbox).at[slot_of(s), q, rows] for q in range(Q)]  # noqa: E731
+            rows = [pl.ds(g * U, U) for g in range(gates)]
+            return device.collect([of(r) for r in rows], [sums.at[r] for r in rows])
 
         def step(s: Any, carry: Any) -> Any:
             state, fetched = carry
             zs, marks = fetched if AHEAD else inputs(s)
-            t, slot = time(s), slot_of(s)
+            t = time(s)
             following: Any = inputs(s + 1) if AHEAD else ()
-            device.wait(full, s)
-            mine = device.own(hs)
-            sums[...] = device.products(
-                tiles.M,
-                [(w.at[i, c], mine.at[slot, c, j]) for i, j in _products(tiles) for c in range(C)],
-            )
-            plgpu.commit_smem()
-            zh = [_gate(device, sums, g * U) for g in range(gates)]
+            device.gather(hs, full, s)
+            zh = product(s)
             if bias is not None:
                 z = [*zs, *(zh[g] + device.load(bias.at[me, g]) for g in range(gates))]
             else:
@@ -154,13 +202,17 @@ def forward(
                 rest_out.at[b, me, k - 1][...] = state[k].astype(dtype)
         device.end()
 
-    scratch = dict(
-        w=((tiles.parts, C, tiles.M, U), dtype, tiles.swizzle),
-        hs=((2, C, tiles.parts, *tiles.tile), dtype, tiles.swizzle),
-        sums=((tiles.M, tiles.L), jnp.float32, None),
+    scratch: dict[str, Any] = dict(
+        w=((tiles.parts, P, tiles.M, U), dtype, tiles.swizzle),
+        hs=((tiles.slots, P, tiles.parts, *tiles.tile), dtype, tiles.swizzle),
+        sums=((tiles.chunk_forward, tiles.L), jnp.float32, None),
         full=Arrivals(),
-        copied=Copies(tiles.parts * C),
+        copied=Copies(tiles.parts * P),
     )
+    if tiles.K > 1:
+        scratch["exchanged"] = Memory((2, Q, P, tiles.parts, *tiles.tile), dtype)
+    if Q > 1:
+        scratch["inbox"] = ((2, Q, gates * U, tiles.L), jnp.float32, None)
     return body, scratch
 
 
@@ -184,12 +236,19 @@ def backward(
     """
     tiles, graph = device.tiles, values.graph(cell)
     gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
-    C, U, chunk = tiles.C, tiles.U, tiles.chunk
+    P, Q, U = tiles.P, tiles.Q, tiles.U
     given_leaves = sorted(leaf for leaf in values.leaves(cell, "backward") if leaf[0] != "ct")
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
     def body(
-        *refs: Any, w: Any, dzs: Any, sums: Any, turned: Any, inbox: Any, full: Any, copied: Any
+        *refs: Any,
+        w: Any,
+        dzs: Any,
+        sums: Any,
+        turned: Any,
+        full: Any,
+        copied: Any,
+        inbox: Any = None,
     ) -> None:
         left = list(refs)
         take: Any = lambda there: left.pop(0) if there else None  # noqa: E731
@@ -197,16 +256,15 @@ def backward(
             take, (1, 1, 1, saved, masked, padded, 1)
         )
         dz_out, dfirst = left
-        me, b = device.me, device.cluster
-        w, dzs, sums, turned = map(device.own, (w, dzs, sums, turned))
-        pieces = [(p, g) for p in range(tiles.parts) for g in range(gates)]
+        me, b = device.places()
+        w, sums, turned = map(device.own, (w, sums, turned))
+        pieces = [(p, g) for p in range(tiles.parts) for g in range(Q * gates)]
         device.fetch([(weights.at[me, p, g], w.at[p, g]) for p, g in pieces], copied)
 
         device.begin(full)
 
         def received(i: Any) -> jax.Array:
-            device.wait(full, i)
-            return device.collect(device.own(inbox).at[slot_of(i)], turned)
+            return device.total(inbox, full, i, turned)
 
         def leaf(s: Any, name: str, i: int) -> jax.Array:
             if name == "saved":
@@ -251,31 +309,34 @@ def backward(
             if inside is not None:
                 real = device.load(inside.at[me])
                 to_h = [_when(real, d, nothing) for d in to_h]
+            by_gate = device.own(dzs) if Q == 1 else device.own(dzs).at[slot_of(i)]
+            mine = by_gate if Q == 1 else by_gate.at[device.rank]
+            block: Any = [()] if Q == 1 else [(q,) for q in range(Q)]
             for g, d in enumerate(to_h):
                 for part, factor in enumerate(factors(d, tiles, dtype)):
-                    dzs.at[part, g][...] = factor
+                    mine.at[part, g][...] = factor
             plgpu.commit_smem()
-            device.expect(full, i + 1)
-            for m in range(0, tiles.M_back, chunk):
-                pairs = [
-                    (w.at[p, g, pl.ds(m, chunk)], dzs.at[q, g])
+            if Q > 1:
+                device.share(dzs, full, i, gates)
+                device.wait(full, i)
+            device.announce(full, i + 1)
+            _in_pieces(
+                device,
+                (tiles.M_back, tiles.chunk, U, P),
+                lambda rows: [
+                    (w.at[p, g, rows], by_gate.at[(*block[g // gates], q, g % gates)])
                     for p, q in _products(tiles)
-                    for g in range(gates)
-                ]
-                part = device.products(chunk, pairs)
-                if m:
-                    plgpu.commit_smem()  # all warps have read the sums before
-                sums[...] = part
-                plgpu.commit_smem()
-                count = min((m + chunk) // U, C) - m // U
-                device.give(sums, inbox, full, i + 1, m // U, count)
+                    for g in range(Q * gates)
+                ],
+                sums,
+                lambda first, count: device.scatter(sums, inbox, full, i + 1, first, count),
+            )
+            device.scattered()
             return tuple(dold), following
 
         dstate = tuple(device.load(dlast.at[b, me, k]) for k in range(states))
         nothing = device.placed(jnp.zeros_like(dstate[0]))
-        for c in range(C):
-            device.clear(device.own(inbox).at[0, c])
-        device.nothing(full)
+        device.nothing(inbox, full)
         carry = dstate, inputs(jnp.int32(0)) if AHEAD else ()
         dstate, _ = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, carry)
         dstate = (dstate[0] + received(jnp.int32(steps)), *dstate[1:])
@@ -283,13 +344,17 @@ def backward(
             dfirst.at[b, me, k][...] = dstate[k]
         device.end()
 
-    scratch = dict(
-        w=((tiles.parts, gates, tiles.M_back, U), dtype, tiles.swizzle),
-        dzs=((tiles.parts, gates, *tiles.tile), dtype, tiles.swizzle),
-        sums=((chunk, tiles.L), jnp.float32, None),
+    turns = () if Q == 1 else (2, Q)
+    inbox = dict(inbox=((2, P, U, tiles.L), jnp.float32, None)) if tiles.K == 1 else {}
+    scratch: dict[str, Any] = dict(
+        w=((tiles.parts, Q * gates, tiles.M_back, U), dtype, tiles.swizzle),
+        dzs=((*turns, tiles.parts, gates, *tiles.tile), dtype, tiles.swizzle),
+        sums=((tiles.chunk, tiles.L), jnp.float32, None),
         turned=((U, tiles.L), jnp.float32, None),
-        inbox=((2, C, U, tiles.L), jnp.float32, None),
+        **inbox,
         full=Arrivals(),
-        copied=Copies(tiles.parts * gates),
+        copied=Copies(tiles.parts * Q * gates),
     )
+    if tiles.K > 1:
+        scratch["exchanged"] = Memory((2, Q, P, P, U, tiles.L), jnp.float32)
     return body, scratch

@@ -26,19 +26,20 @@ BARRIERS = ((4,), jnp.int32)
 """Shape and dtype of the shared memory of two barriers of 8 bytes."""
 
 
-def _asm(text: str, *operands: Any) -> None:
+def write(text: str, *operands: Any) -> None:
+    """Write PTX into the kernel here, for operands of 32 bits, or of 64."""
     void = ir.Type.parse("!llvm.void")
-    kinds = ",".join("r" for _ in operands)
+    kinds = ",".join("l" if o.type == ir.IntegerType.get_signless(64) else "r" for o in operands)
     llvm.inline_asm(void, list(operands), "{\n" + text + "\n}", kinds, has_side_effects=True)
 
 
-def _address(ref: Any) -> Any:
+def address(ref: Any) -> Any:
     """Where a reference to shared memory begins, as 32 bits."""
     i32 = ir.IntegerType.get_signless(32)
     return llvm.ptrtoint(i32, utils.memref_ptr(ref))
 
 
-def _number(array: Any) -> Any:
+def number(array: Any) -> Any:
     """A scalar of the kernel as a register of 32 bits."""
     value = array.registers.flat[0]
     i32 = ir.IntegerType.get_signless(32)
@@ -50,7 +51,7 @@ def _number(array: Any) -> Any:
 _SCALAR = plgpu.Layout.WG_SPLAT(())
 
 
-def _run(body: Any, *arguments: Any, transforms: tuple[Any, ...] = ()) -> None:
+def run(body: Any, *arguments: Any, transforms: tuple[Any, ...] = ()) -> None:
     """Write `body` into the kernel here, for arguments that are references or else scalars."""
     given = iter(transforms)
     kinds = [
@@ -65,7 +66,7 @@ def begin(barriers: Any) -> None:
     """Make the barriers, and wait until all blocks of the cluster have made theirs."""
 
     def inline(_: Any, ref: Any) -> None:
-        _asm(
+        write(
             """.reg .pred p;
             .reg .b32 t;
             mov.u32 t, %tid.x;
@@ -75,43 +76,43 @@ def begin(barriers: Any) -> None:
             fence.mbarrier_init.release.cluster;
             barrier.cluster.arrive.release.aligned;
             barrier.cluster.wait.acquire.aligned;""",
-            _address(ref),
+            address(ref),
         )
 
-    _run(inline, barriers)
+    run(inline, barriers)
 
 
 def end() -> None:
     """Wait until all blocks of the cluster are here: none leaves while others need it."""
 
     def inline(_: Any) -> None:
-        _asm("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;")
+        write("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;")
 
-    _run(inline)
+    run(inline)
 
 
 def expect(barriers: Any, slot: Any, count: int) -> None:
     """Say how many bytes this phase of a barrier is to get."""
 
     def inline(_: Any, ref: Any, slot: Any) -> None:
-        _asm(
+        write(
             f""".reg .pred p;
             .reg .b32 t, bar;
             mov.u32 t, %tid.x;
             setp.eq.u32 p, t, 0;
             mad.lo.u32 bar, $1, 8, $0;
             @p mbarrier.arrive.expect_tx.shared::cta.b64 _, [bar], {count};""",
-            *(_address(ref), _number(slot)),
+            *(address(ref), number(slot)),
         )
 
-    _run(inline, barriers, slot)
+    run(inline, barriers, slot)
 
 
 def wait(barriers: Any, slot: Any, phase: Any) -> None:
     """Until a phase of a barrier is over; they are numbered from 0, and the last bit is asked."""
 
     def inline(_: Any, ref: Any, slot: Any, phase: Any) -> None:
-        _asm(
+        write(
             """.reg .pred p;
             .reg .b32 bar, bit;
             mad.lo.u32 bar, $1, 8, $0;
@@ -121,10 +122,10 @@ def wait(barriers: Any, slot: Any, phase: Any) -> None:
             @p bra.uni over;
             bra.uni again;
             over:""",
-            *(_address(ref), _number(slot), _number(phase)),
+            *(address(ref), number(slot), number(phase)),
         )
 
-    _run(inline, barriers, slot, phase)
+    run(inline, barriers, slot, phase)
 
 
 def push(
@@ -138,6 +139,7 @@ def push(
     first: int,
     count: int,
     others: bool = False,
+    steady: bool = False,
     transforms: tuple[Any, Any] = ((), ()),
 ) -> None:
     """Send to blocks `first` to ``first + count``.
@@ -152,6 +154,8 @@ def push(
         first: the first block.
         count: how many.
         others: leave this block out.
+        steady: places that differ by a number are written as such, if pieces and threads allow it;
+            else the compiler may keep each in a register of its own.
         transforms: of source and target.
     """
     pieces = bytes_each // PIECE
@@ -164,7 +168,32 @@ def push(
             "mov.u32 me, %cluster_ctarank;",
             "mad.lo.u32 bar, $3, 8, $2;",
         ]
+        regular = steady and (THREADS % pieces == 0 or pieces % THREADS == 0)
+        if regular:
+            text += [
+                f"div.u32 item, t, {pieces};",
+                f"mul.lo.u32 piece, item, {pieces};",
+                "sub.u32 piece, t, piece;",
+                f"mad.lo.u32 from, piece, {PIECE}, $0;",
+                f"mad.lo.u32 from, item, {stride}, from;",
+                ".reg .b32 place;",
+                f"mad.lo.u32 place, piece, {PIECE}, $1;",
+            ]
         for start in range(0, count * pieces, THREADS):
+            on = start % pieces * PIECE
+            if regular:
+                text += [
+                    f"setp.lt.u32 p, t, {count * pieces - start};",
+                    f"add.u32 peer, item, {first + start // pieces};",
+                    *(["setp.ne.and.u32 p, peer, me, p;"] if others else []),
+                    "@p ld.shared::cta.v4.b32 {a, b, c, d}, "
+                    f"[from+{start // pieces * stride + on}];",
+                    "@p mapa.shared::cluster.u32 to, place, peer;",
+                    "@p mapa.shared::cluster.u32 their, bar, peer;",
+                    "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+                    f"[to+{on}], {{a, b, c, d}}, [their];",
+                ]
+                continue
             text += [
                 f"add.u32 item, t, {start};",
                 f"setp.lt.u32 p, item, {count * pieces};",
@@ -182,6 +211,6 @@ def push(
                 "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
                 "[to], {a, b, c, d}, [their];",
             ]
-        _asm("\n".join(text), _address(source), _address(target), _address(ref), _number(slot))
+        write("\n".join(text), address(source), address(target), address(ref), number(slot))
 
-    _run(inline, source, target, barriers, slot, transforms=transforms)
+    run(inline, source, target, barriers, slot, transforms=transforms)
