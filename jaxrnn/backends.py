@@ -229,10 +229,8 @@ def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> 
     why = "asked for"
     if backend == "auto":
         why = f"the first that can serve of {', '.join(tried)}"
-        if chosen == "kernel" and platform == "cpu" and _too_short(asked):
-            chosen = "scan"
-            why = "so few steps and rows are done before a kernel has such large weights in order"
-        elif chosen == "kernel" and (advice := _rather_not(asked, platform)):
+        advice = _rather_not(asked, platform) if chosen == "kernel" else None
+        if advice is not None:
             chosen, why = "scan", advice
         elif not _row(chosen, platform).measured:
             why += f"; not measured on {platform}"
@@ -286,16 +284,6 @@ def _asked(cell: Any, weights: Any, x: Any, options: dict[str, bool]) -> Asked:
     T, N, D = x.shape
     H = sizes_of(cell, weights, D).H
     return Asked(cell, x.dtype, T, N, D, H, frozenset(k for k, on in options.items() if on))
-
-
-def _too_short(asked: Asked) -> bool:
-    """Whether a kernel would take longer to put large weights in order than to use them.
-
-    Measured on two cores: at H 128 and 512 the scan is ahead below some 32 rows in all, up to ten
-    times for a single one; at H 32 hardly ever.
-    """
-    large = len(asked.cell.gates) * asked.H * (asked.D + asked.H) > 1 << 14
-    return large and asked.T * asked.N < 32
 
 
 def _rather_not(asked: Asked, platform: str) -> str | None:
