@@ -247,12 +247,14 @@ def init(
         >>> first.weight_ih.shape, second.bias_hh.shape, first.weight_hr
         ((16, 3), (16,), None)
     """
-    made = _init(
-        *(key, cell, input_size, hidden_size, num_layers),
-        bias=bias,
-        bidirectional=bidirectional,
-        proj_size=proj_size,
-        dtype=dtype,
+    check(cell)
+    # Weights that are drawn and nothing else need no program of their own, see `_drawn_flat`.
+    inits = [cell.draw, *(p.init for p in cell.declared().values())]
+    only_drawn = inits.count(None) == len(inits)
+    only_drawn &= type(cell).initialize is AnyCell.initialize
+    made = (_init if only_drawn else _compiled_init)(
+        *(key, cell, input_size, hidden_size, num_layers, bias, bool(bidirectional)),
+        *(proj_size, dtype),
     )
     # A dict comes out of `jax.jit` in alphabetical order, and not in that of the cell.
     place = {name: index for index, name in enumerate(cell.declared())}
@@ -263,26 +265,12 @@ def init(
     return tuple(w._replace(own=w.own and ordered(w.own)) for w in made)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "cell",
-        "input_size",
-        "hidden_size",
-        "num_layers",
-        "bias",
-        "bidirectional",
-        "proj_size",
-        "dtype",
-    ),
-)
 def _init(
     key: jax.Array,
     cell: AnyCell,
     input_size: int,
     hidden_size: int | tuple[int, ...],
     num_layers: int,
-    *,
     bias: bool,
     bidirectional: bool,
     proj_size: int,
@@ -290,7 +278,6 @@ def _init(
 ) -> tuple[Weights, ...]:
     """See `init`."""
     directions = 2 if bidirectional else 1
-    check(cell)
     sizes = states_of.layer_sizes(
         *(cell, input_size, hidden_size, num_layers), directions=directions, proj_size=proj_size
     )
@@ -305,20 +292,26 @@ def _init(
     alike = [{n: shape for n, shape in layer.items() if n not in apart} for layer in layers]
     counts = [math.prod(shape) for layer in alike for shape in layer.values()]
     one = isinstance(hidden_size, int)
-    drawn = uniform(key, (sum(counts),), hidden_size if one else 1, dtype)
-    parts = iter(jnp.split(drawn, list(itertools.accumulate(counts))[:-1]))
+    drawn, where = _drawn_flat(key, sum(counts), hidden_size if one else 1, dtype)
+    ends = list(itertools.accumulate(counts))
+    parts = (drawn[end - count : end] for count, end in zip(counts, ends))
     keys = (jax.random.fold_in(key, index) for index in itertools.count())
     made = []
     for layer, size in zip(layers, sizes):
-        bound = 1 if one else size.H**-0.5
         named = {
             name: _drawn(apart[name], next(keys), shape, dtype)
             if name in apart
-            else next(parts).reshape(shape) * bound
+            else next(parts).reshape(shape)
             for name, shape in layer.items()
         }
+        if not one:
+            bound = np.asarray(size.H**-0.5, drawn.dtype)
+            named = {n: a if n in apart else a * bound for n, a in named.items()}
         made.append(Weights.of(cell, cell.initialize(named)))
-    return tuple(made)
+    return where(tuple(made))
+
+
+_compiled_init = jax.jit(_init, static_argnums=range(1, 9))
 
 
 def _drawn_by(cell: Any, key: jax.Array, sizes: Sequence[Sizes], dtype: Any) -> tuple[Weights, ...]:
@@ -342,5 +335,28 @@ def _drawn(init: Any, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 def uniform(key: jax.Array, shape: tuple[int, ...], fan: int, dtype: Any = jnp.float32) -> Any:
     """A draw from U(-1/sqrt(fan), 1/sqrt(fan)), PyTorch's bound for recurrent and linear layers."""
+    drawn, where = _drawn_flat(key, math.prod(shape), fan, dtype)
+    return where(drawn.reshape(shape))
+
+
+def _drawn_flat(key: jax.Array, count: int, fan: int, dtype: Any) -> tuple[Any, Any]:
+    """A draw as `uniform` makes it, in one axis, and what puts its parts where it belongs.
+
+    A generator takes longer to compile than to run, so one program serves all counts up to the
+    next round one; what is drawn is taken apart in NumPy, which compiles nothing, unless it is
+    traced. With JAX's own generator the first numbers of a longer draw are those of a shorter.
+    """
+    grain = 1 << max(12, count.bit_length() - 4)  # at most an eighth too many
+    padded = -(-count // grain) * grain
     bound = fan**-0.5 if fan > 0 else 0.0
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    drawn = _uniform(key, bound, padded, jnp.dtype(dtype))
+    if isinstance(drawn, jax.core.Tracer):
+        return drawn[:count], lambda parts: parts
+    there = drawn.sharding if drawn.committed else None
+    put = functools.partial(jax.device_put, device=there, may_alias=False)
+    return jax.device_get(drawn)[:count], put
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _uniform(key: jax.Array, bound: float, count: int, dtype: Any) -> jax.Array:
+    return jax.random.uniform(key, (count,), dtype, -bound, bound)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import safetensors.numpy
 from flax import nnx
 
 import jaxrnn
+from jaxrnn import cells, stack
 from jaxrnn.models import ManyToMany
 from jaxrnn.weights import StateDictError
 from tests.oracle import torch
@@ -521,3 +523,22 @@ def test_a_file_is_replaced_whole_with_the_rights_of_any_new_file(path: Path) ->
     assert path.stat().st_mode == usual
     assert len(list(path.parent.iterdir())) == 2
     jaxrnn.load_safetensors(make("GRU"), path)
+
+
+def test_weights_begin_within_pytorchs_bound_whoever_draws_them() -> None:
+    """The same traced, mapped and by itself; then one more size compiles nothing."""
+    keys = jax.random.split(jax.random.key(3), 2)
+    begin = lambda key: stack.init(key, cells.GRU(), 3, 5, num_layers=2)  # noqa: E731
+    mapped = jax.jit(jax.vmap(begin))(keys)
+    for index, key in enumerate(keys):
+        drawn = begin(key)
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a, b[i]), drawn, mapped)
+    numbers = np.concatenate([np.ravel(a) for a in jax.tree.leaves(drawn)])
+    assert len(set(numbers.tolist())) > 0.99 * len(numbers)
+    assert 0.97 * 5**-0.5 < np.abs(numbers).max() <= 5**-0.5
+    assert abs(numbers.mean()) < 0.1
+    compiled: Any = stack._uniform
+    size = compiled._cache_size()
+    wide = stack.init(keys[0], cells.LSTM(), 3, (5, 7), num_layers=2, bidirectional=True)
+    assert np.abs(wide[3].weight_hh).max() <= 7**-0.5 < np.abs(wide[0].weight_hh).max()
+    assert compiled._cache_size() == size
