@@ -15,11 +15,13 @@ folder, which is gone when the tests end; one given as JAX_COMPILATION_CACHE_DIR
 """
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
 
 import jax
+from jax._src.interpreters import mlir
 
 _QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
@@ -43,6 +45,13 @@ QUICKLY: dict[str, bool | int] = (
     else {}
 )
 """Options of `jax.jit` to compile one function quickly although others are `optimised`."""
+
+# Where in Python each operation of a program comes from is told to nobody.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
+# Each program would make a context of MLIR of its own, a fifth of the time that a small one takes.
+if _KNOWN:
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # The environment, so that the processes which the tests begin compile the same way.
 _flags = os.environ.get("XLA_FLAGS", "").split()

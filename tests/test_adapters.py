@@ -55,16 +55,19 @@ def test_a_cell_in_nnx_rnn_is_the_layer(cell: Any) -> None:
     y, hx = layer(X, lengths=LENGTHS)
     there, back = nnx_cell(layer), nnx_cell(layer, reverse=True)
     both = nnx.Bidirectional(RNN(there), RNN(back), return_carry=True)
-    carries, got = both(X, seq_lengths=LENGTHS)
-    close(jnp.where(VALID, got, 0), y, 1e-12)
+
+    @nnx.jit
+    def run(both: Any, back: Any) -> Any:
+        turned = dict(time_major=True, reverse=True, keep_order=True, return_carry=True)
+        return both(X, seq_lengths=LENGTHS), RNN(back)(X.swapaxes(0, 1), **turned)
+
+    (carries, got), (carry, alone) = jax.tree.map(np.asarray, run(both, back))
+    close(np.where(VALID, got, 0), y, 1e-12)
     close(carries, (last_of(hx), jax.tree.map(lambda s: s[1], hx)), 1e-12)
 
     features = y.shape[-1] // 2
-    carry, got = RNN(back)(
-        X.swapaxes(0, 1), time_major=True, reverse=True, keep_order=True, return_carry=True
-    )
-    whole, hx = layer(X)
-    close(got.swapaxes(0, 1), whole[..., features:], 1e-12)
+    whole, hx = jax.tree.map(np.asarray, layer(X))
+    close(alone.swapaxes(0, 1), whole[..., features:], 1e-12)
     close(carry, jax.tree.map(lambda s: s[1], hx), 1e-12)
 
 
@@ -73,15 +76,18 @@ def test_a_cell_in_linen_rnn_is_the_layer(cell: Any) -> None:
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
     variables = {"params": {"cell": weights_of(layer)}}
     rnn: Any = linen.RNN(ToLinen(cell, H, **WIDE), return_carry=True)
-    carry, got = rnn.apply(variables, X, seq_lengths=LENGTHS)
-    y, hx = layer(X, lengths=LENGTHS)
-    close(jnp.where(VALID, got, 0), y, 1e-12)
-    close(carry, last_of(hx), 1e-12)
 
-    start = jax.tree.map(lambda s: s + 0.3, carry)
-    turned = rnn.apply(
-        variables, X.swapaxes(0, 1), initial_carry=start, time_major=True, return_carry=False
-    )
+    @jax.jit
+    def run(variables: Any) -> Any:
+        carry, got = rnn.apply(variables, X, seq_lengths=LENGTHS)
+        start = jax.tree.map(lambda s: s + 0.3, carry)
+        turned = dict(initial_carry=start, time_major=True, return_carry=False)
+        return carry, got, start, rnn.apply(variables, X.swapaxes(0, 1), **turned)
+
+    carry, got, start, turned = jax.tree.map(np.asarray, run(variables))
+    y, hx = layer(X, lengths=LENGTHS)
+    close(np.where(VALID, got, 0), y, 1e-12)
+    close(carry, last_of(hx), 1e-12)
     close(turned.swapaxes(0, 1), layer(X, jax.tree.map(lambda s: s[None], start))[0], 1e-12)
 
     drawn = jax.eval_shape(rnn.init, jax.random.key(0), X)["params"]["cell"]
@@ -93,20 +99,19 @@ def test_a_cell_in_linen_rnn_is_the_layer(cell: Any) -> None:
 def test_gradients_through_the_loops_of_flax() -> None:
     layer = Recurrent(cells.GRU(), D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
     graph, params = nnx.split(layer)
-    ours = jax.grad(lambda p, x: (nnx.merge(graph, p)(x)[0] ** 2).sum(), (0, 1))(params, X)
+    loss = lambda p, x: (nnx.merge(graph, p)(x)[0] ** 2).sum()  # noqa: E731
+    ours = jax.jit(jax.grad(loss, (0, 1)))(params, X)
     ours = {n: ours[0][n + "_l0"][...] for n in weights_of(layer)}, ours[1]
 
     graph2, params2, rest = nnx.split(RNN(nnx_cell(layer)), nnx.Param, ...)
     h_0 = jnp.zeros((N, H))
-    theirs = jax.grad(
-        lambda p, x: (nnx.merge(graph2, p, rest)(x, initial_carry=h_0) ** 2).sum(), (0, 1)
-    )(params2, X)  # fmt: skip
+    loss = lambda p, x: (nnx.merge(graph2, p, rest)(x, initial_carry=h_0) ** 2).sum()  # noqa: E731
+    theirs = jax.jit(jax.grad(loss, (0, 1)))(params2, X)
     close(({n: theirs[0]["cell"]["cell"][n][...] for n in ours[0]}, theirs[1]), ours, 1e-12)
 
     rnn: Any = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
-    theirs = jax.grad(lambda p, x: (rnn.apply({"params": {"cell": p}}, x) ** 2).sum(), (0, 1))(
-        {n: jnp.asarray(a) for n, a in weights_of(layer).items()}, X
-    )
+    loss = lambda p, x: (rnn.apply({"params": {"cell": p}}, x) ** 2).sum()  # noqa: E731
+    theirs = jax.jit(jax.grad(loss, (0, 1)))(weights_of(layer), X)
     close(theirs, ours, 1e-12)
 
 
@@ -196,18 +201,26 @@ def test_an_nnx_cell_in_a_layer_is_nnx_rnn(make: Any) -> None:
     there = make(D, rngs=nnx.Rngs(3))
     cell = FromNnx(there)
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
-    y, hx = layer(X, lengths=LENGTHS)
     rnn = RNN(there, return_carry=True)
-    carry, got = rnn(X, seq_lengths=LENGTHS)
-    close(y, jnp.where(VALID, got, 0), 1e-12)
-    close(cell.carry(last_of(hx)), carry, 1e-12)
-
     graph, params = nnx.split(layer)
-    ours = jax.grad(lambda p, x: (nnx.merge(graph, p)(x)[0] ** 2).sum(), (0, 1))(params, X)
     graph2, params2, rest = nnx.split(rnn, nnx.Param, ...)
     start = there.initialize_carry((N, D), nnx.Rngs(0))
-    run = lambda p, x: nnx.merge(graph2, p, rest)(x, initial_carry=start)[1]  # noqa: E731
-    theirs = jax.grad(lambda p, x: (run(p, x) ** 2).sum(), (0, 1))(params2, X)
+
+    @jax.jit
+    def our(p: Any, x: Any) -> Any:
+        loss = lambda p, x: (nnx.merge(graph, p)(x)[0] ** 2).sum()  # noqa: E731
+        return nnx.merge(graph, p)(x, lengths=LENGTHS), jax.grad(loss, (0, 1))(p, x)
+
+    @jax.jit
+    def their(p: Any, rest: Any, x: Any) -> Any:
+        run = lambda p, x, **how: nnx.merge(graph2, p, rest)(x, **how)  # noqa: E731
+        loss = lambda p, x: (run(p, x, initial_carry=start)[1] ** 2).sum()  # noqa: E731
+        return run(p, x, seq_lengths=LENGTHS), jax.grad(loss, (0, 1))(p, x)
+
+    (y, hx), ours = jax.tree.map(np.asarray, our(params, X))
+    (carry, got), theirs = jax.tree.map(np.asarray, their(params2, rest, X))
+    close(y, np.where(VALID, got, 0), 1e-12)
+    close(cell.carry(last_of(hx)), carry, 1e-12)
     close(
         [ours[0][n][...] for n in layer.parameter_names],
         jax.tree.leaves(nnx.to_pure_dict(theirs[0]["cell"])),
@@ -227,9 +240,10 @@ def test_a_linen_cell_in_a_layer_is_linen_rnn(kind: Any) -> None:
     leaves = [getattr(layer, n)[...] for n in layer.parameter_names]
     params = jax.tree.unflatten(jax.tree.structure(abstract["params"]), leaves)
     rnn: Any = linen.RNN(module, return_carry=True)
-    carry, got = rnn.apply({"params": {"cell": params}}, X, seq_lengths=LENGTHS)
+    run = jax.jit(lambda p: rnn.apply({"params": {"cell": p}}, X, seq_lengths=LENGTHS))
+    carry, got = run(params)
     y, hx = layer(X, lengths=LENGTHS)
-    close(y, jnp.where(VALID, got, 0), 1e-12)
+    close(y, np.where(VALID, got, 0), 1e-12)
     close(cell.carry(last_of(hx)), carry, 1e-12)
 
 

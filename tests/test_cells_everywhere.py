@@ -25,16 +25,13 @@ from jaxrnn.training import sweep, truncated_bptt
 from tests.test_cells import (
     ALIKE,
     CELLS,
+    KINDS,
     LENGTHS,
     RESETS,
     D,
     H,
     N,
-    Normed,
-    OneGate,
-    Rotation,
     T,
-    ThreeStates,
     X,
     alone,
     close,
@@ -42,7 +39,6 @@ from tests.test_cells import (
     start,
 )
 
-KINDS: list[Any] = [OneGate(), Normed(), ThreeStates(), Rotation()]  # written by a user
 every_kind = pytest.mark.parametrize("cell", KINDS, ids=lambda cell: type(cell).__name__)
 
 

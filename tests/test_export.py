@@ -141,8 +141,8 @@ def learning_job() -> Job:
 
 
 JOBS: dict[str, Callable[[], Job]] = {
-    **{kind.lower(): lambda kind=kind: layer_job(kind) for kind in ("RNN", "LSTM", "GRU")},
-    **{f"{kind.lower()}_vjp": lambda kind=kind: vjp_job(kind) for kind in ("RNN", "LSTM", "GRU")},
+    **{kind.lower(): lambda kind=kind: layer_job(kind) for kind in ("RNN", "LSTM")},
+    **{f"{kind.lower()}_vjp": lambda kind=kind: vjp_job(kind) for kind in ("LSTM", "GRU")},
     "head": head_job,
     "text": text_job,
     "learning": learning_job,

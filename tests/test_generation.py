@@ -64,17 +64,17 @@ def every_sequence(row: int, length: int, eos: int | None, penalty: float) -> li
     """All sequences there are, ended by `eos` or of the full length, the best first."""
     found = []
 
-    def extend(state: Any, token: Any, said: list[int], total: float) -> None:
-        logits, state = table_step(state, jnp.array([token]))
-        logs = np.asarray(jax.nn.log_softmax(logits))[0]
-        for choice, log in enumerate(logs):
+    def extend(state: int, token: int, said: list[int], total: float) -> None:
+        state = (state * 7 + token + 1) % 1009  # as `table_step`
+        logits = 2.0 * np.sin(state * np.array([1.3, 2.9, 5.1]) + np.array([0.0, 1.0, 2.0]))
+        for choice, log in enumerate(logits - np.log(np.exp(logits).sum())):
             sequence, score = [*said, choice], total + log
             if choice == eos or len(sequence) == length:
                 found.append((score / ((5 + len(sequence)) / 6) ** penalty, sequence))
             else:
                 extend(state, choice, sequence, score)
 
-    extend(START[row : row + 1], int(FIRST[row]), [], 0.0)
+    extend(int(START[row]), int(FIRST[row]), [], 0.0)
     return sorted(found, reverse=True)
 
 

@@ -74,18 +74,18 @@ def test_outputs_states_and_gradients_equal_pytorch(case: Case) -> None:
     check(case, "float64")
 
 
-# In float32 the same code runs with other constants: each kind of layer with any two of one layer
-# or two with biases, one direction or both, and a state, rows first, or none.
-SINGLE = [
-    c
-    for c in oracle.CASES
-    if c.steps > oracle.T
-    or (
-        c.num_layers == (2 if c.bias else 1)
-        and c.hx == c.batch_first
-        and c.bias ^ c.bidirectional ^ c.hx
-    )
-]
+# In float32 the same code runs with other constants, compiled as users do, which takes long: each
+# kind of layer with one layer over many steps, biases, both directions and a state, and with two
+# layers and what stands here. Any two options are there in all of theirs, if not of one kind.
+OTHERS = {  # bias, bidirectional, batch_first, hx
+    "RNN_TANH": (False, False, True, True),
+    "RNN_RELU": (False, True, True, False),
+    "LSTM": (False, True, False, True),
+    "LSTM_PROJECTED": (True, False, True, False),
+    "GRU": (False, False, False, False),
+}
+SINGLE = [c for c in oracle.CASES if c.steps > oracle.T]
+SINGLE += [Case(mode, 2, *options) for mode, options in OTHERS.items()]
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
@@ -96,7 +96,7 @@ def test_outputs_states_and_gradients_equal_pytorch_in_single_precision(case: Ca
 
 @pytest.mark.parametrize("case", oracle.RAGGED, ids=lambda case: case.name)
 def test_rows_of_unequal_length_equal_pytorchs_packed_run(case: Case) -> None:
-    """In one layer and two, one direction and both; the lengths are no part of what is compiled."""
+    """In one direction, and in two layers of both; the lengths are no part of what is compiled."""
     check(case, "float64")
 
 
@@ -105,7 +105,7 @@ def test_rematerialisation_changes_no_number(mode: str) -> None:
     check(Case(mode, 1, True, True, False, True, steps=107), "float64", remat=True)
 
 
-@pytest.mark.parametrize("case", (oracle.CASES + oracle.RAGGED)[::13], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", (oracle.CASES + oracle.RAGGED)[::11], ids=lambda case: case.name)
 def test_recorded_numbers_are_those_of_pytorch(case: Case) -> None:
     """Live torch and the recording agree; without torch, the recording holds every case."""
     recorded = oracle.recorded()[case.name]

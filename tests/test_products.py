@@ -49,7 +49,8 @@ def test_it_is_the_plain_product_and_so_are_its_derivatives(
             jax.jacfwd(jax.grad(loss, 1), 1)(w, a),
         )
 
-    close(jax.jit(results, static_argnums=0)(paired), results(product))
+    run = jax.jit(results, static_argnums=0)
+    close(run(paired), run(product))
 
 
 @pytest.mark.parametrize("axes", [(None, 0), (None, 1), (0, None), (0, 1)], ids=str)
@@ -64,7 +65,8 @@ def test_it_maps_over_rows_and_over_models(axes: tuple[int | None, int | None]) 
         pushed = jax.grad(lambda w, a: (mapped(w, a) ** 2).sum(), (0, 1))
         return mapped(w, a), pulled(w, a), pushed(w, a)
 
-    close(results(paired), results(product))
+    run = jax.jit(results, static_argnums=0)
+    close(run(paired), run(product))
 
 
 def test_sums_are_at_least_float32() -> None:
