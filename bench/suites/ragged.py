@@ -273,7 +273,7 @@ SUITE = Suite(
         ),
         *(step_case(cell, batch) for cell in ("lstm", "gru") for batch in (1, 64)),
     ),
-    quick=("128", "step"),
+    quick=("lstm-128-uniform", "gru-128-lognormal", "step"),
     notes=(
         "jaxrnn and torch take the padded batch as it is, and so compute the padding too; jaxrnn "
         "is what the ratios are taken against. +lengths gives the lengths to the layer, +rows "
