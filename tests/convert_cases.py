@@ -55,7 +55,7 @@ class Config:
 
 
 def layer(kind: str, *sizes: int, seed: int = 0, **options: Any) -> Any:
-    """A layer with weights of NumPy: to have them drawn by JAX takes a compilation for each."""
+    """A layer with weights of NumPy, of a seed of its own."""
     made = getattr(jaxrnn, kind.split("_")[0])
     if kind == "RNN_RELU":
         options["nonlinearity"] = "relu"
@@ -75,7 +75,7 @@ def configs(seed: int) -> list[Config]:
             number=number,
             kind=KINDS[number % len(KINDS)],
             input_size=int(random.choice((1, 3, 5))),
-            hidden_size=int(random.choice((1, 2, 4))),  # few shapes to draw initial weights for
+            hidden_size=int(random.choice((1, 2, 4))),
             num_layers=int(random.choice((1, 1, 2, 2, 3))),
             bias=number % 5 > 0,
             batch_first=flag(),

@@ -194,7 +194,7 @@ def test_dtypes(cell: Any, dtype: str, tolerance: float) -> None:
     named = {n: jnp.asarray(a, dtype) for n, a in jaxrnn.state_dict(exact).items()}
 
     def layer(dtype: Any, **options: Any) -> tuple[Any, Any]:
-        """As a function of its parameters, and these; to have them drawn would be compiled."""
+        """As a function of its parameters, and these, which are given and not drawn."""
         make = functools.partial(Recurrent, cell, D, H, param_dtype=dtype, **options)
         graph, params = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
         nnx.replace_by_pure_dict(params, {n: a.astype(dtype) for n, a in named.items()})
