@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxrnn import backends, ragged, skips
 from jaxrnn import states as states_of
@@ -350,7 +351,7 @@ def _drawn_flat(key: jax.Array, count: int, fan: int, dtype: Any) -> tuple[Any, 
     padded = -(-count // grain) * grain
     bound = fan**-0.5 if fan > 0 else 0.0
     drawn = _uniform(key, bound, padded, jnp.dtype(dtype))
-    if isinstance(drawn, jax.core.Tracer):
+    if isinstance(drawn, Tracer):
         return drawn[:count], lambda parts: parts
     there = drawn.sharding if drawn.committed else None
     put = functools.partial(jax.device_put, device=there, may_alias=False)

@@ -107,11 +107,11 @@ def chosen(num_layers: int, bias: bool, bidirectional: bool, batch_first: bool, 
 
 
 CASES = [
-    Case(mode, num_layers, *options)
+    Case(mode, num_layers, bias, bidirectional, batch_first, hx)
     for mode in MODES
     for num_layers in (1, 2, 3)
-    for options in itertools.product((False, True), repeat=4)
-    if chosen(num_layers, *options)
+    for bias, bidirectional, batch_first, hx in itertools.product((False, True), repeat=4)
+    if chosen(num_layers, bias, bidirectional, batch_first, hx)
 ] + [Case(mode, 1, True, True, False, True, steps=107) for mode in MODES]
 
 

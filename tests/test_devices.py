@@ -130,13 +130,13 @@ def test_when_one_is_killed_the_other_ends_and_says_why(tmp_path: Path, killed: 
     while not (tmp_path / "saved" / "step-00000012").exists() and time.monotonic() < limit:
         assert all(job.poll() is None for job in jobs), said(tmp_path, 0) + said(tmp_path, 1)
         time.sleep(0.02)
-    for index in range(2):
-        told = (tmp_path / f"unlike-{index}").read_text()
-        assert "but process 1 has other parameters than process 0" in told
     jobs[killed].kill()
     begun = time.monotonic()
     assert jobs[1 - killed].wait(120) != 0
     assert time.monotonic() - begun < 60
+    for index in range(2):
+        told = (tmp_path / f"unlike-{index}").read_text()
+        assert "but process 1 has other parameters than process 0" in told
     words = said(tmp_path, 1 - killed)
     assert re.search("ProcessLost: another of the 2 processes has ended|another task died", words)
     assert jobs[killed].wait() == -9

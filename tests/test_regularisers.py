@@ -31,7 +31,7 @@ from tests.test_cells import (
 )
 
 D = 3
-KEY = jax.random.key(5, impl="unsafe_rbg")  # which is compiled in a fifth of the time
+KEY = jax.random.key(5, impl="unsafe_rbg")  # which compiles more quickly
 X = jnp.asarray(np.random.RandomState(1).uniform(-1, 1, (T, N, D)))
 
 
