@@ -283,7 +283,9 @@ def _init(
         *(cell, input_size, hidden_size, num_layers), directions=directions, proj_size=proj_size
     )
     sizes = [size for size in sizes for _ in range(directions)]
-    layers = [shapes(cell, size.D, size.H, bias=bias, proj_size=proj_size) for size in sizes]
+    each = [shapes(cell, size.D, size.H, bias=bias, proj_size=proj_size) for size in sizes]
+    # Of Python's own numbers; a size may be NumPy's, or True, as PyTorch allows.
+    layers = [{name: tuple(map(int, shape)) for name, shape in layer.items()} for layer in each]
     for size in dict.fromkeys(sizes):
         check_step(cell, size)
     apart = {name: p.init for name, p in cell.declared().items() if p.init is not None}
@@ -336,6 +338,7 @@ def _drawn(init: Any, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 def uniform(key: jax.Array, shape: tuple[int, ...], fan: int, dtype: Any = jnp.float32) -> Any:
     """A draw from U(-1/sqrt(fan), 1/sqrt(fan)), PyTorch's bound for recurrent and linear layers."""
+    shape = tuple(map(int, shape))
     drawn, where = _drawn_flat(key, math.prod(shape), fan, dtype)
     return where(drawn.reshape(shape))
 
