@@ -118,7 +118,8 @@ CASES = [
 RAGGED = [
     Case(mode, num_layers, True, bidirectional, bidirectional, True, 5, lengths)
     for mode in MODES
-    for num_layers, bidirectional in ((1, False), (2, True))
+    for num_layers in (1, 2)
+    for bidirectional in (False, True)
     for lengths in ((5, 4, 4, 1), (2, 5, 0, 3), (0, 1, 3, 0))  # sorted; not; all short, some empty
 ]
 

@@ -96,7 +96,7 @@ def test_outputs_states_and_gradients_equal_pytorch_in_single_precision(case: Ca
 
 @pytest.mark.parametrize("case", oracle.RAGGED, ids=lambda case: case.name)
 def test_rows_of_unequal_length_equal_pytorchs_packed_run(case: Case) -> None:
-    """In one direction, and in two layers of both; the lengths are no part of what is compiled."""
+    """In one layer and two, one direction and both; the lengths are no part of what is compiled."""
     check(case, "float64")
 
 
