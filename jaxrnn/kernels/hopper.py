@@ -117,10 +117,14 @@ def tiles_of(cell: Cell, dtype: Any, N: int, H: int) -> Tiles | None:
 
 @functools.cache
 def processors() -> int:
-    """Multiprocessors of this machine's GPU; without one, of the least that has such kernels."""
+    """Multiprocessors that a group may take: those of the least of such GPUs, or of a part of one.
+
+    Not those of this machine where it has more: a program may be exported from it, and a group
+    with no room for all of it would wait for ever.
+    """
     if jax.default_backend() not in ("gpu", "cuda"):
         return PROCESSORS
-    return getattr(jax.devices()[0], "core_count", PROCESSORS)
+    return min(PROCESSORS, getattr(jax.devices()[0], "core_count", PROCESSORS))
 
 
 def slower(cell: Cell, dtype: Any, N: int, H: int) -> bool:
