@@ -82,7 +82,8 @@ def test_steps_overwrite_their_state_and_are_traced_once(name: str) -> None:
         state = steps(*state, chunk(batches, start, start + 2))[:3]
         after = jax.tree.leaves(state)
         assert all(a.is_deleted() for a in before)
-        if jax.default_backend() == "cpu":
+        # The first weights were put there by the host, which the first call may not write to.
+        if start and jax.default_backend() == "cpu":
             assert [a.unsafe_buffer_pointer() for a in after] == places
         counts.append(len(traced))
     assert counts[0] == counts[-1]
