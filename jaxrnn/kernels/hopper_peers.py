@@ -160,6 +160,17 @@ def push(
     """
     pieces = bytes_each // PIECE
 
+    def send(source: str, place: str, target: str) -> list[str]:
+        """One piece to a block, if it is to get any: `place` is `target`'s in this block."""
+        return [
+            *(["setp.ne.and.u32 p, peer, me, p;"] if others else []),
+            f"@p ld.shared::cta.v4.b32 {{a, b, c, d}}, [{source}];",
+            f"@p mapa.shared::cluster.u32 to, {place}, peer;",
+            "@p mapa.shared::cluster.u32 their, bar, peer;",
+            "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+            f"[{target}], {{a, b, c, d}}, [their];",
+        ]
+
     def inline(_: Any, source: Any, target: Any, ref: Any, slot: Any) -> None:
         text = [
             ".reg .pred p;",
@@ -180,37 +191,26 @@ def push(
                 f"mad.lo.u32 place, piece, {PIECE}, $1;",
             ]
         for start in range(0, count * pieces, THREADS):
-            on = start % pieces * PIECE
             if regular:
+                on = start % pieces * PIECE
                 text += [
                     f"setp.lt.u32 p, t, {count * pieces - start};",
                     f"add.u32 peer, item, {first + start // pieces};",
-                    *(["setp.ne.and.u32 p, peer, me, p;"] if others else []),
-                    "@p ld.shared::cta.v4.b32 {a, b, c, d}, "
-                    f"[from+{start // pieces * stride + on}];",
-                    "@p mapa.shared::cluster.u32 to, place, peer;",
-                    "@p mapa.shared::cluster.u32 their, bar, peer;",
-                    "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
-                    f"[to+{on}], {{a, b, c, d}}, [their];",
+                    *send(f"from+{start // pieces * stride + on}", "place", f"to+{on}"),
                 ]
-                continue
-            text += [
-                f"add.u32 item, t, {start};",
-                f"setp.lt.u32 p, item, {count * pieces};",
-                f"div.u32 peer, item, {pieces};",
-                f"mul.lo.u32 piece, peer, {pieces};",
-                "sub.u32 piece, item, piece;",
-                f"mad.lo.u32 from, piece, {PIECE}, $0;",
-                f"mad.lo.u32 to, piece, {PIECE}, $1;",
-                f"mad.lo.u32 from, peer, {stride}, from;",
-                f"add.u32 peer, peer, {first};",
-                *(["setp.ne.and.u32 p, peer, me, p;"] if others else []),
-                "@p ld.shared::cta.v4.b32 {a, b, c, d}, [from];",
-                "@p mapa.shared::cluster.u32 to, to, peer;",
-                "@p mapa.shared::cluster.u32 their, bar, peer;",
-                "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
-                "[to], {a, b, c, d}, [their];",
-            ]
+            else:
+                text += [
+                    f"add.u32 item, t, {start};",
+                    f"setp.lt.u32 p, item, {count * pieces};",
+                    f"div.u32 peer, item, {pieces};",
+                    f"mul.lo.u32 piece, peer, {pieces};",
+                    "sub.u32 piece, item, piece;",
+                    f"mad.lo.u32 from, piece, {PIECE}, $0;",
+                    f"mad.lo.u32 to, piece, {PIECE}, $1;",
+                    f"mad.lo.u32 from, peer, {stride}, from;",
+                    f"add.u32 peer, peer, {first};",
+                    *send("from", "to", "to"),
+                ]
         write("\n".join(text), address(source), address(target), address(ref), number(slot))
 
     run(inline, source, target, barriers, slot, transforms=transforms)

@@ -9,11 +9,10 @@ NumPy does the same with its arrays, from the same size on.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import sys
 
 from jaxrnn.native.ir import INT, Function
+from jaxrnn.native.threads import linked
 
 LARGE = 4 << 20
 """Bytes of a result from which on large pages are asked for."""
@@ -22,10 +21,9 @@ PAGE = 2 << 20
 MADV_HUGEPAGE = 14
 
 
-@functools.cache
 def available() -> bool:
     """Whether there is something to ask: Linux has it, and may be told not to listen."""
-    return sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "madvise")
+    return sys.platform.startswith("linux") and linked("madvise")
 
 
 def ask(f: Function, address: str, size: str) -> None:

@@ -37,19 +37,23 @@ class Sharing:
         return self.row_groups * self.unit_groups
 
 
-def available() -> bool:
-    """Whether threads can be started here: by the C library's functions, found in the process."""
+def linked(*names: str) -> bool:
+    """Whether the C library has such functions, found in the process."""
     if sys.platform == "win32":
         return False
     here = ctypes.CDLL(None)
-    return all(hasattr(here, name) for name in ("pthread_create", "pthread_join", "sched_yield"))
+    return all(hasattr(here, name) for name in names)
+
+
+def available() -> bool:
+    """Whether threads can be started here."""
+    return linked("pthread_create", "pthread_join", "sched_yield")
 
 
 def placed() -> bool:
-    """Whether a thread can be told where to run."""
+    """Whether a thread can be told where to run, as on Linux."""
     names = "sched_getcpu", "sched_getaffinity", "pthread_attr_setaffinity_np"
-    here = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    return all(hasattr(here, name) for name in names)
+    return sys.platform.startswith("linux") and linked(*names)
 
 
 def write_elsewhere(m: Module) -> None:
