@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import cells, checks, stack
+from jaxrnn import cells, checks, initial_weights
 from jaxrnn.cells import State
 from jaxrnn.step import advance, gate_inputs, gives_output, outputs, turned
 from jaxrnn.weight_arrays import Weights, completed, sizes_of, zero_state
@@ -66,7 +66,7 @@ class RecurrentCell(nnx.Module):
         self.bias = bias
         self.dtype = dtype
         self.param_dtype = param_dtype
-        (weights,) = stack.init(
+        (weights,) = initial_weights.init(
             rngs.params(), cell, input_size, hidden_size, bias=bool(bias), dtype=param_dtype
         )
         there = weights.named()

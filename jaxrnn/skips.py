@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxrnn import checks
 from jaxrnn.cells import AnyCell, Sizes
+from jaxrnn.initial_weights import uniform
 from jaxrnn.products import rows_product
 
 CHOICES = ("residual", "highway")
@@ -62,8 +63,7 @@ def places(
 
 def init(key: jax.Array, features: int, *, bias: bool = True, dtype: Any = jnp.float32) -> Gate:
     """A gate for E features: the weight from U(-1/sqrt(E), 1/sqrt(E)), the bias `START`."""
-    bound = features**-0.5
-    weight = jax.random.uniform(key, (features, features), dtype, -bound, bound)
+    weight = uniform(key, (features, features), features, dtype)
     return Gate(weight, jnp.full((features,), START, dtype) if bias else None)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from jaxrnn import cells, checks, stack
+from jaxrnn import cells, checks, initial_weights
 from jaxrnn.cells import State
 from jaxrnn.single import RecurrentCell, step
 from jaxrnn.weight_arrays import Weights
@@ -128,13 +128,13 @@ class ToLinen(linen.RNNCellBase):
         features, about = inputs.shape[-1], {"bias": self.bias}
         if self.is_initializing():
             # All of one draw, since the one may depend on the other.
-            (drawn,) = stack.init(
+            (drawn,) = initial_weights.init(
                 self.make_rng("params"), self.cell, features, self.hidden_size,
                 dtype=self.param_dtype, **about,
             )  # fmt: skip
             begin = drawn.named()
         else:
-            shapes = stack.shapes(self.cell, features, self.hidden_size, **about)
+            shapes = initial_weights.shapes(self.cell, features, self.hidden_size, **about)
             begin = {name: jnp.zeros(s, self.param_dtype) for name, s in shapes.items()}
         named = {n: self.param(n, lambda key, value=value: value) for n, value in begin.items()}
         weights = Weights.of(self.cell, named)
