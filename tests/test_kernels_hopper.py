@@ -18,6 +18,7 @@ import pytest
 
 from jaxrnn import backends, cells, fused, stack
 from jaxrnn.kernels import hopper, hopper_tiles
+from jaxrnn.operands import flags_of
 from tests.test_fused import close, draw, value_and_pulled
 from tests.test_kernels_tpu import Hostile, MinimalGatedUnit
 
@@ -63,7 +64,7 @@ def both(
     """
     weights, x, state, masks, (dh, dlast) = draw(cell, sizes, dtype)
     how = dict(cell=cell, masked=masked, reverse=reverse)
-    flags = fused._flags(masks) if masked else ()
+    flags = flags_of(masks) if masked else ()
     wide = [d.astype(jnp.float32) for d in dlast]
 
     def pair(kernel: Any, reference: Any, how: Any, operands: Any) -> Any:
