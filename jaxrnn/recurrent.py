@@ -22,15 +22,14 @@ from jaxrnn import (
     backends,
     calls,
     cells,
-    checks,
     packing,
     ragged,
     regularisers,
     stack,
     states,
+    torch_checks,
     tuning,
 )
-from jaxrnn.options import Options as Options
 from jaxrnn.packing import PackedSequence
 from jaxrnn.parameters import Parameters
 
@@ -106,11 +105,11 @@ class Recurrent(Parameters):
         skip: str | None = None,
         **unknown: Any,
     ):
-        checks.no_such_argument(type(self).__name__, unknown)
+        torch_checks.no_such_argument(type(self).__name__, unknown)
         cells.check(cell)
         hidden_size, num_layers = states.hidden_sizes(hidden_size, num_layers)
         least: Any = hidden_size if not isinstance(hidden_size, tuple) else min(hidden_size)
-        checks.constructor(
+        torch_checks.constructor(
             *(input_size, least, num_layers, bias, batch_first, dropout, proj_size),
             above=0 if type(self) is Recurrent else 1,
         )
@@ -212,7 +211,7 @@ class Recurrent(Parameters):
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
             ragged.nothing_beside_packed(lengths=lengths, resets=resets)
-            checks.packed_input(packed.data)
+            torch_checks.packed_input(packed.data)
             input, lengths = packing.padded(packed)
         x = jnp.asarray(input)
         layout, initial = self.check(x, hx, time_major=packed is not None)
