@@ -73,6 +73,11 @@ def dropout_key(layer: Any, plan: stack.Stack, rngs: Any) -> Any:
             f"{name}={p} is active but there is no random stream: pass rngs= to the "
             "call, or give the constructor rngs with a 'dropout' or 'default' stream"
         )
+    return key_of(source)
+
+
+def key_of(source: Any) -> Any:
+    """A key from an `nnx.Rngs`, whose ``dropout`` stream gives it, from a stream, or the key."""
     if isinstance(source, nnx.Rngs):
         source = source["dropout"]
     return source() if callable(source) else source
