@@ -40,6 +40,8 @@ from jaxrnn.step import Masks, like, turned
 from jaxrnn.tuning import choices
 from jaxrnn.weight_arrays import Weights, completed, sizes_of, zero_state
 
+__all__ = ["Masks", "Plan", "Weights", "unroll"]
+
 
 def unroll(
     cell: AnyCell,

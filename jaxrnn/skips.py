@@ -43,10 +43,21 @@ class Gate(NamedTuple):
 def places(
     skip: str | None, cell: AnyCell, sizes: Sequence[Sizes], directions: int
 ) -> tuple[bool, ...]:
-    """Which of the layers, of these sizes, have a skip.
+    """Which of the layers have a skip.
+
+    Args:
+        skip: one of `CHOICES`, or None.
+        cell: of all layers.
+        sizes: of each layer.
+        directions: F.
 
     Raises:
         ValueError: for an unknown kind, and where no layer can have one.
+
+    Example:
+        >>> from jaxrnn.cells import GRU, Sizes
+        >>> places("residual", GRU(), [Sizes(3, 4, 4), Sizes(4, 4, 4)], directions=1)
+        (False, True)
     """
     if skip is None:
         return (False,) * len(sizes)

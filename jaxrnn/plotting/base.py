@@ -45,7 +45,15 @@ def check_target(
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as its suffix says; what was there before stays until it is written whole."""
+    """Write a figure as its suffix says; what was there before stays until it is written whole.
+
+    Args:
+        figure: what the functions of `jaxrnn.plotting` return, or any of matplotlib's.
+        path: the file, which ends in one of `FORMATS`.
+
+    Raises:
+        ValueError, OSError: as by `check_target`.
+    """
     return write_whole(check_target(path), lambda temporary: figure.savefig(temporary, dpi=120))
 
 

@@ -52,6 +52,11 @@ def heat_maps(
         losses: for a last panel, the loss at each step (steps,) or of several runs (runs, steps).
         loss_label: what the loss is, with its unit.
         runs: the names of the runs.
+
+    Example:
+        >>> one_hot = HeatMap("hello", np.eye(4)[[0, 1, 2, 2, 3]].T, "hello", rows="helo")
+        >>> len(heat_maps([one_hot], title="Letters").axes)  # a map and its scale
+        2
     """
     figure, axes = rows_of_panels(len(panels) + (losses is not None), title)
     if losses is not None:
@@ -91,6 +96,9 @@ def hidden_states(
             do.
         time_label: what the times are, with their unit.
         limit: the end of the colours in every panel; None for the largest magnitude of each.
+
+    Raises:
+        ValueError: for states of other axes, and of other steps than there are `times`.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn

@@ -47,6 +47,12 @@ def predictions(
         time_label: what the abscissae are, with their unit.
         loss_label: what the loss is.
         runs: the names of the runs.
+
+    Example:
+        >>> times = np.linspace(0, 6, 20)
+        >>> panel = Panel("in the end", times, np.sin(times), 0.9 * np.sin(times))
+        >>> len(predictions([panel], [1.0, 0.1, 0.01], title="A sine").axes)
+        2
     """
     figure, axes = rows_of_panels(len(panels) + 1, title)
     for axis, panel in zip(axes, panels):
