@@ -261,11 +261,12 @@ class Recurrent(Parameters):
             input: what the layer would be called with, or its shape.
             resets: whether rows would be reset; lengths change nothing.
             return_all_states: as in a call.
-            platform: "cpu", "cuda", "rocm" or "tpu", also where this machine has none; None for
-                what is computed on here.
+            platform: "cpu", "cuda" (or "gpu"), "rocm" or "tpu", also where this machine has none;
+                None for what is computed on here.
 
         Raises:
-            ValueError: for a backend that the layer asks for and that can't serve: why.
+            ValueError: for a backend that the layer asks for and that can't serve: why; for
+                another platform.
 
         Example:
             >>> import jaxrnn
@@ -273,7 +274,7 @@ class Recurrent(Parameters):
             >>> lstm = jaxrnn.LSTM(3, 4, proj_size=2, rngs=nnx.Rngs(0))
             >>> print(lstm.explain((5, 2, 3), platform="tpu"))
             on tpu:
-            layer 0: scan (the first that can serve of scan)
+            layer 0: scan ("auto" takes no other on tpu)
                 kernel: it does not project h
                 parallel: LSTM is not linear in its state, as a LinearCell is
                 cudnn: there is none for tpu
