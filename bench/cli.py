@@ -184,7 +184,9 @@ def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) 
     target_s, patience_s = (0.02, 2.0) if args.quick else (0.075, 60.0)
     if deadline is not None:
         patience_s = 0.0
-    return Settings(reps, target_s, patience_s, args.quick, deadline, suite.case_s)
+    return Settings(
+        *(reps, target_s, patience_s, args.quick, deadline, suite.case_s, suite.together)
+    )
 
 
 def import_peers(names: Sequence[str]) -> None:
@@ -209,6 +211,8 @@ def measure(
     from bench import ahead, machine, picture, report, runner
     from bench.journal import Journal
     from bench.precision import stated
+    from bench.supervised import end_with_parent
+    from bench.timing import describe
 
     journal = None if args.worker is None else Journal(folder / f"{suite.name}.jsonl")
     settings = settings_of(suite, args, args.worker)
@@ -228,6 +232,7 @@ def measure(
         "header": machine.describe_machine() | {"defaults": stated()},
         "settings": asdict(settings),
         "cases": [case.name for case in kept],
+        "peers": list(peers),
         "peak": [],
         "notes": [*suite.notes, *([ahead.NOTE] if args.ahead else [])],
         "left_out": left_out,
@@ -244,10 +249,14 @@ def measure(
         if case.precision not in peaks:
             dtype, tf32 = case.precision
             size = 1024 if args.quick and dtype != "float32" else None
-            peaks[case.precision] = machine.gemm_peak(dtype=dtype, tf32=tf32, size=size)
-            data["peak"] = list(peaks.values())
+            try:
+                peaks[case.precision] = machine.gemm_peak(dtype=dtype, tf32=tf32, size=size)
+            except Exception as error:  # The layers may fit where it does not.
+                peaks[case.precision] = {}
+                data["notes"].append(f"No GEMM peak in {dtype}: {describe(error)}")
+            data["peak"] = [found for found in peaks.values() if found]
             note()
-        return peaks[case.precision]["flops"]
+        return peaks[case.precision].get("flops")
 
     def finished(records: list[dict[str, Any]]) -> None:
         data["records"] = records
@@ -257,6 +266,7 @@ def measure(
 
     note()
     if args.worker is not None:
+        end_with_parent()
         import_peers([name for name in everyone if name in peers])
     try:
         runner.run_suite(suite, kept, peers, settings, peak, finished, say, journal)
@@ -290,14 +300,19 @@ def supervise(
         if getattr(args, name):
             command += [f"--{name}", str(getattr(args, name))]
     # The last call may end after the deadline; then the process is stopped.
-    silence_s = max(60.0, 2 * suite.case_s)
+    silence_s = max(60.0, 1.5 * suite.case_s)
     with tempfile.TemporaryDirectory() as cache:
         env = None
         if args.ahead:
             env = os.environ | ahead.environment(cache)
             ahead.build_ahead(suite, cases, peers, cache, time.time() + args.ahead, say)
         stop = deadline + min(15.0, 0.1 * budget)
-        done = watched(command, path, stop, silence_s, say, env=env)
+        try:
+            done = watched(command, path, stop, silence_s, say, env=env)
+        except KeyboardInterrupt:
+            if path.exists():
+                recovered(path, folder, "interrupted")
+            raise
     why = None if done else f"not reached within {budget:g} s"
     data = recovered(path, folder, why) if path.exists() else None
     if data is None:
@@ -316,7 +331,7 @@ def recovered(path: Path, folder: Path, why: str | None = None) -> dict[str, Any
         return None
     data = reports[-1]
     known = {case.name: case for case in SUITES[data["suite"]].cases}
-    data["records"] = records(events, known)
+    data["records"] = records(events, known, data.get("peers", ()))
     found = {record["case"] for record in data["records"]}
     missing = [name for name in data["cases"] if name not in found]
     if missing:

@@ -32,6 +32,7 @@ class Contender:
         no_check: why there is no error, if `check` is None.
         value: for cases that measure themselves: runs once, returns seconds (or bytes).
         memory: returns the temporary bytes of a run, beyond arguments and results if it is known.
+        backend: which of a peer's several ways ran, where it chose by itself.
     """
 
     run: Callable[[], object] | None = None
@@ -42,6 +43,7 @@ class Contender:
     no_check: str = ""
     value: Callable[[], float] | None = None
     memory: Callable[[], float] | None = None
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Suite:
         budget_s: seconds of wall clock that all of it may take; None for no limit. A suite with a
             limit writes a journal and runs in a process that is watched (`bench.supervised`).
         case_s: seconds that one case may take of them.
+        together: whether JAX's contenders of a case are compiled beside each other, in threads.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Suite:
     notes: tuple[str, ...] = ()
     budget_s: float | None = None
     case_s: float = 60.0
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class Settings:
         quick: whether this is the short form, for the report.
         deadline: when all must be done (`time.time`); None for no limit.
         case_s: seconds that one case may take where there is a deadline.
+        together: as of the suite.
     """
 
     reps: int
@@ -126,3 +131,4 @@ class Settings:
     quick: bool = False
     deadline: float | None = None
     case_s: float = 60.0
+    together: bool = False

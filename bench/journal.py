@@ -13,16 +13,21 @@ A journal is a file of JSON lines, so a run that is killed leaves all that it ha
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.core import Case
+from bench.peers import OURS
 from bench.report import finite
 from bench.timing import summarise
 
 Event = dict[str, Any]
 Watch = Callable[[Event], None]
+
+TOGETHER = "all at once"
+"""Who is begun while the contenders of a case are built beside each other."""
 
 
 class Journal:
@@ -33,31 +38,47 @@ class Journal:
 
     def write(self, event: Event) -> None:
         line = json.dumps(finite(event), allow_nan=False) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
+        with self.path.open("a+b", buffering=0) as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line  # One was cut off here.
+            file.write(line.encode())
             os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[Event]:
-    """The events of a journal; a last line that was cut off is left out."""
+    """The events of a journal; lines that were cut off are left out."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
             events.append(json.loads(line))
-        except ValueError:
-            break
     return events
 
 
 def lost(events: list[Event], case: str) -> dict[str, str]:
-    """The contenders of a case with which the process was lost, and why."""
+    """Those begun in a case with whom the process was lost, and why."""
     found = [e for e in events if e["event"] == "lost" and e["case"] == case]
     return {event["peer"]: event["reason"] for event in found if event["peer"]}
 
 
-def records(events: list[Event], cases: dict[str, Case]) -> list[dict[str, Any]]:
-    """The record of each case that was begun, in order: whole, or as far as it had come."""
+def left_alone(events: list[Event], case: str) -> dict[str, str]:
+    """Who is not begun again in a case, and why.
+
+    With whom a process was lost in it, and those of ours with whom one was lost in another: a
+    backend that waits for itself does so at every size, and each time takes a minute.
+    """
+    found = [e for e in events if e["event"] == "lost" and e["peer"] in OURS]
+    before = {e["peer"]: f"lost in {e['case']} before: {e['reason']}" for e in found}
+    return before | lost(events, case)
+
+
+def records(
+    events: list[Event], cases: dict[str, Case], peers: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """The record of each case that was begun, in order: whole, or as far as it had come.
+
+    `peers` are those that were to be in them.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(event["case"] for event in events if event.get("case")):
         own = [event for event in events if event.get("case") == name]
@@ -65,18 +86,22 @@ def records(events: list[Event], cases: dict[str, Case]) -> list[dict[str, Any]]
         if whole:
             found[name] = whole[-1]
         elif name in cases:
-            found[name] = unfinished(cases[name], own)
+            found[name] = unfinished(cases[name], own, peers)
     return list(found.values())
 
 
-def unfinished(case: Case, events: list[Event]) -> dict[str, Any]:
+def unfinished(case: Case, events: list[Event], peers: Iterable[str] = ()) -> dict[str, Any]:
     """The record of a case from its entries and the rounds that were measured."""
     from bench.runner import record
 
     entries = {event["peer"]: event["entry"] for event in events if event["event"] == "built"}
     reasons = {e["peer"]: e["reason"] for e in events if e["event"] == "failed"}
     for name, reason in (reasons | lost(events, case.name)).items():
-        entries[name] = {"status": "failed", "reason": reason}
+        if name != TOGETHER:
+            entries[name] = {"status": "failed", "reason": reason}
+    for name in case.peers:
+        if name in peers and name not in entries:
+            entries[name] = {"status": "left out", "reason": "the run ended before it was built"}
     rounds = [event["seconds"] for event in events if event["event"] == "round"]
     names = [name for name, entry in entries.items() if entry["status"] == "ok"]
     full = [seconds for seconds in rounds if all(name in seconds for name in names)]

@@ -80,6 +80,11 @@ def flops(spec: Spec, backward: bool) -> float:
 
 def draw_weights(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     """PyTorch's parameters (names, shapes, U(-1/sqrt(H), 1/sqrt(H))), float32, from a seed."""
+    return dict(_drawn_weights(spec, seed))
+
+
+@lru_cache(maxsize=1)  # All contenders of a case ask for the same.
+def _drawn_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     bound = spec.H**-0.5
     weights = {}
@@ -96,6 +101,7 @@ def draw_weights(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     return weights
 
 
+@lru_cache(maxsize=1)
 def draw_input(spec: Spec, seed: int = 1) -> np.ndarray:
     """Standard normal input, (T, N, D) float32."""
     rng = np.random.default_rng(seed)

@@ -154,10 +154,13 @@ def details_table(records: list[Record]) -> str:
                     f"{100 * e['gemm_fraction']:.0f} %" if "gemm_fraction" in e else "",
                     number(megabytes(e)),
                     e["layout"],
+                    e.get("backend", ""),
                 ]
             )
     header = ["case", "peer", "min", "median", "ratio", "ratio of minima", "rounds x calls"]
-    return table([*header, "compile s", "errors", "of GEMM peak", "temporary MB", "layout"], rows)
+    header += ["compile s", "errors", "of GEMM peak", "temporary MB", "layout", "backend"]
+    kept = [i for i, name in enumerate(header) if name != "backend" or any(row[i] for row in rows)]
+    return table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def megabytes(entry: Record) -> float | None:

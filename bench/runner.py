@@ -3,16 +3,45 @@
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from time import perf_counter
 from typing import Any
 
 from bench.core import BASELINE, UNITS, Case, Contender, Settings, Suite, Unsupported
-from bench.journal import Journal, Watch, lost, read
-from bench.peers import OURS
+from bench.journal import TOGETHER, Journal, Watch, left_alone, read
+from bench.machine import usable_cores
+from bench.peers import OURS, PEERS
 from bench.supervised import POISONED, poisoned
 from bench.timing import busy_cores, describe, interleave, summarise
 
 Record = dict[str, Any]
+
+LATE = "the time for the case was over"
+
+
+def build_together(
+    case: Case, names: Sequence[str], watch: Watch, limit_s: float | None
+) -> dict[str, Future[Contender]]:
+    """Contenders that are traced and compiled beside each other, in threads of this process.
+
+    XLA's compiler leaves Python to the others, and measures its candidates one program at a time
+    within a process. After `limit_s` none but the first is begun.
+    """
+    start = perf_counter()
+
+    def build(name: str) -> Contender:
+        if name != names[0] and limit_s is not None and perf_counter() - start > limit_s:
+            raise Unsupported(LATE)
+        with case.within():  # What it sets of JAX is a thread's own.
+            return case.build(name)
+
+    begun = {"event": "begin", "peer": TOGETHER, "what": "build"}
+    watch(begun)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        futures = {name: pool.submit(build, name) for name in names}
+        for _ in as_completed(futures.values()):
+            watch(begun)  # A sign of life.
+    return futures
 
 
 def build_all(
@@ -21,27 +50,35 @@ def build_all(
     watch: Watch = lambda event: None,
     lost: Mapping[str, str] | None = None,
     limit_s: float | None = None,
+    together: bool = False,
 ) -> tuple[dict[str, Contender], dict[str, Record]]:
     """Contenders that could be built, and an entry for every peer, with why the others could not.
 
     One peer's failure is its own: it is recorded and the rest go on. `lost` are those with which a
-    process was lost before; after `limit_s` nobody but the first is built.
+    process was lost before; after `limit_s` nobody but the first is built. With `together` JAX's
+    are compiled beside each other, after the others, unless a process was lost while they were.
     """
     contenders: dict[str, Contender] = {}
     entries: dict[str, Record] = {}
-    start = perf_counter()
-    for name in case.peers:
-        if name not in peers:
-            continue
-        if lost and name in lost:
-            entries[name] = {"status": "failed", "reason": lost[name]}
-            continue
-        if entries and limit_s is not None and perf_counter() - start > limit_s:
-            entries[name] = {"status": "left out", "reason": "the time for the case was over"}
+    start, lost = perf_counter(), lost or {}
+    built: dict[str, Future[Contender]] = {}
+    asked = [name for name in case.peers if name in peers]
+    entries |= {n: {"status": "failed", "reason": lost[n]} for n in asked if n in lost}
+    order = [name for name in asked if name not in lost]
+    if together and TOGETHER not in lost:
+        order.sort(key=compiles_by_jax)
+    else:
+        together = False
+    for name in order:
+        if together and compiles_by_jax(name) and not built:
+            built = build_together(case, order[order.index(name) :], watch, limit_s)
+        late = limit_s is not None and perf_counter() - start > limit_s
+        if late and name != order[0] and name not in built:
+            entries[name] = {"status": "left out", "reason": LATE}
             continue
         watch({"event": "begin", "peer": name, "what": "build"})
         try:
-            contender = case.build(name)
+            contender = built[name].result() if name in built else case.build(name)
             error, why = None, contender.no_check
             if contender.check is not None:
                 error = contender.check()
@@ -57,6 +94,7 @@ def build_all(
                 "compile_s": contender.compile_s,
                 "layout": contender.layout,
                 "note": contender.note,
+                "backend": contender.backend,
                 "error": error,
                 "no_error": why,
                 "temporary_bytes": memory,
@@ -64,7 +102,17 @@ def build_all(
         watch({"event": "built", "peer": name, "entry": entries[name]})
         if entries[name]["status"] == "failed":
             watch({"event": "failed", "peer": name, "reason": entries[name]["reason"]})
-    return contenders, entries
+    return {n: contenders[n] for n in asked if n in contenders}, {n: entries[n] for n in asked}
+
+
+def compiles_by_jax(name: str) -> bool:
+    """Whether a contender is of a JAX library, by its name.
+
+    >>> [compiles_by_jax(name) for name in ("jaxrnn+rows", "keras", "torch", "16 units")]
+    [True, True, False, False]
+    """
+    entry = PEERS.get(name.split("+")[0])
+    return entry is not None and entry.uses_jax
 
 
 def run_case(
@@ -85,7 +133,7 @@ def run_case(
         return None if limit_s is None else part * limit_s - (perf_counter() - start)
 
     with case.within():
-        contenders, entries = build_all(case, peers, watch, lost, left(0.75))
+        contenders, entries = build_all(case, peers, watch, lost, left(0.75), settings.together)
         reps = 1 if case.exact else settings.reps
         patience_s = 0.0 if case.exact else settings.patience_s
         measured = interleave(
@@ -181,7 +229,7 @@ def run_suite(
             if event["event"] == "failed" and poisoned(event["reason"]):
                 raise SystemExit(POISONED)  # A fresh process goes on without the one who failed.
 
-        record = run_case(case, peers, settings, peak(case), watch, lost(events, case.name))
+        record = run_case(case, peers, settings, peak(case), watch, left_alone(events, case.name))
         records.append(record)
         watch({"event": "case", "record": record})
         say(f"{suite.name} {number}/{len(cases)} {line(record)}")

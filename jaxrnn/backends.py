@@ -158,7 +158,7 @@ def platform() -> str:
     """What is computed on: as `tuning.traced_for` or ``jax.default_device`` say, or by default."""
     asked = tuning.asked_platform()
     if asked is not None:
-        return "cuda" if asked == "gpu" else asked
+        return asked
     device = jax.config.jax_default_device  # pyright: ignore
     name = device if isinstance(device, str) else getattr(device, "platform", None)
     name = name or jax.default_backend()
@@ -206,7 +206,7 @@ def choose(
         ValueError: for a backend that can't serve: why.
     """
     options = {"one layer": True, "all states": all_states, "masks": masks}
-    return decide(backend, _asked(cell, weights, x, options), platform or _here())
+    return decide(backend, _asked(cell, weights, x, options), _for(platform))
 
 
 def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> Choice:
@@ -229,12 +229,18 @@ def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> 
     why = "asked for"
     if backend == "auto":
         why = f"the first that can serve of {', '.join(tried)}"
+        if len(tried) == 1:
+            why = f'"auto" takes no other on {platform}'
         advice = _rather_not(asked, platform) if chosen == "kernel" else None
         if advice is not None:
             chosen, why = "scan", advice
         elif not _row(chosen, platform).measured:
             why += f"; not measured on {platform}"
-    others = {k: v or "could serve" for k, v in reasons.items() if k != chosen}
+    others = {
+        name: reason or f'could serve: backend="{name}" asks for it'
+        for name, reason in reasons.items()
+        if name != chosen
+    }
     return Choice(chosen, why, others)
 
 
@@ -275,8 +281,8 @@ def _row(backend: str, platform: str) -> Any:
     return next(there, None)
 
 
-def _here() -> str:
-    return platform()
+def _for(asked: str | None) -> str:
+    return platform() if asked is None else tuning.named(asked)
 
 
 def _asked(cell: Any, weights: Any, x: Any, options: dict[str, bool]) -> Asked:
@@ -329,7 +335,8 @@ def explain(
         full: ask all backends, also those that come after the chosen one.
 
     Raises:
-        ValueError: for a backend that is asked for and can't serve: why.
+        ValueError: for a backend that is asked for and can't serve: why; for a platform that JAX
+            does not have.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -338,12 +345,12 @@ def explain(
         >>> x = jax.ShapeDtypeStruct((5, 2, 3), jnp.float16)
         >>> print(backends.explain(stack.Stack(cells.LSTM(), platform="tpu"), weights, x))
         on tpu:
-        layer 0: scan (the first that can serve of scan)
+        layer 0: scan ("auto" takes no other on tpu)
             kernel: it computes in float32 or bfloat16, not in float16
             parallel: LSTM is not linear in its state, as a LinearCell is
             cudnn: there is none for tpu
     """
-    platform, noise = stack.platform or _here(), stack.regularisers
+    platform, noise = _for(stack.platform), stack.regularisers
     sizes = {tuple(s.shape for s in (w.weight_hh, w.weight_hr) if s is not None) for w in weights}
     options = {
         "masks": noise is not None and bool(noise.recurrent_dropout or noise.zoneout),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import checks, stack, states
+from jaxrnn import stack, states, torch_checks
 
 
 def check(
@@ -29,33 +29,33 @@ def check(
         ValueError, RuntimeError, TypeError: in PyTorch's words.
     """
     kind = layer.kind
-    batched = checks.layer_input(kind, x)
+    batched = torch_checks.layer_input(kind, x)
     layout = "TD" if not batched else "NTD" if layer.batch_first and not time_major else "TND"
     given, initial = (), None
     apart = hx is not None and states.layered(layer.each_state_sizes)
     if hx is not None and not apart:
         if layer.mode == "LSTM":
-            given = checks.two_states(hx)
+            given = torch_checks.two_states(hx)
         else:
-            given = checks.states(hx, tuple(layer.cell.states))
+            given = torch_checks.states(hx, tuple(layer.cell.states))
         initial = tuple(map(jnp.asarray, given[: len(layer.cell.states)]))
-        checks.state_axes(initial, batched)
+        torch_checks.state_axes(initial, batched)
     if layer.dtype is None:
-        checks.input_dtype(x, layer.param_dtype)
-    checks.input_size(x, layer.input_size)
+        torch_checks.input_dtype(x, layer.param_dtype)
+    torch_checks.input_size(x, layer.input_size)
     batch = x.shape[layout.index("N")] if batched else 1
     if apart:
         initial = states.check_layered(
             hx, tuple(layer.cell.states), layer.state_shapes(batch), batched
         )
     elif initial is not None:
-        checks.state_shapes(initial, layer.state_shapes(batch), batched)
-        checks.state_count(given, len(initial))
-    checks.sequence_length(x.shape[layout.index("T")])
+        torch_checks.state_shapes(initial, layer.state_shapes(batch), batched)
+        torch_checks.state_count(given, len(initial))
+    torch_checks.sequence_length(x.shape[layout.index("T")])
     if layer.dtype is None and initial is not None:
         dtypes = layer.cell.state_dtypes(layer.param_dtype)
         for of_layer in zip(*initial) if apart else (initial,):
-            checks.state_dtypes(of_layer, dtypes)
+            torch_checks.state_dtypes(of_layer, dtypes)
     return layout, initial
 
 
@@ -73,6 +73,11 @@ def dropout_key(layer: Any, plan: stack.Stack, rngs: Any) -> Any:
             f"{name}={p} is active but there is no random stream: pass rngs= to the "
             "call, or give the constructor rngs with a 'dropout' or 'default' stream"
         )
+    return key_of(source)
+
+
+def key_of(source: Any) -> Any:
+    """A key from an `nnx.Rngs`, whose ``dropout`` stream gives it, from a stream, or the key."""
     if isinstance(source, nnx.Rngs):
         source = source["dropout"]
     return source() if callable(source) else source

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxrnn import stack
+from jaxrnn.initial_weights import uniform
 
 
 def linear(
@@ -29,7 +29,7 @@ def linear(
     """
 
     def draw(key: jax.Array, shape: Any, dtype: Any, **_: Any) -> jax.Array:
-        return stack.uniform(key, shape, in_features, dtype)
+        return uniform(key, shape, in_features, dtype)
 
     return nnx.Linear(
         in_features,

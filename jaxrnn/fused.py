@@ -10,7 +10,8 @@ Three primitives of JAX, with rows first in all of their arrays:
 
 What each computes is defined by the scans of `jaxrnn.loops`: that is what runs where there is no
 kernel, and what is differentiated, batched or transposed where more than a kernel is asked for.
-`jaxrnn.fused_loops` puts them in the place of those scans. Axis letters as there.
+`jaxrnn.fused_loops` puts them in the place of those scans, `jaxrnn.operands` says in which order
+they take their arrays. Axis letters as there.
 """
 
 from __future__ import annotations
@@ -26,73 +27,37 @@ from jax import lax
 from jaxrnn import devices, kernels, loops, operations
 from jaxrnn.blocks import first_and_shifted, known
 from jaxrnn.cells import Cell
-from jaxrnn.loops import Keep, Plan, turned
-from jaxrnn.pointwise.derivative import own_counts, rule
+from jaxrnn.operands import (
+    Wanted,
+    linear_counts,
+    masks_of,
+    own_of,
+    residual_counts,
+    saved_kinds,
+    saved_tree,
+    split,
+    state_counts,
+)
+from jaxrnn.plan import Keep, Plan
+from jaxrnn.pointwise.derivative import rule
 from jaxrnn.products import paired_product, rows_product, wide, wide_dtype
 from jaxrnn.ragged import only
-from jaxrnn.step import Masks, enter, entered_rows
+from jaxrnn.step import enter, entered_rows, turned
 from jaxrnn.weight_arrays import Weights, own_parameters
-
-
-def own_vector(cell: Cell, own: dict[str, jax.Array] | None) -> tuple[jax.Array, ...]:
-    """A cell's own parameters as one vector, sorted by name; () for a cell without."""
-    return (jnp.concatenate([own[n] for n in own_counts(cell)]),) if own else ()
-
-
-def _own(cell: Cell, vector: tuple[jax.Array, ...]) -> dict[str, jax.Array] | None:
-    """The other way round."""
-    if not vector:
-        return None
-    counts = own_counts(cell)
-    hidden, place, own = len(vector[0]) // sum(counts.values()), 0, {}
-    for name, count in counts.items():
-        own[name] = vector[0][place : place + count * hidden]
-        place += count * hidden
-    return own
-
-
-def _flags(masks: Masks) -> tuple[jax.Array, ...]:
-    """The masks as one array uint8 (T, N), 1 for a reset, and 2 for a step of the row's own."""
-    resets, valid = masks.resets, masks.valid
-    if resets is not None and valid is not None:
-        resets = resets & valid  # a reset at a step that is not the row's own changes nothing
-    two = jnp.uint8(2)
-    if resets is None:
-        return () if valid is None else (valid.astype(jnp.uint8) * two,)
-    return (resets.astype(jnp.uint8) + (two if valid is None else valid.astype(jnp.uint8) * two),)
-
-
-def _masks(flags: tuple[jax.Array, ...]) -> Masks:
-    """The other way round."""
-    if not flags:
-        return Masks()
-    return Masks((flags[0] & 1) != 0, (flags[0] & 2) != 0)
-
 
 # What the operations compute
 
 
-def _split_operands(operands: Any, *counts: int) -> Any:
-    """The operands in pieces of so many; the rest is the last piece."""
-    pieces = []
-    for count in counts:
-        pieces.append(tuple(operands[:count]))
-        operands = operands[count:]
-    return [*pieces, tuple(operands)]
-
-
 def _forward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, keep: bool, **more: Any
+    *operands: jax.Array, cell: Cell, reverse: bool, keep: bool, **_: Any
 ) -> list[jax.Array]:
-    del more
-    (x,), weights, own, state, flags = _split_operands(operands, 1, 4, *_state_counts(cell))
+    (x,), weights, own, state, flags = split(operands, 1, 4, *state_counts(cell))
     plan = Plan(cell, reverse)
     how = Keep.ALL if keep else Keep.NOTHING
-    weights = Weights(*weights, own=_own(cell, own))
-    masks = _masks(flags)
-    (h,), last, kept, _ = loops.forward(
-        plan, weights, only(masks.valid, x), turned(state), masks, how
-    )
+    weights = Weights(*weights, own=own_of(cell, own))
+    masks = masks_of(flags)
+    x = only(masks.valid, x)
+    (h,), last, kept = loops.forward(plan, weights, x, turned(state), masks, how)[:3]
     if not keep:
         return [h, *turned(last[1:])]
     assert kept is not None
@@ -100,19 +65,19 @@ def _forward_reference(
 
 
 def _linear_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted, **_: Any
+    *operands: jax.Array, cell: Cell, reverse: bool, wanted: Wanted, **_: Any
 ) -> list[jax.Array]:
-    pieces = _split_operands(operands, *_linear_counts(cell, wanted), *_residual_counts(cell))
+    pieces = split(operands, *linear_counts(cell, wanted), *residual_counts(cell))
     dx, dw_ih, dw_hh, bias, down, dstate, (x, w_ih, w_hh), own, start, after, saved, flags = pieces
-    masks, plan, derivative = _masks(flags), Plan(cell, reverse), rule(cell)
-    weights = Weights(w_ih, w_hh, own=_own(cell, own))
+    masks, plan, derivative = masks_of(flags), Plan(cell, reverse), rule(cell)
+    weights = Weights(w_ih, w_hh, own=own_of(cell, own))
     params = own_parameters(cell, weights.own)
     # Of steps that are not a row's own, a kernel reads no input and saves nothing.
     x = only(masks.valid, x)
     saved = _only_saved(cell, params, masks.valid, saved, start)
     shift = functools.partial(first_and_shifted, reverse=reverse)
     old = enter(turned(tuple(map(shift, start, after))), masks.resets)
-    tree = jax.tree.structure(_saved_tree(cell))
+    tree = jax.tree.structure(saved_tree(cell))
     coefficients = jax.vmap(lambda saved, old, new: derivative.linearize(saved, old, new, *params))(
         *wide((jax.tree.unflatten(tree, turned(saved)), old, turned(after)))
     )
@@ -121,7 +86,7 @@ def _linear_reference(
     dz = turned(_gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h))
     zeros = jax.tree.map(jnp.zeros_like, wide(old))
     if params:
-        params = (*params, *(own_parameters(cell, _own(cell, down)) or (None,)))
+        params = (*params, *(own_parameters(cell, own_of(cell, down)) or (None,)))
     direct = jax.vmap(lambda c, dz, dold: derivative.tangent(c, dz, dold, *params))(
         coefficients, dz if cell.split else dz[0], zeros
     )
@@ -175,52 +140,14 @@ def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.
 
 
 def _backward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, masked: bool, wanted: Wanted, **_: Any
+    *operands: jax.Array, cell: Cell, wanted: Wanted, **how: Any
 ) -> list[jax.Array]:
-    cts, residuals = _split_operands(operands, 1 + len(cell.states))
-    linear = functools.partial(
-        _linear_reference, cell=cell, reverse=reverse, masked=masked, wanted=wanted
-    )
+    cts, residuals = split(operands, 1 + len(cell.states))
+    linear = functools.partial(_linear_reference, cell=cell, wanted=wanted, **how)
     kinds = _backward_kinds(operands, cell=cell, wanted=wanted)
     zeros = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds]
     transpose = jax.linear_transpose(lambda *a: linear(*a, *residuals), *zeros)
     return list(transpose(list(cts)))
-
-
-Wanted = tuple[bool, ...]
-"""By what the derivatives are: x, W_ih, W_hh, the biases, the cell's own parameters, of a cell that
-has some; those by the states always are."""
-
-
-def _linear_counts(cell: Cell, wanted: Wanted) -> list[int]:
-    """How many arrays the linear operation is linear in: dx, dW_ih, dW_hh, biases, own, states."""
-    *some, bias = wanted[:4]
-    return [*map(int, some), bias * (1 + cell.split), int(any(wanted[4:])), len(cell.states)]
-
-
-def _state_counts(cell: Cell) -> list[int]:
-    """How many arrays the cell's own parameters and the states are."""
-    return [int(bool(cell.parameters)), len(cell.states)]
-
-
-def _residual_counts(cell: Cell) -> list[int]:
-    """And how many it has beside them: x, W_ih and W_hh, own, states before and after, saved."""
-    return [3, *_state_counts(cell), len(cell.states), len(_saved(cell))]
-
-
-@functools.lru_cache(maxsize=256)
-def _saved_tree(cell: Cell) -> Any:
-    """What a cell saves, as arrays of one unit and one row."""
-    array = lambda count: jax.ShapeDtypeStruct((count, 1), jnp.float32)  # noqa: E731
-    gates = array(len(cell.gates))
-    state = (array(1),) * len(cell.states)
-    own = ({name: array(count) for name, count in own_counts(cell).items()},)
-    own = own if cell.parameters else ()
-    return jax.eval_shape(rule(cell).save, (gates, gates) if cell.split else gates, state, *own)[1]
-
-
-def _saved(cell: Cell) -> list[Any]:
-    return jax.tree.leaves(_saved_tree(cell))
 
 
 # The operations
@@ -230,23 +157,21 @@ def _forward_kinds(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> operat
     x, H = operands[0], operands[2].shape[1]
     steps = (*x.shape[:2], H)
     rest = [steps if keep else steps[1:]] * (len(cell.states) - 1)
-    saved = [(*x.shape[:2], H * count.shape[0]) for count in _saved(cell)] if keep else []
+    saved = [(*x.shape[:2], H * count.shape[0]) for count in saved_kinds(cell)] if keep else []
     return [operations.kind(shape, x) for shape in (steps, *rest, *saved)]
 
 
 def _linear_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> operations.Kinds:
-    pieces = _split_operands(operands, *_linear_counts(cell, wanted), 3)
+    pieces = split(operands, *linear_counts(cell, wanted), 3)
     dstate, x = pieces[-3], pieces[-2][0]
     steps = (*x.shape[:2], dstate[0].shape[1])
     return [operations.kind(steps, x), *(operations.kind(d.shape, d) for d in dstate)]
 
 
 def _backward_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> operations.Kinds:
-    cts, arrays, own, _ = _split_operands(
-        operands, 1 + len(cell.states), 3, *_state_counts(cell)[:1]
-    )
+    cts, arrays, own, _ = split(operands, 1 + len(cell.states), 3, *state_counts(cell)[:1])
     some = [operations.kind(a.shape, a) for a, yes in zip(arrays, wanted, strict=False) if yes]
-    bias = [operations.kind(arrays[2].shape[:1], arrays[2])] * _linear_counts(cell, wanted)[3]
+    bias = [operations.kind(arrays[2].shape[:1], arrays[2])] * linear_counts(cell, wanted)[3]
     down = [operations.kind(a.shape, a) for a, yes in zip(own, wanted[4:], strict=True) if yes]
     return [*some, *bias, *down, *(operations.kind(d.shape, d) for d in cts[1:])]
 
@@ -263,15 +188,15 @@ def _forward_kernel(platform: str, *operands: jax.Array, cell: Cell, **how: Any)
     x, *more = operands
     module = _serving(platform, cell, x, operands[2])
     if module is not None and not kernels.PLATFORMS[platform].products:
-        x = only(_masks(tuple(more[4 + sum(_state_counts(cell)) :])).valid, x)
+        x = only(masks_of(tuple(more[4 + sum(state_counts(cell)) :])).valid, x)
     return module and module.run_forward((x, *more), cell=cell, **how)
 
 
 def _backward_kernel(
     platform: str, *operands: jax.Array, cell: Cell, wanted: Wanted, **how: Any
 ) -> Any:
-    counts = _residual_counts(cell)
-    pieces = _split_operands(operands, 1 + len(cell.states), *counts[:4])
+    counts = residual_counts(cell)
+    pieces = split(operands, 1 + len(cell.states), *counts[:4])
     cts, (x, w_ih, w_hh), own, start, after, more = pieces
     module = _serving(platform, cell, x, w_hh)
     if module is None:
@@ -280,14 +205,14 @@ def _backward_kernel(
         return module.run_backward(operands, cell=cell, wanted=wanted, **how)
     assert not own  # the kernels without products serve no cell that has some
     out = module.run_backward((*cts, w_hh, *start, *after, *more), cell=cell, **how)
-    dz, dstart = _split_operands([a.astype(wide_dtype(x.dtype)) for a in out], 1 + cell.split)
-    masks = _masks(more[counts[4] :])
+    dz, dstart = split([a.astype(wide_dtype(x.dtype)) for a in out], 1 + cell.split)
+    masks = masks_of(more[counts[4] :])
     before = first_and_shifted(start[0], after[0], reverse=how["reverse"])
     old_h = entered_rows(before, masks.resets)
     x = only(masks.valid, x)
 
     def gate_inputs(*linear: jax.Array) -> Any:
-        dx, dw_ih, dw_hh, bias, _ = _split_operands(linear, *_linear_counts(cell, wanted)[:4])
+        dx, dw_ih, dw_hh, bias, _ = split(linear, *linear_counts(cell, wanted)[:4])
         return _gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h)
 
     kinds = _backward_kinds(operands, cell=cell, wanted=wanted)[: -len(dstart)]
@@ -303,7 +228,7 @@ def _forward_shared(cell: Cell, **_: Any) -> set[int]:
 
 
 def _linear_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
-    dx, *weights, states = _linear_counts(cell, wanted)
+    dx, *weights, states = linear_counts(cell, wanted)
     x = dx + sum(weights) + states
     return {*range(dx, dx + sum(weights)), *range(x + 1, x + 3 + bool(cell.parameters))}
 
@@ -314,7 +239,7 @@ def _backward_shared(cell: Cell, **_: Any) -> set[int]:
 
 
 def _backward_sums(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
-    counts = _linear_counts(cell, wanted)  # by x, by parameters, by the states
+    counts = linear_counts(cell, wanted)  # by x, by parameters, by the states
     return set(range(counts[0], sum(counts[:-1])))
 
 
@@ -337,5 +262,5 @@ backward_p = operations.operation(
     kernels.portable,
 )
 operations.transposed_by(
-    linear_p, backward_p, lambda cell, wanted, **_: sum(_linear_counts(cell, wanted))
+    linear_p, backward_p, lambda cell, wanted, **_: sum(linear_counts(cell, wanted))
 )

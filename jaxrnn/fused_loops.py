@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import devices, fused, loops
+from jaxrnn import devices, fused, loops, operands
 from jaxrnn.blocks import block_length, scan_blocks
 from jaxrnn.cells import Cell, State
-from jaxrnn.loops import Keep, Kept, Plan
+from jaxrnn.plan import Block, Keep, Kept, Plan
 from jaxrnn.step import Masks
 from jaxrnn.weight_arrays import Weights
 
@@ -27,23 +27,23 @@ def forward(
     plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: Keep
 ) -> tuple[State, State, Kept | None, State]:
     """As `loops.forward`, rows first."""
-    flags = fused._flags(masks)
-    operands = (*_biased(weights), *fused.own_vector(plan.cell, weights.own))
+    flags = operands.flags_of(masks)
+    parameters = _parameters(weights, operands.own_vector(plan.cell, weights.own))
     how = _how(plan, flags)
     last = 0 if plan.reverse else -1
     length = length_of_blocks(plan, x, keep)
     if keep is Keep.ALL:
-        h, *more = fused.forward_p.bind(x, *operands, *state, *flags, **how, keep=True)
-        rest, saved = more[: len(state) - 1], more[len(state) - 1 :]
-        ends = (h, *rest)
+        h, *more = fused.forward_p.bind(x, *parameters, *state, *flags, **how, keep=True)
+        kept = _kept(state, more)
+        ends = (h, *kept.rest)
         starts = tuple(map(functools.partial(loops.before_blocks, plan, length), state, ends))
-        return (h,), tuple(s[last] for s in ends), Kept(tuple(rest), None, tuple(saved)), starts
+        return (h,), tuple(s[last] for s in ends), kept, starts
 
     def block(state: State, steps: Any, nothing: None) -> Any:
         del nothing
         x, masks = steps
         h, *rest = fused.forward_p.bind(
-            x, *operands, *state, *fused._flags(masks), **how, keep=False
+            x, *parameters, *state, *operands.flags_of(masks), **how, keep=False
         )
         return (h[last], *rest), (h,), state
 
@@ -66,25 +66,22 @@ def linear_block(
     plan: Plan,
     weights: Weights,
     transposed: tuple[jax.Array | None, ...],
+    block: Block,
     dweights: Weights,
-    x: jax.Array,
     dx: jax.Array | None,
-    start: State,
-    masks: Masks,
-    hs: jax.Array,
-    kept: Kept | None,
     dstate: State,
 ) -> tuple[State, State]:
     """As `loops.linear_block`, rows first."""
     del transposed
     cell = plan.cell
-    own, down = fused.own_vector(cell, weights.own), _own_derivative(cell, weights, dweights)
-    flags = fused._flags(masks)
+    x, start, masks, hs, kept = block
+    own, down = operands.own_vector(cell, weights.own), _own_derivative(cell, weights, dweights)
+    flags = operands.flags_of(masks)
     how = _how(plan, flags)
     if kept is None:
-        operands = (*_biased(weights), *own)
-        _, *more = fused.forward_p.bind(x, *operands, *start, *flags, **how, keep=True)
-        kept = Kept(tuple(more[: len(start) - 1]), None, tuple(more[len(start) - 1 :]))
+        parameters = _parameters(weights, own)
+        _, *more = fused.forward_p.bind(x, *parameters, *start, *flags, **how, keep=True)
+        kept = _kept(start, more)
     *products, by_x, by_h = dweights.weight_ih, dweights.weight_hh, *_biases(cell, dweights)
     bias = [b for b in (by_x, by_h) if b is not None]
     linear = [d for d in (dx, *products) if d is not None]
@@ -119,17 +116,23 @@ def _biases(cell: Cell, weights: Weights) -> tuple[jax.Array | None, jax.Array |
     return of_x + of_h, None
 
 
-def _biased(weights: Weights) -> tuple[jax.Array, ...]:
-    """W_ih, W_hh and both biases, zeros for none."""
+def _parameters(weights: Weights, own: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """W_ih, W_hh and both biases, zeros for none, and the vector of the cell's own, if any."""
     zeros = jnp.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
     biases = (zeros if b is None else b for b in (weights.bias_ih, weights.bias_hh))
-    return weights.weight_ih, weights.weight_hh, *biases
+    return weights.weight_ih, weights.weight_hh, *biases, *own
+
+
+def _kept(state: State, more: list[jax.Array]) -> Kept:
+    """What the forward operation gives out beside h, for so many states."""
+    count = len(state) - 1
+    return Kept(tuple(more[:count]), None, tuple(more[count:]))
 
 
 def _own_derivative(cell: Cell, weights: Weights, dweights: Weights) -> tuple[jax.Array, ...]:
-    """The derivatives by a cell's own parameters, as `fused.own_vector`; () if there are none."""
+    """The derivatives by a cell's own parameters, as `own_vector`; () if there are none."""
     there = {n: d for n, d in (dweights.own or {}).items() if d is not None}
     if not there or weights.own is None:
         return ()
     zeros = {n: jnp.zeros_like(a) for n, a in weights.own.items() if n not in there}
-    return fused.own_vector(cell, zeros | there)
+    return operands.own_vector(cell, zeros | there)

@@ -14,8 +14,9 @@ from typing import Unpack
 
 from flax import nnx
 
-from jaxrnn import cells, checks
-from jaxrnn.recurrent import Options, Recurrent
+from jaxrnn import cells, torch_checks
+from jaxrnn.options import Options
+from jaxrnn.recurrent import Recurrent
 
 
 class RNN(Recurrent):
@@ -80,8 +81,8 @@ class RNN(Recurrent):
         rngs: nnx.Rngs,
         **options: Unpack[Options],
     ):
-        checks.no_projection(options)
-        checks.nonlinearity(nonlinearity)
+        torch_checks.no_projection(options)
+        torch_checks.nonlinearity(nonlinearity)
         self.nonlinearity = nonlinearity
         self.mode = f"RNN_{nonlinearity.upper()}"
         super().__init__(
@@ -204,7 +205,7 @@ class GRU(Recurrent):
         rngs: nnx.Rngs,
         **options: Unpack[Options],
     ):
-        checks.no_projection(options)
+        torch_checks.no_projection(options)
         super().__init__(
             cells.GRU(),
             input_size,

@@ -7,10 +7,8 @@ batch, D input features, H hidden size, G gates, R size of h (P if projected, el
 
 from __future__ import annotations
 
-import enum
 import functools
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jax import lax
 from jaxrnn import devices, parallel
 from jaxrnn.blocks import block_length, first_and_shifted, known, scan_blocks
 from jaxrnn.cells import AnyCell, State
+from jaxrnn.plan import Block, Keep, Kept, Plan
 from jaxrnn.products import narrow, paired_product, product_of_rows, wide, wide_dtype
 from jaxrnn.step import (
     Masks,
@@ -41,55 +40,6 @@ from jaxrnn.step import (
 )
 from jaxrnn.tuning import choices
 from jaxrnn.weight_arrays import Weights, one_bias, own_parameters, two_columns
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is known of a run before it is traced; a static argument.
-
-    Attributes:
-        cell: the cell.
-        reverse: read the sequence from its last step to its first.
-        remat: keep only the output and the states between blocks for the derivative, and compute
-            the rest again from them: one product and one loop a block more, far less memory.
-        block: steps in a block; None chooses from the shapes (`jaxrnn.blocks.block_length`).
-        all_states: give out every state at each step, and not the hidden state alone.
-        fused: run the loop as one operation, with a kernel of its own (`jaxrnn.fused`).
-        parallel: no loop, but all steps of a block at once (`jaxrnn.parallel`).
-    """
-
-    cell: Any  # of `jaxrnn.cells`
-    reverse: bool = False
-    remat: bool = False
-    block: int | None = None
-    all_states: bool = False
-    fused: bool = False
-    parallel: bool = False
-
-    def given_out(self, state: State) -> State:
-        """The states that are given out at each step."""
-        return state if self.all_states or gives_output(self.cell) else state[:1]
-
-    def apart(self, given: State) -> tuple[jax.Array, State | None]:
-        """Of what `forward` gave out, the output, and the states if they were asked for."""
-        states = given[1:] if gives_output(self.cell) else given
-        return given[0], states if self.all_states else None
-
-
-class Keep(enum.Enum):
-    """What the derivative is to have of the steps of a block, beside x and the output."""
-
-    NOTHING = enum.auto()
-    STATES = enum.auto()
-    ALL = enum.auto()
-
-
-class Kept(NamedTuple):
-    """What the derivative needs of the steps beside x and the output; all (K, ..., N)."""
-
-    rest: State  # the states after each step but h
-    m: jax.Array | None = None  # the output before projection, if there is one
-    saved: Any = None  # what the cell saved; None with `m` where both are computed again
 
 
 def forward(
@@ -190,13 +140,9 @@ def linear_block(
     plan: Plan,
     weights: Weights,
     transposed: tuple[jax.Array | None, ...],
+    block: Block,
     dweights: Weights,
-    x: jax.Array,
     dx: jax.Array | None,
-    start: State,
-    masks: Masks,
-    hs: jax.Array,
-    kept: Kept | None,
     dstate: State,
 ) -> tuple[State, State]:
     """The derivative of one block of steps: linear in `dweights`, `dx` and `dstate`.
@@ -205,11 +151,12 @@ def linear_block(
     the derivatives of the weights; with rows last it serves the pointwise functions.
     """
     cell = plan.cell
+    x, start, masks, hs, kept = block
     ih_t: Any = transposed[0]
     own = own_parameters(cell, weights.own)
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     if kept is None or kept.saved is None:
-        kept = _replay(plan, weights, x, start, masks, hs, None if kept is None else kept.rest)
+        kept = _replay(plan, weights, block)
     hs_last = hs.swapaxes(1, 2)
     old = enter(tuple(map(shift, start, (hs_last, *kept.rest))), masks.resets)
     new = (hs_last if kept.m is None else kept.m, *kept.rest)
@@ -299,21 +246,14 @@ def linear_loop(
     return dstate, turned(given)
 
 
-def _replay(
-    plan: Plan,
-    weights: Weights,
-    x: jax.Array,
-    start: State,
-    masks: Masks,
-    hs: jax.Array,
-    known: State | None,
-) -> Kept:
+def _replay(plan: Plan, weights: Weights, block: Block) -> Kept:
     """What `forward` would have kept of a block, from its output and the state before it.
 
     The hidden states are known, so that all gate inputs come out of one product. Where the other
-    states are not `known`, they run through a loop again, and that loop is elementwise.
+    states were not kept, they run through a loop again, and that loop is elementwise.
     """
     cell = plan.cell
+    x, start, masks, hs, kept = block
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     before = shift(start[0].T, hs)
     old_h = dropped_rows(weights, entered_rows(before, masks.resets))
@@ -332,9 +272,9 @@ def _replay(
         return rest, Kept(rest, m, narrow(saved, hs.dtype))
 
     steps = z, before.swapaxes(1, 2), masks
-    if known is None and len(start) > 1:
+    if kept is None and len(start) > 1:
         return scan_steps(plan, step, start[1:], steps, hs.shape[0])[1]
-    rest = tuple(map(shift, start[1:], known or ()))
+    rest = tuple(map(shift, start[1:], () if kept is None else kept.rest))
     return jax.vmap(step)(rest, steps)[1]
 
 

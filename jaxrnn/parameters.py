@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import cells, regularisers, skips, stack, states
-from jaxrnn.recurrence import Weights
+from jaxrnn import cells, initial_weights, regularisers, skips, states
+from jaxrnn.weight_arrays import Weights
 
 _SHOWN = {
     "proj_size": 0,
@@ -57,7 +57,7 @@ class Parameters(nnx.Module):
         # Of each layer; kept, for to read them from the cell takes longer than to check a call.
         self.each_state_sizes = tuple(self.cell.state_sizes(sizes) for sizes in self.layer_sizes)
         around = skips.places(self.skip, self.cell, self.layer_sizes, self.directions)
-        drawn = stack.init(
+        drawn = initial_weights.init(
             key,
             self.cell,
             self.input_size,

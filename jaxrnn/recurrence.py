@@ -34,11 +34,13 @@ from jaxrnn import backends, fused_loops, loops, ragged
 from jaxrnn.blocks import known, scan_blocks
 from jaxrnn.cells import AnyCell, State, check
 from jaxrnn.cells.checking import check_step
-from jaxrnn.loops import Keep, Plan, turned
+from jaxrnn.plan import Block, Keep, Plan
 from jaxrnn.products import wide_dtype
-from jaxrnn.step import Masks, like
+from jaxrnn.step import Masks, like, turned
 from jaxrnn.tuning import choices
 from jaxrnn.weight_arrays import Weights, completed, sizes_of, zero_state
+
+__all__ = ["Masks", "Plan", "Weights", "unroll"]
 
 
 def unroll(
@@ -187,7 +189,8 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
 
     def block(dstate: State, steps: Any, start: State) -> Any:
         x, masks, hs, kept, dx = steps
-        dstate, out = linear(weights, transposed, dweights, x, dx, start, masks, hs, kept, dstate)
+        found = Block(x, start, masks, hs, kept)
+        dstate, out = linear(weights, transposed, found, dweights, dx, dstate)
         return dstate, out, None
 
     length = loop.length_of_blocks(plan, x, keep)

@@ -22,15 +22,14 @@ from jaxrnn import (
     backends,
     calls,
     cells,
-    checks,
     packing,
     ragged,
     regularisers,
     stack,
     states,
+    torch_checks,
     tuning,
 )
-from jaxrnn.options import Options as Options
 from jaxrnn.packing import PackedSequence
 from jaxrnn.parameters import Parameters
 
@@ -106,11 +105,11 @@ class Recurrent(Parameters):
         skip: str | None = None,
         **unknown: Any,
     ):
-        checks.no_such_argument(type(self).__name__, unknown)
+        torch_checks.no_such_argument(type(self).__name__, unknown)
         cells.check(cell)
         hidden_size, num_layers = states.hidden_sizes(hidden_size, num_layers)
         least: Any = hidden_size if not isinstance(hidden_size, tuple) else min(hidden_size)
-        checks.constructor(
+        torch_checks.constructor(
             *(input_size, least, num_layers, bias, batch_first, dropout, proj_size),
             above=0 if type(self) is Recurrent else 1,
         )
@@ -212,7 +211,7 @@ class Recurrent(Parameters):
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
             ragged.nothing_beside_packed(lengths=lengths, resets=resets)
-            checks.packed_input(packed.data)
+            torch_checks.packed_input(packed.data)
             input, lengths = packing.padded(packed)
         x = jnp.asarray(input)
         layout, initial = self.check(x, hx, time_major=packed is not None)
@@ -262,11 +261,12 @@ class Recurrent(Parameters):
             input: what the layer would be called with, or its shape.
             resets: whether rows would be reset; lengths change nothing.
             return_all_states: as in a call.
-            platform: "cpu", "cuda", "rocm" or "tpu", also where this machine has none; None for
-                what is computed on here.
+            platform: "cpu", "cuda" (or "gpu"), "rocm" or "tpu", also where this machine has none;
+                None for what is computed on here.
 
         Raises:
-            ValueError: for a backend that the layer asks for and that can't serve: why.
+            ValueError: for a backend that the layer asks for and that can't serve: why; for
+                another platform.
 
         Example:
             >>> import jaxrnn
@@ -274,7 +274,7 @@ class Recurrent(Parameters):
             >>> lstm = jaxrnn.LSTM(3, 4, proj_size=2, rngs=nnx.Rngs(0))
             >>> print(lstm.explain((5, 2, 3), platform="tpu"))
             on tpu:
-            layer 0: scan (the first that can serve of scan)
+            layer 0: scan ("auto" takes no other on tpu)
                 kernel: it does not project h
                 parallel: LSTM is not linear in its state, as a LinearCell is
                 cudnn: there is none for tpu

@@ -138,6 +138,9 @@ def final_states(states: Any, plan: RowPlan, *, bidirectional: bool = False) -> 
     Returns:
         h_n (F*L, M, R), for `LSTM` the pair (h_n, c_n); zero for an empty sequence.
 
+    Raises:
+        ValueError, RuntimeError: for states that are not those after every step of the plan's rows.
+
     Example:
         >>> import jax.numpy as jnp
         >>> plan = plan_rows([2, 3, 0])

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import cells, checks, stack
+from jaxrnn import cells, initial_weights, torch_checks
 from jaxrnn.cells import State
+from jaxrnn.checks import ShapeError
 from jaxrnn.step import advance, gate_inputs, gives_output, outputs, turned
 from jaxrnn.weight_arrays import Weights, completed, sizes_of, zero_state
 
@@ -59,14 +60,14 @@ class RecurrentCell(nnx.Module):
         param_dtype: Any = jnp.float32,
         **unknown: Any,
     ):
-        checks.no_such_argument(type(self).__name__, unknown)
+        torch_checks.no_such_argument(type(self).__name__, unknown)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
         self.dtype = dtype
         self.param_dtype = param_dtype
-        (weights,) = stack.init(
+        (weights,) = initial_weights.init(
             rngs.params(), cell, input_size, hidden_size, bias=bool(bias), dtype=param_dtype
         )
         there = weights.named()
@@ -102,22 +103,22 @@ class RecurrentCell(nnx.Module):
 
     def _states(self, hx: Any) -> tuple[Any, ...]:
         """The states of a call."""
-        return tuple(checks.states(hx, tuple(self.cell.states)))
+        return tuple(torch_checks.states(hx, tuple(self.cell.states)))
 
     def _run(self, input: Any, hx: Any) -> tuple[jax.Array, State]:
         """Check the call, in PyTorch's order, and compute it: the output and the new state."""
         x, kind = jnp.asarray(input), type(self).__name__
-        checks.cell_input(kind, x)
+        torch_checks.cell_input(kind, x)
         states = None if hx is None else tuple(map(jnp.asarray, self._states(hx)))
-        checks.cell_state_axes(kind, states or ())
+        torch_checks.cell_state_axes(kind, states or ())
         if self.nonlinearity not in ("tanh", "relu"):
-            raise checks.ShapeError(f"Unknown nonlinearity: {self.nonlinearity}")
+            raise ShapeError(f"Unknown nonlinearity: {self.nonlinearity}")
         sizes = cells.Sizes(self.input_size, self.hidden_size, self.hidden_size)
-        checks.cell_sizes(x, states or (), self.input_size, self.cell.state_sizes(sizes))
+        torch_checks.cell_sizes(x, states or (), self.input_size, self.cell.state_sizes(sizes))
         if self.dtype is None:
-            checks.state_dtypes((x,), (self.param_dtype,), "input")
+            torch_checks.state_dtypes((x,), (self.param_dtype,), "input")
             if states is not None:
-                checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
+                torch_checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
         weights = Weights.of(self.cell, {name: getattr(self, name)[...] for name in self._names})
         return step(self.cell, self.dtype, weights, x, states)
 
@@ -226,7 +227,7 @@ class LSTMCell(RecurrentCell):
         return h, c
 
     def _states(self, hx: Any) -> tuple[Any, ...]:
-        return checks.two_cell_states(hx)
+        return torch_checks.two_cell_states(hx)
 
 
 class GRUCell(RecurrentCell):

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxrnn import checks
 from jaxrnn.cells import AnyCell, Sizes
+from jaxrnn.initial_weights import uniform
 from jaxrnn.products import rows_product
 
 CHOICES = ("residual", "highway")
@@ -42,10 +43,21 @@ class Gate(NamedTuple):
 def places(
     skip: str | None, cell: AnyCell, sizes: Sequence[Sizes], directions: int
 ) -> tuple[bool, ...]:
-    """Which of the layers, of these sizes, have a skip.
+    """Which of the layers have a skip.
+
+    Args:
+        skip: one of `CHOICES`, or None.
+        cell: of all layers.
+        sizes: of each layer.
+        directions: F.
 
     Raises:
         ValueError: for an unknown kind, and where no layer can have one.
+
+    Example:
+        >>> from jaxrnn.cells import GRU, Sizes
+        >>> places("residual", GRU(), [Sizes(3, 4, 4), Sizes(4, 4, 4)], directions=1)
+        (False, True)
     """
     if skip is None:
         return (False,) * len(sizes)
@@ -62,8 +74,7 @@ def places(
 
 def init(key: jax.Array, features: int, *, bias: bool = True, dtype: Any = jnp.float32) -> Gate:
     """A gate for E features: the weight from U(-1/sqrt(E), 1/sqrt(E)), the bias `START`."""
-    bound = features**-0.5
-    weight = jax.random.uniform(key, (features, features), dtype, -bound, bound)
+    weight = uniform(key, (features, features), features, dtype)
     return Gate(weight, jnp.full((features,), START, dtype) if bias else None)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import checks, ragged, stack, states
+from jaxrnn import ragged, stack, states, torch_checks
 
 
 def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
@@ -64,7 +64,7 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
     def step(held: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
         weights, gates, learned = held
         x = jnp.asarray(x)
-        checks.cell_input(layer.kind, x)
+        torch_checks.cell_input(layer.kind, x)
         layout, initial = layer.check(x[None], state, time_major=True)
         if initial is None and learned is not None:
             initial = states.repeated(learned, len(x) if x.ndim > 1 else None)

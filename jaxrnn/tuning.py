@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import jax
 
+from jaxrnn import checks
+
 
 class Choices(NamedTuple):
     """How the loops are written.
@@ -48,12 +50,25 @@ GPU = Choices(
     rows=8192, longest=256, unroll=8, inputs_in_loop=False, prefetch=False, keep_saved=False
 )
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def choices() -> Choices:
     """Those of the platform that is traced for."""
     return GPU if (asked_platform() or jax.default_backend()) in ("gpu", "cuda", "rocm") else CPU
+
+
+def named(platform: str) -> str:
+    """A platform as programs are lowered for it; "gpu" stands for "cuda".
+
+    Raises:
+        ValueError: for one that JAX does not have: naming those that it has.
+    """
+    platform = "cuda" if platform == "gpu" else platform
+    checks.choice("platform", platform, PLATFORMS)
+    return platform
 
 
 def asked_platform() -> str | None:
@@ -70,12 +85,16 @@ def traced_for(platform: str) -> Iterator[None]:
     Args:
         platform: "cpu", "gpu", "cuda", "rocm" or "tpu"; "gpu" stands for "cuda".
 
+    Raises:
+        ValueError: for another platform.
+
     Example:
         >>> from jaxrnn import tuning
         >>> with tuning.traced_for("gpu"):
         ...     tuning.choices().unroll
         8
     """
+    platform = named(platform)
     jax.clear_caches()
     token = _platform.set(platform)
     try:

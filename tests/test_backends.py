@@ -86,7 +86,7 @@ def test_a_layer_explains() -> None:
     layer = jaxrnn.GRU(3, 4, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
     text = str(layer.explain((50, 2, 3), platform="tpu"))
     assert text.splitlines()[0] == "on tpu:"
-    assert "layer 1, reverse: scan (the first that can serve of scan)" in text
+    assert 'layer 1, reverse: scan ("auto" takes no other on tpu)' in text
     assert text.count("kernel: could serve") == 4
     assert "there is none for tpu" in text
     with jax.default_device(jax.devices("cpu")[0]):

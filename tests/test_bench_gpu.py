@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import ahead, cli, journal, launches, supervised
+from bench import ahead, cli, journal, launches, runner, supervised
 from bench.core import Case, Contender, Settings, Suite, Unsupported
 from bench.layers import Spec, draw_cotangent, draw_input, draw_weights, errors
 from bench.peers import PEERS
 from bench.precision import precision
 from bench.reference import run_stack
-from bench.runner import run_suite
+from bench.runner import build_all, run_suite
 from bench.suites import SUITES, sharings
 from jaxrnn import cells
 from jaxrnn.kernels import hopper_tiles
@@ -157,12 +160,17 @@ def test_a_captured_graph_is_replayed_and_warmed_up_before(monkeypatch: Any) -> 
         ("CUDAGraph", lambda: graph),
         ("graph", lambda graph: inside("capture")),
         ("synchronize", lambda: said.append("synchronize")),
+        ("memory_allocated", lambda: 3),
+        ("reset_peak_memory_stats", lambda: said.append("reset")),
+        ("max_memory_allocated", lambda: 10),
     ):
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    replay = pytorch.captured(lambda: said.append("run") or "results")
+    replay, taken = pytorch.captured(lambda: said.append("run") or "results")
+    assert taken == 7
     assert replay() == "results"
     warm = ["wait", "side(", "run", "run", "run", ")", "wait"]
-    assert said == [*warm, "capture(", "run", ")", "replay", "synchronize"]
+    capture = ["synchronize", "reset", "capture(", "run", ")"]
+    assert said == [*warm, *capture, "replay", "synchronize"]
 
 
 # What is written, and what survives.
@@ -222,6 +230,73 @@ def test_a_run_that_was_cut_off_is_read_as_far_as_it_came(tmp_path: Path) -> Non
     assert part["peers"]["torch"]["ratio"] > 0
     assert part["peers"]["flax.nnx"]["status"] == "failed"
     assert [r["case"] for r in run([a, b], path)] == ["a", "b"]  # Goes on from there.
+    assert [e["case"] for e in journal.read(path) if e["event"] == "case"] == ["a", "b"]
+
+
+def test_who_was_not_reached_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    run([plain_case("a")], path)
+    events = [e for e in journal.read(path) if e["event"] == "begin"][:1]
+    (record,) = journal.records(events, {"a": plain_case("a")}, ["jaxrnn", "torch"])
+    assert {name: entry["reason"] for name, entry in record["peers"].items()} == {
+        "jaxrnn": "the run ended before it was built",
+        "torch": "the run ended before it was built",
+    }
+
+
+def test_who_runs_out_of_memory_in_a_round_leaves_it(tmp_path: Path) -> None:
+    calls = iter(range(9))
+
+    def exhausted() -> None:
+        if next(calls) > 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    case = plain_case("a")
+    build = lambda p: Contender(run=exhausted) if p == "torch" else case.build(p)  # noqa: E731
+    (record,) = run([replace(case, build=build)], tmp_path / "gpu.jsonl")
+    assert record["peers"]["torch"]["status"] == "failed"
+    assert "RESOURCE_EXHAUSTED" in record["peers"]["torch"]["reason"]
+    assert len(record["peers"]["jaxrnn"]["samples"]) == 2
+
+
+def test_a_backend_with_which_a_process_was_lost_is_not_begun_again(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    for peer in ("jaxrnn.kernel", "torch"):
+        why = {"reason": "no sign of life for 60 s"}
+        journal.Journal(path).write({"event": "lost", "case": "a", "peer": peer, **why})
+    events = journal.read(path)
+    assert journal.left_alone(events, "a").keys() == {"jaxrnn.kernel", "torch"}
+    assert journal.left_alone(events, "b") == {
+        "jaxrnn.kernel": "lost in a before: no sign of life for 60 s"
+    }
+
+
+def test_what_jax_compiles_is_compiled_at_once_after_the_others(tmp_path: Path) -> None:
+    """Each of them waits for the others to be begun; with a process lost meanwhile, one by one."""
+    barrier, order = threading.Barrier(3), []
+    case = plain_case("a")
+
+    def build(peer: str) -> Contender:
+        order.append(peer)
+        if peer != "torch":
+            barrier.wait(10)
+        return case.build(peer)
+
+    def built(lost: dict[str, str]) -> Any:
+        names = ("jaxrnn", "torch", "flax.nnx", "haiku")
+        watch = lambda event: None  # noqa: E731
+        order.clear()
+        return build_all(replace(case, build=build), names, watch, lost, 60.0, together=True)
+
+    with mock.patch.object(runner, "usable_cores", return_value=3):
+        contenders, entries = built({})
+    assert order[0] == "torch"
+    assert list(contenders) == ["jaxrnn", "torch"]
+    assert list(entries) == ["jaxrnn", "torch", "flax.nnx", "haiku"]
+    assert "MemoryError" in entries["flax.nnx"]["reason"]
+    barrier = threading.Barrier(1)
+    assert list(built({journal.TOGETHER: "the process died"})[0]) == ["jaxrnn", "torch"]
+    assert order == ["jaxrnn", "torch", "flax.nnx", "haiku"]
 
 
 def test_the_deadline_ends_a_run_and_its_cases(tmp_path: Path) -> None:
@@ -283,6 +358,36 @@ def test_the_time_that_is_over_ends_the_process(tmp_path: Path) -> None:
     assert journal.read(path)[-1]["reason"] == "the time was over"
 
 
+def test_the_time_that_is_over_is_nobodys_fault(tmp_path: Path) -> None:
+    """Going on later measures whoever was begun last."""
+    path = tmp_path / "gpu.jsonl"
+    begin = {"event": "begin", "case": "a", "peer": "slow"}
+    journal.Journal(path).write(begin)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert not supervised.supervise(command, path, time.time() + 0.3, 30, lambda line: None, 0.02)
+    assert journal.lost(journal.read(path), "a") == {}
+
+
+PARENT = """
+import subprocess, sys, time
+child = "from bench.supervised import end_with_parent as e; e(.02); print(1, flush=True); import time; time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", child])
+time.sleep(60)
+"""  # noqa: E501
+
+
+def test_a_worker_ends_with_the_process_that_watches_it() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"1\n"
+    start = time.time()
+    parent.kill()
+    assert parent.stdout.read() == b""  # Closed when the worker has ended, too.
+    parent.wait()
+    parent.stdout.close()
+    assert time.time() - start < 30
+
+
 # The suite itself.
 
 
@@ -307,10 +412,22 @@ def test_a_worker_measures_and_its_journal_becomes_the_report(tmp_path: Path) ->
 def test_the_most_important_slots_come_first() -> None:
     names = [case.name for case in SUITE.cases]
     assert names[:3] == [
-        "lstm-768-16-1024-bfloat16-backward",
-        "lstm-768-16-1024-bfloat16-forward",
-        "lstm-1024-64-512-bfloat16-backward",
+        "lstm-512-32-256-bfloat16-backward",
+        "lstm-768-16-1024-float16-backward",
+        "lstm-128-64-512-float32-backward",
     ]
+    wanted = {f"lstm-512-32-256-{kind}-backward" for kind in ("float32", "tf32", "bfloat16")}
+    for sizes in ("lstm-768-16-1024", "lstm-1024-64-512"):
+        wanted |= {f"{sizes}-{kind}-backward" for kind in ("float16", "bfloat16")}
+    wanted |= {f"gru-{sizes}-bfloat16-backward" for sizes in ("512-32-256", "1024-32-1500")}
+    wanted |= {"lstm-3x2-512-32-256-tf32-backward", "lstm-128-64-512-tf32-backward"}
+    assert wanted | {"lstm-ragged-256-128-128-tf32", "lstm-adam-language-tf32"} <= set(names)
+    everybody = {"jaxrnn", "torch", "torch.graph", "flax.nnx", "keras", "jax.rnn"}
+    assert everybody <= set(SUITE.cases[0].peers)
+    for case in SUITE.cases:
+        assert {"jaxrnn", "torch", "flax.nnx"} <= set(case.peers)
+        assert case.steps
+        assert case.flops
     table = [i for i, name in enumerate(names) if name.startswith("deepbench")]
     assert len(table) == 52
     assert min(table) > names.index("lstm-adam-language-tf32")

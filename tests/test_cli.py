@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxrnn
-from jaxrnn import plotting
 from jaxrnn.cli import main
 from jaxrnn.experiments import NAMES, shapes, sine
 
@@ -207,7 +207,7 @@ def test_a_figure_that_can_not_be_saved_is_refused_before_any_work(
 def test_a_folder_that_can_not_be_written_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(plotting.os, "access", lambda *_: False)  # the superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
     line = refused(capsys, "run", name, "--out", str(tmp_path / "figure.svg"))
     assert "can't be written" in line
 

@@ -18,6 +18,7 @@ from jax.nn import sigmoid
 
 import jaxrnn
 from jaxrnn import backends, cells, fused, native
+from jaxrnn.operands import flags_of
 from jaxrnn.recurrence import Masks, Weights, unroll
 from tests import compiling
 from tests.test_recurrence import CELLS, PlainGRU, PlainLSTM
@@ -393,7 +394,7 @@ def test_the_operations_know_their_shapes() -> None:
     """What an operation says of its results is what defines it gives, and what a kernel gives."""
     for cell in CELLS[:4]:
         weights, x, state, masks, (dh, dlast) = draw(cell, SIZES[0], jnp.float32)
-        flags = fused._flags(masks)
+        flags = flags_of(masks)
         how = dict(cell=cell, reverse=False, masked=True)
         operands = (x, *weights[:4], *state, *flags)
         for keep in (False, True):

@@ -2,7 +2,8 @@
 
 ``pytest tests/test_kernels_hopper.py`` runs the kernels themselves where JAX finds such a GPU. The
 interpreter knows no stores into another block's memory: there the blocks of a cluster are threads
-that share one, see `jaxrnn.kernels.hopper_device`.
+that share one, see `jaxrnn.kernels.hopper_interpreted`. It keeps a vector clock for each, and so
+finds what is not ordered by barriers whether or not it went wrong: every case here is free of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 
 from jaxrnn import backends, cells, fused, stack
 from jaxrnn.kernels import hopper, hopper_tiles
+from jaxrnn.operands import flags_of
 from tests.test_fused import close, draw, value_and_pulled
 from tests.test_kernels_tpu import Hostile, MinimalGatedUnit
 
@@ -53,21 +55,36 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     hopper_tiles.choose.cache_clear()
 
 
+def raced() -> bool:
+    """Whether of two threads of the last kernel one wrote where the other was, in any order."""
+    if GPU:
+        return False
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+
+    return interpret_pallas_call.get_races().races_found
+
+
 def both(
-    cell: cells.Cell, sizes: Any, dtype: Any, masked: bool = False, reverse: bool = False
+    cell: cells.Cell,
+    sizes: Any,
+    dtype: Any,
+    masked: bool = False,
+    reverse: bool = False,
+    races: bool = False,
 ) -> Any:
     """Results of the kernels and of the scans: all of forward, and every derivative.
 
     Called by themselves, as what the interpreter does can't be part of a single operation. The
-    residuals are those of the kernel, for both.
+    residuals are those of the kernel, for both. Each kernel is to have races, or none.
     """
     weights, x, state, masks, (dh, dlast) = draw(cell, sizes, dtype)
     how = dict(cell=cell, masked=masked, reverse=reverse)
-    flags = fused._flags(masks) if masked else ()
+    flags = flags_of(masks) if masked else ()
     wide = [d.astype(jnp.float32) for d in dlast]
 
     def pair(kernel: Any, reference: Any, how: Any, operands: Any) -> Any:
-        run = jax.jit(lambda *a: kernel("cuda", *a, **how))(*operands)
+        run = jax.block_until_ready(jax.jit(lambda *a: kernel("cuda", *a, **how))(*operands))
+        assert raced() == races
         scan = jax.jit(lambda *a: reference(*a, **how))(*operands)
         assert [a.shape for a in run] == [a.shape for a in scan]
         return [jax.tree.map(lambda a: a.astype(jnp.float32), list(r)) for r in (run, scan)]
@@ -156,6 +173,18 @@ def test_a_group_of_clusters(
     monkeypatch.setattr(hopper, "tiles_of", lambda *_: forced)
     kernel, scan = both(cell, sizes, dtype, masked, reverse)
     close(kernel, scan, {jnp.float32: 1e-5, jnp.float16: 1e-2, jnp.bfloat16: 0.1}[dtype])
+    assert {name for name, _ in called} == {"rnn_forward", "rnn_backward"}
+
+
+@pytest.mark.skipif(GPU, reason="what overtakes there can't be seen")
+@pytest.mark.parametrize("tiles", [(1, 2, 2, 16, 16), (1, 2, 2, 16, 16, 2)], ids=["one", "group"])
+def test_one_place_for_messages_is_a_race(
+    called: Any, monkeypatch: pytest.MonkeyPatch, tiles: Any
+) -> None:
+    """What the interpreter says of kernels that have it: with two, as they are, it says nothing."""
+    monkeypatch.setattr("jaxrnn.kernels.hopper_device.SLOTS", 1)
+    monkeypatch.setattr(hopper, "tiles_of", lambda *_: hopper_tiles.Tiles(1, *tiles))
+    both(cells.Elman(), SIZES, jnp.bfloat16, races=True)
     assert {name for name, _ in called} == {"rnn_forward", "rnn_backward"}
 
 

@@ -17,6 +17,7 @@ import jaxrnn
 from jaxrnn import cells, fused, kernels
 from jaxrnn.export import export
 from jaxrnn.kernels import tpu, tpu_tiles, values
+from jaxrnn.operands import flags_of
 from jaxrnn.pointwise.derivative import rule
 from jaxrnn.recurrence import Masks, unroll
 from tests.test_fused import SIZES, Mixing, close, draw, value_and_pulled
@@ -151,7 +152,7 @@ def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tpu, "INTERPRET", pltpu.InterpretParams(out_of_bounds_reads="raise"))
     cell = cells.GRU()
     weights, x, state, masks, (dh, dlast) = draw(cell, (3, 2, 1, 3), jnp.float32)
-    flags = fused._flags(masks)
+    flags = flags_of(masks)
     how: dict[str, Any] = dict(cell=cell, masked=True, reverse=False)
     operands = (x, *weights[:4], *state, *flags)
     forward = functools.partial(fused._forward_kernel, "tpu", **how, keep=True)

@@ -366,7 +366,7 @@ def test_dropout_draws_from_the_streams_and_is_off_in_evaluation() -> None:
     one = run(key)
     np.testing.assert_array_equal(one, run(key))
     assert (one != run(jax.random.key(1))).any()
-    keys = jax.random.key_data(jnp.stack(seq2seq_model._two(key)))
+    keys = jax.random.key_data(jnp.stack(seq2seq_model.scheduled.two(key)))
     assert (keys[0] != keys[1]).any()  # encoder and decoder draw apart
     # In a loop over steps no stream can be advanced: it gives one key for all steps.
     slow = functools.partial(model, *RAGGED, teacher_forcing=0.0)

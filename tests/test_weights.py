@@ -17,7 +17,7 @@ import safetensors.numpy
 from flax import nnx
 
 import jaxrnn
-from jaxrnn import cells, stack
+from jaxrnn import cells, initial_weights, stack
 from jaxrnn.models import ManyToMany
 from jaxrnn.weights import StateDictError
 from tests.oracle import torch
@@ -537,7 +537,7 @@ def test_weights_begin_within_pytorchs_bound_whoever_draws_them() -> None:
     assert len(set(numbers.tolist())) > 0.99 * len(numbers)
     assert 0.97 * 5**-0.5 < np.abs(numbers).max() <= 5**-0.5
     assert abs(numbers.mean()) < 0.1
-    compiled: Any = stack._uniform
+    compiled: Any = initial_weights._uniform
     size = compiled._cache_size()
     wide = stack.init(keys[0], cells.LSTM(), 3, (5, 7), num_layers=2, bidirectional=True)
     assert np.abs(wide[3].weight_hh).max() <= 7**-0.5 < np.abs(wide[0].weight_hh).max()

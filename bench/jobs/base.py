@@ -1,9 +1,9 @@
 # pyright: reportMissingImports=false
 """What the jobs share: the same initial weights for both sides, one error, two contenders."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
@@ -30,6 +30,7 @@ class Job:
             something with ``losses``.
         note: what a reader must know of the PyTorch loop.
         seconds: whether the PyTorch loop takes many seconds: it is run once a round then.
+        others: as `jaxrnn`, of other JAX libraries by name.
     """
 
     weights: Callable[[], Weights]
@@ -37,30 +38,39 @@ class Job:
     jaxrnn: Callable[[Weights], tuple[Callable[[Any], Any], Any]]
     note: str = "eager loop"
     seconds: bool = False
+    others: Mapping[str, Callable[[Weights], tuple[Callable[[Any], Any], Any]]] = field(
+        default_factory=dict, compare=False
+    )
 
     def build(self, peer: str) -> Contender:
         """The job of one contender."""
         PEERS[peer].require()
-        return self._build_torch() if peer == "torch" else self._build_jaxrnn()
+        if peer == "torch":
+            return self._build_torch()
+        return self._build_jax(self.others.get(peer, self.jaxrnn))
 
     def _build_torch(self) -> Contender:
         import torch
 
-        from bench.peers.pytorch import device
+        from bench.peers.pytorch import device, peak_bytes
 
-        train = self.torch(self.weights(), torch.float32, device())
+        where = device()
+        train = self.torch(self.weights(), torch.float32, where)
 
         def check() -> dict[str, float]:
             return errors(train(), expected(self))
 
         if self.seconds:
             return Contender(value=lambda: seconds_per_call(train, 1), check=check, note=self.note)
-        return Contender(run=train, check=check, note=self.note)
+        memory = partial(peak_bytes, train, where)
+        return Contender(run=train, check=check, note=self.note, memory=memory)
 
-    def _build_jaxrnn(self) -> Contender:
+    def _build_jax(self, job: Callable[[Weights], tuple[Callable[[Any], Any], Any]]) -> Contender:
         import jax
 
-        training, params = self.jaxrnn(self.weights())
+        from bench.peers.base import temporary_bytes
+
+        training, params = job(self.weights())
         start = perf_counter()
         compiled = jax.jit(training).lower(params).compile()
         compile_s = perf_counter() - start
@@ -74,6 +84,7 @@ class Job:
             check=(lambda: errors(train().losses, expected(self))) if find_spec("torch") else None,
             no_check="n/a (no PyTorch to compare with)",
             note="one compiled call",
+            memory=lambda: temporary_bytes(compiled),
         )
 
 

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from bench.jobs.base import Job, Weights, draw, load_jaxrnn, load_torch
-from bench.layers import Spec
+from bench.layers import Spec, flops
+from bench.peers import PEERS
 
 STEPS, N, T, SIZE, LAYERS, VOCABULARY, RATE = 4, 32, 64, 256, 2, 128, 0.001
+SPEC = Spec("lstm", N, T, SIZE, SIZE, LAYERS)
 
 
 def initial_weights() -> Weights:
     """Weights of ``embed``, ``rnn`` and ``fc``."""
     embed = np.random.default_rng(3).standard_normal((VOCABULARY, SIZE), dtype=np.float32)
-    return {"embed.weight": embed, **draw(Spec("lstm", N, T, SIZE, SIZE, LAYERS), VOCABULARY)}
+    return {"embed.weight": embed, **draw(SPEC, VOCABULARY)}
 
 
 def tokens() -> np.ndarray:
@@ -94,5 +96,37 @@ def jaxrnn_job(weights: Weights) -> Any:
     return training, load_jaxrnn(model, weights)
 
 
-JOB = Job(initial_weights, torch_job, jaxrnn_job, "eager loop, one loss a step")
+def flax_job(weights: Weights) -> Any:
+    """The same steps with the layers of flax.nnx."""
+    import jax.numpy as jnp
+    import optax
+
+    from jaxrnn.training import train_steps
+
+    layers, batches = PEERS["flax.nnx"].load().layer(SPEC), jnp.asarray(tokens())
+    arrays = {name: jnp.asarray(value) for name, value in weights.items()}
+    start = {name: value for name, value in arrays.items() if not name.startswith("rnn.")}
+    own = {name.removeprefix("rnn."): value for name, value in arrays.items() if name not in start}
+    start["rnn"] = layers.convert(own)
+
+    def loss(params: Any, carry: None, batch: Any) -> Any:
+        x = jnp.take(params["embed.weight"], batch[:-1], axis=0)
+        logits = layers.apply(params["rnn"], x) @ params["fc.weight"].T + params["fc.bias"]
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
+        return entropy.mean(), (carry, None)
+
+    return lambda params: train_steps(loss, optax.adam(RATE), params, None, batches), start
+
+
+def operations() -> float:
+    """Of the products of all steps: the layers', dx of the first, the linear layer's three."""
+    rows = 2 * N * T
+    first, linear = rows * 4 * SIZE * SIZE, 3 * rows * SIZE * VOCABULARY
+    return STEPS * (flops(SPEC, True) + first + linear)
+
+
+JOB = Job(
+    *(initial_weights, torch_job, jaxrnn_job, "eager loop, one loss a step"),
+    others={"flax.nnx": flax_job},
+)
 build = JOB.build

@@ -4,7 +4,8 @@ Each peer is called in its best form: one function of (parameters, input), compi
 parameters as a flat tuple of arrays so that nobody pays for walking a container at each call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -37,6 +38,18 @@ def temporary_bytes(compiled: Any) -> float:
     """What a compiled program reserves beside its arguments and results; NaN if it doesn't say."""
     analysis = compiled.memory_analysis()
     return float("nan") if analysis is None else float(analysis.temp_size_in_bytes)
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """A context in which JAX computes on the CPU: small operations compile at once there."""
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS has none.
+        yield
+        return
+    with jax.default_device(cpu):
+        yield
 
 
 class JaxPeer:
@@ -102,10 +115,12 @@ class JaxPeer:
         """
         self.dtype = spec.dtype
         layer = self.layer(spec)
-        weights = {
-            name: jnp.asarray(value, spec.dtype) for name, value in draw_weights(spec).items()
-        }
-        params, tree = jax.tree.flatten(layer.convert(weights))
+        with on_host():
+            weights = {
+                name: jnp.asarray(value, spec.dtype) for name, value in draw_weights(spec).items()
+            }
+            params, tree = jax.tree.flatten(layer.convert(weights))
+        params = jax.device_put(params, jax.devices()[0])
 
         def forward(params: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
             return layer.apply(jax.tree.unflatten(tree, params), x)
@@ -116,8 +131,10 @@ class JaxPeer:
             return output, pullback(dy)[0]
 
         def to_torch(gradients: tuple[jax.Array, ...]) -> dict[str, np.ndarray]:
-            _, pullback = jax.vjp(layer.convert, weights)
-            (found,) = pullback(jax.tree.unflatten(tree, gradients))
+            with on_host():
+                _, pullback = jax.vjp(layer.convert, weights)
+                here = [jnp.asarray(np.asarray(gradient)) for gradient in gradients]
+                (found,) = pullback(jax.tree.unflatten(tree, here))
             return {name: np.asarray(value) for name, value in found.items()}
 
         return forward, backward, tuple(params), to_torch

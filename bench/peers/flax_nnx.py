@@ -16,8 +16,12 @@ class Peer(JaxPeer):
         return "no bias inside the reset product" if cell == "gru" else ""
 
     def direction(self, cell: str, D: int, H: int, reverse: bool) -> Layer:
+        zeros = {"recurrent_kernel_init": nnx.initializers.zeros_init()}  # Replaced at once.
         rnn = nnx.RNN(
-            CELLS[cell](D, H, rngs=nnx.Rngs(0)), time_major=True, reverse=reverse, keep_order=True
+            CELLS[cell](D, H, rngs=nnx.Rngs(0), **zeros),
+            time_major=True,
+            reverse=reverse,
+            keep_order=True,
         )
         graphdef, state, rest = nnx.split(rnn, nnx.Param, ...)
 

@@ -35,11 +35,24 @@ class Peer(JaxPeer):
 
     def contender(self, spec: Spec, backward: bool) -> Contender:
         try:
-            return super().contender(spec, backward)
+            took = self.backends(spec)
+            made = super().contender(spec, backward)
         except ValueError as error:  # A backend that can't serve says why.
             if "backend" not in str(error):
                 raise
             raise Unsupported(str(error)) from error
+        made.backend = ", ".join(took)
+        return made
+
+    def backends(self, spec: Spec) -> list[str]:
+        """Who runs the loops, each once."""
+        explained = self.module(spec).explain((spec.T, spec.N, spec.D))
+        return list(dict.fromkeys(choice.backend for choice in explained.choices))
+
+    def twin(self, spec: Spec) -> str:
+        """The backend that was asked for, if it is what the layer takes by itself."""
+        asked = self.arguments.get("backend")
+        return asked if not self.options and Peer().backends(spec) == [asked] else ""
 
     def module(self, spec: Spec) -> Any:
         """The layer that is measured."""

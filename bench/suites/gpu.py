@@ -9,8 +9,10 @@ run ends with its time.
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from bench.core import Case, Contender, Suite
+from bench.core import Case, Contender, Suite, Unsupported
+from bench.jobs import language
 from bench.layers import NAMES, Spec, flops
 from bench.peers import PEERS
 from bench.precision import precision
@@ -23,20 +25,14 @@ KINDS: dict[str, tuple[str, bool | None]] = {  # name: dtype, TF32
     "float16": ("float16", None),
 }
 
-EVERYONE = (
-    *("jaxrnn", "torch", "torch.graph", "jaxrnn.kernel", "jaxrnn.scan", "flax.nnx"),
-    *("jaxrnn.cudnn", "jax.rnn", "jaxrnn.graph", "keras"),
-)
+FEWER = ("jaxrnn", "torch", "torch.graph", "flax.nnx", "jaxrnn.kernel", "jaxrnn.scan")
+EVERYONE = (*FEWER, "jaxrnn.cudnn", "jax.rnn", "jaxrnn.graph", "keras")
 """In the order in which they are built, should the time for a case not suffice for all."""
-
-FEWER = ("jaxrnn", "torch", "torch.graph", "jaxrnn.scan", "flax.nnx")
-ASKED = ("jaxrnn", "torch", "torch.graph", "jaxrnn.kernel", "jaxrnn.scan", "flax.nnx")
-"""Where the kernel has to be asked for: in a group of clusters."""
 
 SAMPLE = (2, 64)
 """Rows and steps that are compared with the float64 reference, which a CPU computes."""
 
-BOTH, BACKWARD = (True, False), (True,)
+BOTH, BACKWARD, FORWARD = (True, False), (True,), (False,)
 
 
 def slot(
@@ -57,7 +53,10 @@ def slot(
         words.insert(1, f"{spec.num_layers}x{spec.directions}")
 
     def build(backward: bool, peer: str) -> Contender:
-        return PEERS[peer].load().contender(spec, backward)
+        made = PEERS[peer].load()
+        if PEERS[peer].ours and made.twin(spec):
+            raise Unsupported("it is what jaxrnn takes by itself")
+        return made.contender(spec, backward)
 
     for backward in passes:
         yield Case(
@@ -84,40 +83,55 @@ def layer(cell: str, H: int, N: int, T: int, num_layers: int = 1, both: bool = F
 def others() -> Iterator[Case]:
     """Rows of unequal length, and a training job, as in the suites that are theirs."""
     rows = Spec("lstm", 128, 128, 256, 256)
-    for case in (
-        ragged.ragged_case(rows, "uniform", "lstm-ragged-256-128-128-tf32"),
-        replace(
-            next(case for case in training.SUITE.cases if case.name == "language"),
-            name="lstm-adam-language-tf32",
-            table="four training steps with Adam",
-        ),
-    ):
-        table = "ragged rows and resets, forward+backward" if "ragged" in case.name else case.table
-        yield replace(
-            case,
-            table=table,
-            within=partial(precision, True),
-            gpu_only="the sizes of a GPU",
-        )
+    padded = ragged.ragged_case(rows, "uniform", "lstm-ragged-256-128-128-tf32")
+    (job,) = (case for case in training.SUITE.cases if case.name == "language")
+    tf32: dict[str, Any] = dict(
+        precision=("float32", True),
+        within=partial(precision, True),
+        gpu_only="the sizes of a GPU",
+    )
+    yield replace(
+        padded,
+        peers=(*padded.peers, "flax.nnx"),
+        table="ragged rows and resets, forward+backward",
+        flops=flops(rows, True),
+        steps=rows.T,
+        **tf32,
+    )
+    yield replace(
+        job,
+        name="lstm-adam-language-tf32",
+        peers=(*job.peers, "flax.nnx"),
+        table="four training steps with Adam",
+        detail={"N": language.N, "T": language.T, "D": language.SIZE, "H": language.SIZE},
+        flops=language.operations(),
+        steps=language.STEPS * language.T,
+        **tf32,
+    )
 
 
 SLOTS = (
-    *slot(layer("lstm", 768, 16, 1024), "bfloat16", BOTH),
-    *slot(layer("lstm", 1024, 64, 512), "bfloat16"),
-    *slot(layer("lstm", 512, 32, 256), "tf32"),
     *slot(layer("lstm", 512, 32, 256), "bfloat16"),
+    *slot(layer("lstm", 768, 16, 1024), "float16", peers=FEWER),
+    *slot(layer("lstm", 128, 64, 512), "float32"),
     *slot(layer("gru", 512, 32, 256), "bfloat16"),
-    *slot(layer("gru", 1024, 32, 1500), "bfloat16", peers=ASKED),
-    *slot(layer("lstm", 768, 16, 1024), "float16", peers=ASKED),
-    *slot(layer("lstm", 1024, 64, 512), "float16", peers=ASKED),
+    *slot(layer("lstm", 1024, 64, 512), "float16", peers=FEWER),
+    *slot(layer("lstm", 512, 32, 256), "tf32"),
+    *slot(layer("gru", 1024, 32, 1500), "bfloat16", peers=FEWER),
     *slot(layer("lstm", 512, 32, 256, 3, True), "tf32", peers=FEWER),
     *others(),
+    *slot(layer("lstm", 768, 16, 1024), "bfloat16", peers=FEWER),
+    *slot(layer("lstm", 1024, 64, 512), "bfloat16", peers=FEWER),
     *slot(layer("lstm", 128, 64, 512), "tf32", peers=FEWER),
-    *slot(layer("lstm", 512, 32, 256), "float32"),
-    *slot(layer("gru", 1024, 32, 1500), "tf32", peers=ASKED),
-    *slot(layer("lstm", 1024, 64, 512), "bfloat16", (False,), ASKED),
-    *slot(layer("gru", 512, 32, 256), "bfloat16", (False,), FEWER),
+    *slot(layer("lstm", 512, 32, 256), "float32", peers=FEWER),
+    *slot(layer("lstm", 768, 16, 1024), "float16", FORWARD, FEWER),
+    *slot(layer("lstm", 512, 32, 256), "bfloat16", FORWARD, FEWER),
+    *slot(layer("gru", 512, 32, 256), "bfloat16", FORWARD, FEWER),
+    *slot(layer("lstm", 1024, 64, 512), "float16", FORWARD, FEWER),
+    *slot(layer("gru", 1024, 32, 1500), "tf32", peers=FEWER),
 )
+"""One of each kind first: what the kernel has room for, cuDNN's persistent slots (float16; a small
+H), stacks, rows, training; then the same in other precisions, and forward."""
 
 TABLE = tuple(
     case
@@ -138,6 +152,7 @@ SUITE = Suite(
     reps=5,
     budget_s=480.0,
     case_s=40.0,
+    together=True,
     notes=(
         "float32: without TF32 on either side (jax_default_matmul_precision highest, "
         "torch.backends.cuda.matmul.allow_tf32 and cudnn.allow_tf32 False); tf32: with it on both "
@@ -152,5 +167,10 @@ SUITE = Suite(
         "Temporary memory: of JAX what the compiled program reserves, of torch the most that was "
         "allocated during a run beyond what was held before it, results included.",
         "DeepBench's sizes are in order of their operations, forward+backward.",
+        "The contenders of a case that JAX compiles are compiled beside each other, in threads of "
+        "the process: a compile time is that of one among them. Nothing is timed meanwhile.",
+        "Of ragged rows, the operations (of the fraction of peak) are those of the padded batch; "
+        "flax.nnx computes all of it. Of the training job, a step is one of time, of all four "
+        "steps of Adam.",
     ),
 )

@@ -86,6 +86,7 @@ def build_jaxrnn(case: Ragged, name: str) -> Contender:
     from flax import nnx
 
     import jaxrnn
+    from bench.peers.base import temporary_bytes
     from bench.peers.ours import module
     from jaxrnn.rows import plan_rows, run_rows
 
@@ -130,6 +131,7 @@ def build_jaxrnn(case: Ragged, name: str) -> Contender:
         layout="(T, N, D)",
         note=note,
         check=check,
+        memory=lambda: temporary_bytes(compiled),
     )
 
 
@@ -138,7 +140,7 @@ def build_torch(case: Ragged, name: str) -> Contender:
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-    from bench.peers.pytorch import device, module, wait
+    from bench.peers.pytorch import device, module, peak_bytes, wait
 
     spec, where = case.spec, device()
     layer = module(spec, where)
@@ -165,11 +167,19 @@ def build_torch(case: Ragged, name: str) -> Contender:
         return ragged_errors(case, name, output.detach().cpu().numpy(), arrays)
 
     note = "" if name == "torch" else "PackedSequence, enforce_sorted=False, packed and padded"
-    return Contender(run=run, layout="(T, N, D)", note=note, check=check)
+    return Contender(
+        run=run,
+        layout="(T, N, D)",
+        note=note,
+        check=check,
+        memory=lambda: peak_bytes(run, where),
+    )
 
 
 def build(case: Ragged, name: str) -> Contender:
     PEERS[name.split("+")[0]].require()
+    if name in PEERS and name not in CONTENDERS:  # The padded batch, by another library.
+        return PEERS[name].load().contender(case.spec, True)
     return (build_torch if name.startswith("torch") else build_jaxrnn)(case, name)
 
 

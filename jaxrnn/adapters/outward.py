@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from jaxrnn import cells, checks, stack
+from jaxrnn import cells, initial_weights, torch_checks
 from jaxrnn.cells import State
 from jaxrnn.single import RecurrentCell, step
 from jaxrnn.weight_arrays import Weights
@@ -128,25 +128,25 @@ class ToLinen(linen.RNNCellBase):
         features, about = inputs.shape[-1], {"bias": self.bias}
         if self.is_initializing():
             # All of one draw, since the one may depend on the other.
-            (drawn,) = stack.init(
+            (drawn,) = initial_weights.init(
                 self.make_rng("params"), self.cell, features, self.hidden_size,
                 dtype=self.param_dtype, **about,
             )  # fmt: skip
             begin = drawn.named()
         else:
-            shapes = stack.shapes(self.cell, features, self.hidden_size, **about)
+            shapes = initial_weights.shapes(self.cell, features, self.hidden_size, **about)
             begin = {name: jnp.zeros(s, self.param_dtype) for name, s in shapes.items()}
         named = {n: self.param(n, lambda key, value=value: value) for n, value in begin.items()}
         weights = Weights.of(self.cell, named)
         sizes = cells.Sizes(features, self.hidden_size, self.hidden_size)
 
         def run(x: jax.Array, hx: Any) -> tuple[jax.Array, State]:
-            states = tuple(map(jnp.asarray, checks.states(hx, tuple(self.cell.states))))
-            checks.cell_state_axes(type(self).__name__, states)
-            checks.cell_sizes(x, states, features, self.cell.state_sizes(sizes))
+            states = tuple(map(jnp.asarray, torch_checks.states(hx, tuple(self.cell.states))))
+            torch_checks.cell_state_axes(type(self).__name__, states)
+            torch_checks.cell_sizes(x, states, features, self.cell.state_sizes(sizes))
             if self.dtype is None:
-                checks.state_dtypes((x,), (self.param_dtype,), "input")
-                checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
+                torch_checks.state_dtypes((x,), (self.param_dtype,), "input")
+                torch_checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
             return step(self.cell, self.dtype, weights, x, states)
 
         return _over_rows(run, carry, inputs)

@@ -17,6 +17,16 @@ from jaxrnn.cells.protocol import State
 class Elman(Cell):
     """The plain recurrent cell: ``h' = tanh(z)`` or ``h' = relu(z)``.
 
+    Attributes:
+        nonlinearity: "tanh" or "relu"; what else there may be is refused by the layers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import cells
+        >>> (h,) = cells.Elman("relu").step(jnp.array([[-1.0], [2.0]]), (jnp.zeros((2, 1)),))
+        >>> h[:, 0].tolist()
+        [0.0, 2.0]
+
     Source: J. L. Elman, Finding structure in time, Cognitive Science 14 (1990).
     """
 
@@ -49,6 +59,14 @@ class LSTM(Cell):
         i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);   g = tanh(z_g)
         c' = f * c + i * g
         h' = o * tanh(c')
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import cells
+        >>> z, state = jnp.zeros((4 * 2, 1)), (jnp.zeros((2, 1)), jnp.ones((2, 1)))
+        >>> h, c = cells.LSTM().step(z, state)
+        >>> c[:, 0].tolist()                                        # half of it is forgotten
+        [0.5, 0.5]
 
     Source: S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997);
     forget gate: F. Gers et al., Learning to forget, Neural Computation 12 (2000).
@@ -95,6 +113,14 @@ class GRU(Cell):
         r, u = sigmoid(zx_r + zh_r), sigmoid(zx_z + zh_z)
         n = tanh(zx_n + r * zh_n)          zh_n holds b_hn: the bias is inside the reset product
         h' = (1 - u) * n + u * h
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import cells
+        >>> zx = zh = jnp.zeros((3 * 2, 1))                         # apart: `split` is True
+        >>> (h,) = cells.GRU().step((zx, zh), (jnp.ones((2, 1)),))
+        >>> h[:, 0].tolist()
+        [0.5, 0.5]
 
     Source: K. Cho et al., EMNLP 2014 (arXiv:1406.1078). Differs from the paper as PyTorch does:
     the reset gate acts after the product with ``W_hn``.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from jaxrnn import checks
+from jaxrnn import torch_checks
 from jaxrnn.cells.gated import Cell
 from jaxrnn.cells.general import GeneralCell
 from jaxrnn.cells.protocol import Parameter, State
@@ -246,7 +246,7 @@ class IndRNN(Cell):
     nonlinearity: str = "relu"
 
     def __post_init__(self) -> None:
-        checks.nonlinearity(self.nonlinearity)
+        torch_checks.nonlinearity(self.nonlinearity)
 
     def step(self, z: jax.Array, state: State, params: Any) -> State:
         z = z + params["weight_u"] * state[0]

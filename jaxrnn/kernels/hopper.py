@@ -239,11 +239,14 @@ def _plan(cell: Cell, dtype: Any, N: int, H: int) -> tuple[Tiles, _Order]:
 
 
 def _device(tiles: Tiles) -> Any:
-    from jaxrnn.kernels.hopper_device import Device, Interpreted
-    from jaxrnn.kernels.hopper_group import Group, InterpretedGroup
+    if INTERPRET:
+        from jaxrnn.kernels.hopper_interpreted import Interpreted, InterpretedGroup
 
-    kinds = (Interpreted, InterpretedGroup) if INTERPRET else (Device, Group)
-    return kinds[tiles.K > 1](tiles)
+        return (InterpretedGroup if tiles.K > 1 else Interpreted)(tiles)
+    from jaxrnn.kernels.hopper_device import Device
+    from jaxrnn.kernels.hopper_group import Group
+
+    return (Group if tiles.K > 1 else Device)(tiles)
 
 
 class _Order:

@@ -1,11 +1,7 @@
-"""What the kernels for Hopper ask of the machine, once on the machine and once interpreted.
+"""What the kernels for Hopper ask of the machine: a cluster of blocks, each of one warpgroup.
 
-On the machine the blocks of a cluster reach into each other's shared memory. Mosaic's interpreter
-knows no such stores; there the blocks of a cluster are the threads of one block, each with a part
-of its shared memory, and to send is to store and to arrive at the receiver's barrier. All else,
-products, tiles in shared memory, barriers, loops, is the same program.
-
-Both are for a single cluster; a group of them is theirs in `jaxrnn.kernels.hopper_group`.
+A group of clusters is in `jaxrnn.kernels.hopper_group`, and what stands for both where there is no
+such machine in `jaxrnn.kernels.hopper_interpreted`.
 
 Loading with a layout and the order of arguments differ between the versions of JAX, and only here.
 """
@@ -27,6 +23,10 @@ from jaxrnn.kernels import hopper_peers as peers
 from jaxrnn.kernels.hopper_tiles import Tiles
 
 BLOCKS, CLUSTERS = "units", "rows"
+
+SLOTS = 2
+"""Places that messages go to in turns: who sends message s + 2 has had s + 1 from all its
+receivers, and each sent that after its last look at message s. With one they overtake."""
 
 # What has other names and places in other versions of JAX.
 _NEW = "out_type" in inspect.signature(plgpu.kernel).parameters
@@ -280,112 +280,9 @@ class Device:
         return [self.load(ref, turn=True) for ref in scratch]
 
 
-class Interpreted(Device):
-    """Mosaic's interpreter."""
-
-    def _mesh(self, groups: int) -> dict[str, Any]:
-        from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-        return dict(
-            grid=(groups,),
-            num_threads=self.tiles.blocks,
-            thread_name=BLOCKS,
-            interpret=InterpretGPUParams(),
-        )
-
-    def _scratch(self, what: Any) -> Any:
-        t = self.tiles
-        if isinstance(what, Copies):
-            return plgpu.Barrier(num_arrivals=t.blocks)
-        if isinstance(what, Arrivals):
-            return plgpu.Barrier(num_arrivals=t.C, num_barriers=2 * t.blocks)
-        (*shape,), dtype, swizzle = what
-        return self._memory((t.blocks, *shape), dtype, swizzle)
-
-    @property
-    def thread(self) -> Any:
-        """Which block this stands for."""
-        return lax.axis_index(BLOCKS)
-
-    @property
-    def cluster(self) -> list[Any]:
-        """The threads of this cluster."""
-        return list(range(self.tiles.C))
-
-    def own(self, ref: Any) -> Any:  # noqa: D102
-        return ref.at[self.thread]
-
-    def raw(self, ref: Any) -> jax.Array:  # noqa: D102
-        return ref[...]
-
-    def load(self, ref: Any, turn: bool = False) -> jax.Array:  # noqa: D102
-        tile = ref[...].astype(jnp.float32)
-        return tile.T if turn else tile
-
-    def placed(self, tile: jax.Array) -> jax.Array:  # noqa: D102
-        return tile
-
-    def products(self, rows: int, pairs: Sequence[tuple[Any, Any]]) -> jax.Array:  # noqa: D102
-        if not self.tiles.rows_first:
-            return super().products(rows, pairs)
-        contract = (((1,), (1,)), ((), ()))
-        total = jnp.zeros((rows, self.tiles.L), jnp.float32)
-        for a, b in pairs:  # the interpreter has no products of what is transposed
-            total += lax.dot_general(a[...], b[...], contract, precision="highest")
-        return total
-
-    def store(self, sums: Any, value: jax.Array) -> None:  # noqa: D102
-        sums[...] = value
-
-    def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:  # noqa: D102
-        for source, target in pairs:
-            target[...] = source[...]
-
-    def begin(self, barriers: Any) -> None:  # noqa: D102
-        del barriers
-
-    def end(self) -> None:  # noqa: D102
-        pass
-
-    def clear(self, ref: Any) -> None:  # noqa: D102
-        ref[...] = jnp.zeros((self.tiles.U, self.tiles.L), jnp.float32)
-
-    def share(self, ref: Any, barriers: Any, s: Any, tiles: int) -> None:  # noqa: D102
-        del tiles
-        slot = slot_of(s)
-        for peer in self.cluster:
-            ref.at[peer, slot, self.rank][...] = ref[self.thread, slot, self.rank]
-            plgpu.barrier_arrive(barriers.at[2 * peer + slot])
-
-    def nothing(self, inbox: Any, barriers: Any) -> None:  # noqa: D102
-        for c in range(self.tiles.C):
-            self.clear(self.own(inbox).at[0, c])
-        for peer in self.cluster:
-            plgpu.barrier_arrive(barriers.at[2 * peer])
-
-    def expect(self, barriers: Any, s: Any, rows: int) -> None:  # noqa: D102
-        del barriers, s, rows
-
-    def give(  # noqa: D102
-        self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int, rows: int
-    ) -> None:
-        slot = slot_of(s)
-        for k, peer in enumerate(self.cluster[first : first + count]):
-            inbox.at[peer, slot, self.rank][...] = sums[pl.ds(k * rows, rows)]
-            plgpu.barrier_arrive(barriers.at[2 * peer + slot])
-
-    def wait(self, barriers: Any, s: Any) -> None:  # noqa: D102
-        plgpu.barrier_wait(barriers.at[2 * self.thread + slot_of(s)])
-
-    def collect(self, sources: Sequence[Sequence[Any]], scratch: Sequence[Any]) -> list[jax.Array]:  # noqa: D102
-        del scratch
-        sums = [functools.reduce(jnp.add, [ref[...] for ref in refs]) for refs in sources]
-        return [total.T if self.tiles.rows_first else total for total in sums]
-
-
 def slot_of(s: Any) -> Any:
-    """Which of the two places message `s` goes to."""
-    return lax.rem(s, jnp.int32(2))
+    """Which of the places message `s` goes to."""
+    return lax.rem(s, jnp.int32(SLOTS))
 
 
 def turned(ref: Any) -> Any:

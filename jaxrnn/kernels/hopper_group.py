@@ -1,13 +1,11 @@
 """A group of clusters that share the units of one layer: what it asks of the machine.
 
 Within a cluster all is as in `jaxrnn.kernels.hopper_device`; what goes from one cluster to another
-goes through global memory, see `jaxrnn.kernels.hopper_far`. Interpreted, all blocks of a group are
-threads of one block, which arrive at barriers of each other instead of counting in global memory.
+goes through global memory, see `jaxrnn.kernels.hopper_far`.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -17,10 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels import hopper_far as far
-from jaxrnn.kernels.hopper_device import CLUSTERS, Device, Interpreted, Memory, slot_of
+from jaxrnn.kernels.hopper_device import Device, Memory, slot_of
 
 
-class _Through:
+class Through:
     """The memory that a group exchanges through: one more result of the kernel, of no use after."""
 
     tiles: Any
@@ -55,7 +53,7 @@ class _Through:
         del barriers, s
 
 
-class Group(_Through, Device):
+class Group(Through, Device):
     """A Hopper GPU, and several clusters."""
 
     def more(self) -> dict[str, Any]:
@@ -127,82 +125,3 @@ class Group(_Through, Device):
         far.add(self.mine(s).at[self.at], scratch, t.U * t.L, t.K)
         plgpu.commit_smem()
         return self.load(scratch, turn=t.rows_first)
-
-
-class InterpretedGroup(_Through, Interpreted):
-    """Mosaic's interpreter, and several clusters."""
-
-    def more(self) -> dict[str, Any]:
-        """Barriers between clusters, for each block."""
-        return dict(between=Memory((), None))
-
-    def _scratch(self, what: Any) -> Any:
-        if isinstance(what, Memory):
-            return plgpu.Barrier(num_arrivals=self.tiles.K, num_barriers=2 * self.tiles.blocks)
-        return super()._scratch(what)
-
-    def enter(self, groups: int, own: dict[str, Any]) -> None:  # noqa: D102
-        del groups
-        self.between = own.pop("between")
-
-    def places(self) -> tuple[Any, Any]:  # noqa: D102
-        return self.thread, lax.axis_index(CLUSTERS)
-
-    @property
-    def rank(self) -> Any:  # noqa: D102
-        return lax.rem(self.thread, jnp.int32(self.tiles.C))
-
-    @property
-    def along(self) -> Any:  # noqa: D102
-        return lax.div(self.thread, jnp.int32(self.tiles.C))
-
-    @property
-    def cluster(self) -> list[Any]:  # noqa: D102
-        return [self.along * self.tiles.C + c for c in range(self.tiles.C)]
-
-    def mine(self, s: Any) -> Any:
-        """As `Group.mine`."""
-        return self.exchanged.at[lax.axis_index(CLUSTERS), slot_of(s), self.rank]
-
-    def arrive(self, s: Any) -> None:
-        """Message `s` of this block may be read."""
-        for k in range(self.tiles.K):
-            peer = k * self.tiles.C + self.rank
-            plgpu.barrier_arrive(self.between.at[2 * peer + slot_of(s)])
-
-    def come(self, s: Any) -> None:
-        """Until all of message `s` may be."""
-        plgpu.barrier_wait(self.between.at[2 * self.thread + slot_of(s)])
-
-    def spread(self, hs: Any, barriers: Any, s: Any) -> None:  # noqa: D102
-        del barriers
-        self.mine(s).at[self.along][...] = self.own(hs)[0, self.along]
-        self.arrive(s)
-
-    def gather(self, hs: Any, barriers: Any, s: Any) -> None:  # noqa: D102
-        del barriers
-        self.come(s)
-        self.own(hs).at[0][...] = self.mine(s)[...]
-
-    def nothing(self, inbox: Any, barriers: Any) -> None:  # noqa: D102
-        del inbox, barriers
-        ref = self.mine(jnp.int32(0)).at[self.along]
-        ref[...] = jnp.zeros((self.tiles.K, self.tiles.U, self.tiles.L), jnp.float32)
-        self.arrive(jnp.int32(0))
-
-    def scatter(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:  # noqa: D102
-        del inbox, barriers
-        U = self.tiles.U
-        for k in range(count):
-            self.mine(s).at[first + k, self.along][...] = sums[pl.ds(k * U, U)]
-        self.sent = s
-
-    def scattered(self) -> None:  # noqa: D102
-        self.arrive(self.sent)
-
-    def total(self, inbox: Any, barriers: Any, s: Any, scratch: Any) -> jax.Array:  # noqa: D102
-        del inbox, barriers, scratch
-        self.come(s)
-        parts = [self.mine(s)[self.along, k] for k in range(self.tiles.K)]
-        total = functools.reduce(jnp.add, parts)
-        return total.T if self.tiles.rows_first else total

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.core import Tracer
 
 from jaxrnn import generation, ragged
 from jaxrnn.checks import ShapeError
 from jaxrnn.generation.sampling import row_temperatures
-from jaxrnn.generation.steps import check_no_dropout, masks_drawn
+from jaxrnn.generation.steps import check_no_dropout
+from jaxrnn.seq2seq import scheduled
 from jaxrnn.seq2seq.loss import cross_entropy
 from jaxrnn.seq2seq.parts import Bridge, Decoder, Encoder, token_rows
 
@@ -151,12 +151,12 @@ class Seq2Seq(nnx.Module):
                 "source and target should have as many rows as each other, got shapes "
                 f"{np.shape(source)} and {target.shape}"
             )
-        _check_probability(teacher_forcing)
+        scheduled.check_probability(teacher_forcing)
         known = None if isinstance(teacher_forcing, Tracer) else float(teacher_forcing)
         if known == 1:
-            for_encoder, for_decoder = _two(rngs)
+            for_encoder, for_decoder = scheduled.two(rngs)
             memory, state = self.encode(source, source_lengths, rngs=for_encoder)
-            told = self._told(target)
+            told = scheduled.told(target, self.bos)
             logits, _, weights = self.decoder(told, state, memory, target_lengths, rngs=for_decoder)
         else:
             if key is None and known != 0:
@@ -165,8 +165,8 @@ class Seq2Seq(nnx.Module):
                 "source", source, source_lengths, self.encoder.vocab_size
             )
             ratio = None if known == 0 else teacher_forcing
-            rngs = self._dropout_key(key, rngs)
-            logits, weights = _scheduled(self, source, source_lengths, target, ratio, key, rngs)
+            rngs = scheduled.mask_key(self, key, rngs)
+            logits, weights = scheduled.run(self, source, source_lengths, target, ratio, key, rngs)
         if target_lengths is not None:
             valid = ragged.valid_steps(target_lengths, target.shape[1])
             own = functools.partial(ragged.only, valid)
@@ -239,29 +239,6 @@ class Seq2Seq(nnx.Module):
         source, lengths = token_rows("source", source, lengths, self.encoder.vocab_size)
         return _beam(self, source, lengths, length_penalty, length=length, beams=beams)
 
-    def _told(self, target: jax.Array) -> jax.Array:
-        """What the decoder is told: `bos`, and all of the target but its last token."""
-        first = jnp.full_like(target[:, :1], self.bos)
-        return jnp.concatenate([first, target[:, :-1]], axis=1)
-
-    def _dropout_key(self, key: Any, rngs: Any) -> Any:
-        """One key for all masks of a loop over steps, in which no stream can be advanced."""
-        drawn = masks_drawn(self.decoder.rnn)
-        whole = [f"{name}={p}" for name, p in drawn.items() if name not in ("dropout", "zoneout")]
-        if whole:
-            raise ValueError(
-                f"{', '.join(whole)} of the decoder is one mask for all steps, but with "
-                "teacher_forcing below 1 each step is a call of its own"
-            )
-        if not (drawn or masks_drawn(self.encoder.rnn)):
-            return None
-        if rngs is None and key is None:
-            raise ValueError("dropout is active in a loop over steps: pass rngs= or key=")
-        if rngs is None:
-            return jax.random.fold_in(key, 1)
-        rngs = rngs["dropout"] if isinstance(rngs, nnx.Rngs) else rngs
-        return rngs() if callable(rngs) else rngs
-
 
 # Modules are pytrees: as arguments of a compiled function they are compiled once, and are seen
 # with the parameters that they have when it is called.
@@ -305,48 +282,3 @@ def _beam(
         eos=model.eos,
         length_penalty=penalty,
     )
-
-
-@jax.jit
-def _scheduled(
-    model: Seq2Seq,
-    source: jax.Array,
-    source_lengths: Any,
-    target: jax.Array,
-    ratio: Any,
-    key: Any,
-    dropout_key: Any,
-) -> tuple[jax.Array, jax.Array | None]:
-    """The call with a teacher who is not always heard: a loop over the steps of the target."""
-    for_encoder, for_decoder = _two(dropout_key)
-    memory, state = model.encode(source, source_lengths, rngs=for_encoder)
-    told = model._told(target).T  # (T, N)
-    heard = jnp.zeros(told.shape, bool)
-    if ratio is not None:
-        heard = jax.random.bernoulli(key, ratio, told.shape)
-
-    def step(carry: Any, inputs: Any) -> Any:
-        state, own = carry
-        index, told, heard = inputs
-        token = jnp.where(heard, told, own)[:, None]
-        rngs = None if for_decoder is None else jax.random.fold_in(for_decoder, index)
-        logits, state, weights = model.decoder(token, state, memory, rngs=rngs)
-        logits, weights = jax.tree.map(lambda a: a[:, 0], (logits, weights))
-        return (state, logits.argmax(-1).astype(jnp.int32)), (logits, weights)
-
-    steps = (jnp.arange(len(told)), told, heard)
-    _, outputs = lax.scan(step, (state, told[0]), steps)  # its own first token is `bos` too
-    return jax.tree.map(lambda a: a.swapaxes(0, 1), outputs)
-
-
-def _check_probability(value: Any) -> None:
-    if np.shape(value) != ():
-        raise ShapeError(f"teacher_forcing should be one number, got shape {np.shape(value)}")
-    if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:
-        raise ValueError(f"teacher_forcing should be a probability, from 0 to 1, got {value}")
-
-
-def _two(rngs: Any) -> tuple[Any, Any]:
-    """A source of keys for each of two calls: a stream goes on by itself, a key is split."""
-    is_key = isinstance(rngs, jax.Array)
-    return tuple(jax.random.split(rngs)) if is_key else (rngs, rngs)

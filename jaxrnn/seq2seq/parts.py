@@ -167,8 +167,22 @@ class Bridge(nnx.Module):
 
         h' = tanh(W [h_forward; h_backward] + b);      c' = W [c_forward; c_backward] + b
 
+    Args:
+        encoder: the recurrent layers whose last states come in.
+        decoder: those that begin with what comes out; as many, and of cells of the same states.
+        rngs: the stream for the parameters (``params``).
+
     Parameters: ``h.weight`` (R', F*R), ``h.bias``, and for LSTM ``c.weight``, ``c.bias``. All
     layers share them.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.seq2seq import Bridge
+        >>> rngs = nnx.Rngs(0)
+        >>> encoder = jaxrnn.GRU(8, 16, bidirectional=True, rngs=rngs)
+        >>> Bridge(encoder, jaxrnn.GRU(8, 20, rngs=rngs), rngs=rngs)(jnp.ones((2, 3, 16))).shape
+        (1, 3, 20)
     """
 
     def __init__(self, encoder: Any, decoder: Any, *, rngs: nnx.Rngs):

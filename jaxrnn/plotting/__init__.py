@@ -1,0 +1,34 @@
+"""Figures: no display needed, colours that colour-blind readers can tell apart."""
+
+from jaxrnn.plotting.base import (
+    BLUE,
+    FORMATS,
+    GREY,
+    PALETTE,
+    VERMILLION,
+    check_target,
+    save,
+    spread,
+)
+from jaxrnn.plotting.colours import HeatMap, heat_maps, hidden_states
+from jaxrnn.plotting.curves import Panel, forecasts, predictions
+from jaxrnn.plotting.texts import characters, text_windows
+
+__all__ = [
+    "BLUE",
+    "FORMATS",
+    "GREY",
+    "PALETTE",
+    "VERMILLION",
+    "HeatMap",
+    "Panel",
+    "characters",
+    "check_target",
+    "forecasts",
+    "heat_maps",
+    "hidden_states",
+    "predictions",
+    "save",
+    "spread",
+    "text_windows",
+]

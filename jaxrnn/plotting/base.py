@@ -1,0 +1,89 @@
+"""What all figures share: colours, where they are written, a row of panels, a panel of losses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxrnn.files import write_whole
+
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"  # from the palette of Okabe and Ito
+PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+FORMATS = ("png", "svg", "pdf")
+
+
+def check_target(
+    path: str | os.PathLike[str], formats: Sequence[str] = FORMATS, what: str = "figure"
+) -> Path:
+    """Whether a file can be written there, to be asked before the work is done.
+
+    Args:
+        path: where it shall be.
+        formats: the suffixes it may have.
+        what: what it is called in messages.
+
+    Raises:
+        ValueError: for a format that is not one of `formats`.
+        OSError: for a folder that is not there or can't be written to.
+    """
+    path = Path(path)
+    named = f"{what} {str(path)!r}"
+    if path.suffix.lower().lstrip(".") not in formats:
+        raise ValueError(f"{named} should end in .{' or .'.join(formats)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{named}: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{named}: that is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{named}: the folder can't be written to")
+    return path
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as its suffix says; what was there before stays until it is written whole.
+
+    Args:
+        figure: what the functions of `jaxrnn.plotting` return, or any of matplotlib's.
+        path: the file, which ends in one of `FORMATS`.
+
+    Raises:
+        ValueError, OSError: as by `check_target`.
+    """
+    return write_whole(check_target(path), lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+def spread(items: Sequence[Any], most: int = 8) -> list[Any]:
+    """At most so many of the items, the first and the last among them, evenly spread.
+
+    Example:
+        >>> spread(range(0, 75, 15), most=3)
+        [0, 30, 60]
+    """
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))]
+
+
+def rows_of_panels(count: int, title: str) -> tuple[Figure, Any]:
+    """A figure with rows of three panels."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 0.5), layout="constrained")
+    figure.suptitle(title)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def loss_panel(axis: Any, losses: Any, label: str, runs: Sequence[str] = ("",)) -> None:
+    """A panel of the loss at each step (steps,), or of several runs (runs, steps)."""
+    for index, (run, values) in enumerate(zip(runs, np.atleast_2d(losses))):
+        axis.semilogy(values, label=run, color=PALETTE[index % len(PALETTE)])
+    if len(runs) > 1:
+        axis.legend(loc="best", fontsize="x-small")
+    axis.set(title="training", xlabel="step", ylabel=label)
+    axis.grid(color=GREY, alpha=0.25)
