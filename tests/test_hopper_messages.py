@@ -29,6 +29,7 @@ from jaxrnn.kernels import (
 from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device
 from jaxrnn.kernels.hopper_group import Group
 from jaxrnn.kernels.hopper_tiles import Tiles
+from jaxrnn.operands import flags_of
 from tests import compiling
 from tests.ptx import Machine, Ref
 from tests.test_fused import close, draw
@@ -196,7 +197,7 @@ def both(cell: cells.Cell, dtype: Any, sizes: Any, masked: bool, reverse: bool) 
     how: dict[str, Any] = dict(cell=cell, masked=masked, reverse=reverse)
     with on_cpu(), jax.default_matmul_precision("float32"):
         weights, x, state, masks, (dh, dlast) = draw(cell, sizes, dtype)
-        flags = fused._flags(masks) if masked else ()
+        flags = flags_of(masks) if masked else ()
         operands = (x, *weights[:4], *state, *flags)
         kept = quick(fused._forward_reference, **how, keep=True)(*operands)
         yield fused._forward_kernel("cuda", *operands, **how, keep=True), kept
@@ -276,8 +277,7 @@ def test_the_machine_sees_a_message_too_early(
     simulated: Any, monkeypatch: pytest.MonkeyPatch, tiles: Any, seen: str
 ) -> None:
     """With one place for messages instead of two, the next comes while one is read."""
-    for module in (hopper_device, hopper_group):
-        monkeypatch.setattr(module, "slot_of", lambda s: 0)
+    monkeypatch.setattr(hopper_device, "SLOTS", 1)
     fails(monkeypatch, tiles, seen)
 
 
