@@ -25,7 +25,7 @@ from jaxrnn.kernels.hopper_tiles import Tiles
 BLOCKS, CLUSTERS = "units", "rows"
 
 SLOTS = 2
-"""Places that messages go to in turns: with one, a message may come where the last is still read."""
+"""Places that messages go to in turns: with one, some would come where the last is still read."""
 
 # What has other names and places in other versions of JAX.
 _NEW = "out_type" in inspect.signature(plgpu.kernel).parameters

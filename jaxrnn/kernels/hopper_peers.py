@@ -5,12 +5,12 @@ arrives counts its own; the phase is over when all have come. Pallas's own store
 have every thread of every sender arrive at the barrier, some thousands a step, which takes longer
 than all else.
 
-Messages are numbered, the even ones for one barrier and place, the odd ones for the other. Who sends
-message s + 2 has had message s + 1 from all its receivers, and each sent that after it had waited
-for message s and read it: threads have read it when they meet at the barrier of the block before
-anything of message s + 1 is sent, and so have the tensor cores, as their results are in what is
-sent. So no message comes where another is still read, none is counted in the phase before its own,
-and no thread is two phases late. Pieces may come before they are expected: a phase is not over
+Messages are numbered, the even ones for one barrier and place, the odd ones for the other. Who
+sends message s + 2 has had message s + 1 from all its receivers, and each sent that after it had
+waited for message s and read it: threads have read it when they meet at the barrier of the block
+before anything of message s + 1 is sent, and so have the tensor cores, as their results are in what
+is sent. So no message comes where another is still read, none is counted in the phase before its
+own, and no thread is two phases late. Pieces may come before they are expected: a phase is not over
 before `expect` has arrived at its barrier, and its count of bytes may be less than zero until then.
 Blocks leave together, all messages read, so that none is on its way to a block that is gone.
 
