@@ -171,9 +171,9 @@ def run_forward(
     if keep and sum(saved):
         results.append(shape(T, *blocks, sum(saved)))
     device = _device(tiles)
-    from jaxrnn.kernels import hopper_loops
+    from jaxrnn.kernels import hopper_forward
 
-    body, scratch = hopper_loops.forward(
+    body, scratch = hopper_forward.forward(
         device, cell, T, masked, order.padded, reverse, keep, x.dtype
     )
     run = device.launch(body, tuple(results), scratch, order.groups, "rnn_forward")
@@ -217,9 +217,9 @@ def run_backward(
     blocks = (order.groups, tiles.blocks)
     results = (shape(T, *blocks, G * (1 + cell.split)), shape(*blocks, states))
     device = _device(tiles)
-    from jaxrnn.kernels import hopper_loops
+    from jaxrnn.kernels import hopper_backward
 
-    body, scratch = hopper_loops.backward(
+    body, scratch = hopper_backward.backward(
         device, cell, T, masked, order.padded, reverse, w_hh.dtype
     )
     run = device.launch(body, results, scratch, order.groups, "rnn_backward")

@@ -25,8 +25,7 @@ from jaxrnn.kernels.hopper_tiles import Tiles
 BLOCKS, CLUSTERS = "units", "rows"
 
 SLOTS = 2
-"""Places that messages go to in turns: who sends message s + 2 has had s + 1 from all its
-receivers, and each sent that after its last look at message s. With one they overtake."""
+"""Places that messages go to in turns: with one, some would come where the last is still read."""
 
 # What has other names and places in other versions of JAX.
 _NEW = "out_type" in inspect.signature(plgpu.kernel).parameters
@@ -34,6 +33,10 @@ _RESULTS, _SCRATCH = ("out_type", "scratch_types") if _NEW else ("out_shape", "s
 _AT = inspect.signature(plgpu.load).parameters.get("idx")
 _STORE: Any = getattr(plgpu, "store", None)
 _INDEX: tuple[Any, ...] = ((),) if _AT is not None and _AT.default is _AT.empty else ()
+
+# From 0.11 on JAX would search for the layouts of all arrays, which takes it up to minutes, and in
+# 0.11.0 it finds none for an LSTM of 512 units in float32. They are all given here.
+_PARAMS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
 
 
 class Copies(NamedTuple):
@@ -98,6 +101,7 @@ class Device:
             **{_RESULTS: results, _SCRATCH: [self._scratch(s) for s in scratch.values()]},
             grid_names=(CLUSTERS,),
             kernel_name=name,
+            compiler_params=_PARAMS,
             **self._mesh(groups),
         )
 

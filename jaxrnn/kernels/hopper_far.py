@@ -14,12 +14,18 @@ too, unlike cp.async.bulk), so that no fence between proxies is needed here; wha
 memory needs that of `plgpu.commit_smem` before the tensor cores, which are of the async proxy, read
 it. Counters only grow within a launch and are zeros at its beginning.
 
+Who writes message s + 2 where message s was has seen the counter of s + 1, so all have added to it,
+each after its last look at message s; and nobody adds for s + 1 before all have added for s, so a
+number that is reached means that all have come that far.
+
 Whoever waits needs those that it waits for to be on the machine. So a cluster takes its place in
 the order in which clusters begin, and not by its number: of all groups that have begun only the
 last may lack clusters, and these have room as soon as an earlier group has gone, or at once if
-there is none. Two such kernels at the same time might each have the places that the other waits
-for; XLA runs the kernels of a program one after the other, and a GPU shares its time between
-processes.
+there is none; `jaxrnn.kernels.hopper_tiles.at_least` is how many are sure to. What else is on the
+machine must not wait for this kernel. Two of such kernels at the same time might each have the
+places that the other waits for. XLA runs the kernels of a program one after the other, also in a
+CUDA graph, unless ``xla_gpu_command_buffer_scheduling_mode`` is set to CONCURRENT; and a GPU shares
+its time between processes, unless they run under MPS.
 
 Sources: the PTX instruction set, NVIDIA, version 8: memory consistency model; cooperative groups'
 barrier of a grid; places in the order of beginning: D. Merrill and M. Garland, Single-pass parallel
@@ -32,12 +38,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental.mosaic.gpu import utils
+from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
 
-from jaxrnn.kernels.hopper_peers import PIECE, THREADS, address, number, run, write
+from jaxrnn.kernels.hopper_peers import PIECE, SCALAR, THREADS, address, number, run, write
 
-TICKET = ((4,), jnp.int32)
+TICKET = ((1,), jnp.int32)
 """Shape and dtype of the shared memory for the number that a cluster draws."""
 
 LINE = 32
@@ -49,29 +57,31 @@ def _far(ref: Any) -> Any:
     return llvm.ptrtoint(ir.IntegerType.get_signless(64), utils.memref_ptr(ref))
 
 
-def draw(ticket: Any, counter: Any) -> None:
-    """Put into ``ticket[1]`` how many clusters have begun before this one."""
+def draw(ticket: Any, counter: Any) -> Any:
+    """How many clusters have begun before this one, by `ticket` to all blocks of it."""
 
-    def inline(_: Any, ticket: Any, counter: Any) -> None:
-        write(
+    def inline(_: Any, ticket: Any, counter: Any) -> Any:
+        drawn = write(
             """.reg .pred p, q;
             .reg .b32 t, rank, v, first;
             mov.u32 t, %tid.x;
             mov.u32 rank, %cluster_ctarank;
             setp.eq.u32 q, t, 0;
             setp.eq.and.u32 p, rank, 0, q;
-            @p atom.relaxed.gpu.global.add.u32 v, [$1], 1;
-            @p st.shared::cta.u32 [$0], v;
+            @p atom.relaxed.gpu.global.add.u32 v, [$2], 1;
+            @p st.shared::cta.u32 [$1], v;
             barrier.cluster.arrive.release.aligned;
             barrier.cluster.wait.acquire.aligned;
-            mapa.shared::cluster.u32 first, $0, 0;
-            @q ld.shared::cluster.u32 v, [first];
-            @q st.shared::cta.u32 [$0+4], v;
-            barrier.sync 0;""",
+            mapa.shared::cluster.u32 first, $1, 0;
+            ld.shared::cluster.u32 v, [first];
+            mov.u32 $0, v;""",
             *(address(ticket), _far(counter)),
+            result=True,
         )
+        return FragmentedArray.splat(drawn, shape=(), is_signed=True)
 
-    run(inline, ticket, counter)
+    result = plgpu.ShapeDtypeStruct((), jnp.int32, layout=SCALAR)
+    return run(inline, ticket, counter, result=result)
 
 
 def signal(counter: Any) -> None:

@@ -65,9 +65,7 @@ class Group(Through, Device):
         t = self.tiles
         # Zeros at each launch: Pallas makes them in the program, and hands them in and out.
         counters = pl.get_global(plgpu.SemaphoreType.REGULAR(((1 + groups * t.C) * far.LINE,)))
-        ticket = own.pop("ticket")
-        far.draw(ticket, counters.at[pl.ds(0, 1)])
-        drawn = ticket[1]
+        drawn = far.draw(own.pop("ticket"), counters.at[pl.ds(0, 1)])
         self.group, self.at = lax.div(drawn, jnp.int32(t.K)), lax.rem(drawn, jnp.int32(t.K))
         place = (1 + self.group * t.C + self.rank) * far.LINE
         self.counter = counters.at[pl.ds(place, 1)]

@@ -5,6 +5,15 @@ arrives counts its own; the phase is over when all have come. Pallas's own store
 have every thread of every sender arrive at the barrier, some thousands a step, which takes longer
 than all else.
 
+Messages are numbered, the even ones for one barrier and place, the odd ones for the other. Who
+sends message s + 2 has had message s + 1 from all its receivers, and each sent that after it had
+waited for message s and read it: threads have read it when they meet at the barrier of the block
+before anything of message s + 1 is sent, and so have the tensor cores, as their results are in what
+is sent. So no message comes where another is still read, none is counted in the phase before its
+own, and no thread is two phases late. Pieces may come before they are expected: a phase is not over
+before `expect` has arrived at its barrier, and its count of bytes may be less than zero until then.
+Blocks leave together, all messages read, so that none is on its way to a block that is gone.
+
 Source: the PTX instruction set, NVIDIA, version 8: st.async, mapa, mbarrier.
 """
 
@@ -26,11 +35,13 @@ BARRIERS = ((4,), jnp.int32)
 """Shape and dtype of the shared memory of two barriers of 8 bytes."""
 
 
-def write(text: str, *operands: Any) -> None:
-    """Write PTX into the kernel here, for operands of 32 bits, or of 64."""
-    void = ir.Type.parse("!llvm.void")
-    kinds = ",".join("l" if o.type == ir.IntegerType.get_signless(64) else "r" for o in operands)
-    llvm.inline_asm(void, list(operands), "{\n" + text + "\n}", kinds, has_side_effects=True)
+def write(text: str, *operands: Any, result: bool = False) -> Any:
+    """Write PTX into the kernel here, for operands of 32 or 64 bits, after the result, if any."""
+    i32, i64 = map(ir.IntegerType.get_signless, (32, 64))
+    kinds = ["=r"] * result + ["l" if o.type == i64 else "r" for o in operands]
+    returns = i32 if result else ir.Type.parse("!llvm.void")
+    text = "{\n" + text + "\n}"
+    return llvm.inline_asm(returns, list(operands), text, ",".join(kinds), has_side_effects=True)
 
 
 def address(ref: Any) -> Any:
@@ -48,18 +59,18 @@ def number(array: Any) -> Any:
     return value
 
 
-_SCALAR = plgpu.Layout.WG_SPLAT(())
+SCALAR = plgpu.Layout.WG_SPLAT(())
 
 
-def run(body: Any, *arguments: Any, transforms: tuple[Any, ...] = ()) -> None:
+def run(body: Any, *arguments: Any, transforms: tuple[Any, ...] = (), result: Any = None) -> Any:
     """Write `body` into the kernel here, for arguments that are references or else scalars."""
     given = iter(transforms)
     kinds = [
-        _SCALAR if getattr(a, "shape", None) == () else plgpu.RefType(next(given, ()))
+        SCALAR if getattr(a, "shape", None) == () else plgpu.RefType(next(given, ()))
         for a in arguments
     ]
-    inlined: Any = plgpu.inline_mgpu(arg_types=tuple(kinds))(body)
-    inlined(*arguments)
+    inlined: Any = plgpu.inline_mgpu(arg_types=tuple(kinds), return_type=result)(body)
+    return inlined(*arguments)
 
 
 def begin(barriers: Any) -> None:
