@@ -189,12 +189,13 @@ def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) 
     )
 
 
-def import_peers(names: Sequence[str]) -> None:
+def import_peers(names: Sequence[str], imported: Callable[[str], None]) -> None:
     """Import the libraries before the first case, of whose time it would take seconds."""
     for name in names:
         if name in PEERS:
             with suppress(Exception):  # It is told where the peer is built.
                 PEERS[name].load()
+            imported(name)
 
 
 def measure(
@@ -265,9 +266,10 @@ def measure(
         report.write(data, folder)
 
     note()
-    if args.worker is not None:
+    if journal:
         end_with_parent()
-        import_peers([name for name in everyone if name in peers])
+        libraries = [name for name in everyone if name in peers]
+        import_peers(libraries, lambda name: journal.write({"event": "imported", "library": name}))
     try:
         runner.run_suite(suite, kept, peers, settings, peak, finished, say, journal)
     finally:
@@ -315,7 +317,7 @@ def supervise(
             raise
     why = None if done else f"not reached within {budget:g} s"
     data = recovered(path, folder, why) if path.exists() else None
-    if data is None:
+    if data is None or not data["records"]:
         raise Wrong(f"{suite.name}: nothing was measured")
     return data
 

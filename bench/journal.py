@@ -3,6 +3,7 @@
 A journal is a file of JSON lines, so a run that is killed leaves all that it had measured:
 
 - ``report``: the report without its records, when the run begins and when it knows more;
+- ``imported``: a library, before the first case;
 - ``begin``: a contender is about to be built or measured, so that it is known who never returned;
 - ``built``: a contender's entry, compile time, errors and memory included, or why there is none;
 - ``failed``: why a contender left the case;

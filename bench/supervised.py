@@ -23,7 +23,7 @@ SIGNS = ("illegal memory access", "ILLEGAL_ADDRESS", "LAUNCH_FAILED", "misaligne
 
 
 START_S = 120.0
-"""How long a process may take to write its first line: it imports and looks for its device."""
+"""How long a process may write nothing until its first case: it imports and finds its device."""
 
 
 PROGRESS = ("built", "round", "case")
@@ -110,7 +110,7 @@ def watch(
 ) -> str | None:
     """Why the process was lost; None if it finished."""
     size, heard = path.stat().st_size if path.exists() else -1, time.time()
-    patience_s = max(silence_s, START_S)
+    before, patience_s = max(0, size), max(silence_s, START_S)
     while True:
         status = process.poll()
         if status is not None:
@@ -121,7 +121,9 @@ def watch(
             return f"the process died ({f'signal {-status}' if status < 0 else f'status {status}'})"
         now, found = time.time(), path.stat().st_size if path.exists() else -1
         if found != size:
-            size, heard, patience_s = found, now, silence_s
+            size, heard = found, now
+            if patience_s != silence_s and b'"case":' in path.read_bytes()[before:]:
+                patience_s = silence_s
         if stopped(process.pid):
             heard = now  # Somebody stopped it; it does not hang.
         if now >= deadline:

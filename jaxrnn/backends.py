@@ -265,7 +265,7 @@ def why_not(backend: str, asked: Asked, platform: str) -> str | None:
             return OPTIONS[option]
     sizes = asked.T, asked.N, asked.D, asked.H
     if not known(*sizes) or 0 in sizes:
-        return f"the sizes should be numbers above 0, got {sizes[:3]}"
+        return f"T, N, D, H should be numbers above 0, got {', '.join(map(str, sizes))}"
     dtype = jnp.dtype(asked.dtype).name
     if dtype not in row.dtypes:
         return f"it computes in {' or '.join(row.dtypes)}, not in {dtype}"

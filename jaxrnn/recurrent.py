@@ -258,7 +258,7 @@ class Recurrent(Parameters):
         """Who would run each layer and direction, why, and why no other would; `print` it.
 
         Args:
-            input: what the layer would be called with, or its shape.
+            input: what the layer would be called with, an array or a PackedSequence, or its shape.
             resets: whether rows would be reset; lengths change nothing.
             return_all_states: as in a call.
             platform: "cpu", "cuda" (or "gpu"), "rocm" or "tpu", also where this machine has none;
@@ -280,9 +280,13 @@ class Recurrent(Parameters):
                 cudnn: there is none for tpu
         """
         dtype = self.param_dtype if self.dtype is None else self.dtype
+        packed = isinstance(input, PackedSequence)
+        if packed:
+            input = jax.eval_shape(lambda: packing.padded(input)[0])
         shape = getattr(input, "shape", input)
-        x = jax.ShapeDtypeStruct(tuple(shape), getattr(input, "dtype", dtype))
-        layout, _ = self.check(x, None)  # pyright: ignore[reportArgumentType]
+        dtype = jax.dtypes.canonicalize_dtype(getattr(input, "dtype", dtype))
+        x = jax.ShapeDtypeStruct(tuple(shape), dtype)
+        layout, _ = self.check(x, None, time_major=packed)  # pyright: ignore[reportArgumentType]
         sizes = dict(zip(layout, x.shape))
         plan = self.plan(layout, training=self.training, all_states=return_all_states)
         plan = dataclasses.replace(plan, platform=platform or plan.platform)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -97,6 +98,28 @@ def test_a_layer_explains() -> None:
     assert single.choices[0].others["kernel"] == "it does not give out all states"
     with pytest.raises(ValueError, match="5"):
         layer.explain((50, 2, 5))
+
+
+def test_a_layer_explains_what_it_is_called_with() -> None:
+    """A packed sequence, in a layer that takes the batch first; NumPy's float64 becomes float32."""
+    layer = jaxrnn.GRU(3, 4, batch_first=True, rngs=nnx.Rngs(0))
+    packed = jaxrnn.pack_padded_sequence(jnp.ones((50, 2, 3)), [50, 3])
+    with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
+        for x in (packed, np.ones((2, 50, 3))):
+            assert layer.explain(x).choices[0].backend == "kernel"
+
+
+def test_a_gpu_is_named_twice_and_nothing_else_is_one() -> None:
+    layer = jaxrnn.LSTM(3, 512, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    text = str(layer.explain((50, 32, 3), platform="gpu"))
+    assert text == str(layer.explain((50, 32, 3), platform="cuda"))
+    assert text.startswith("on cuda:\nlayer 0: kernel")
+    with tuning.traced_for("gpu"):
+        assert str(layer.explain((50, 32, 3))) == text
+    with pytest.raises(ValueError, match=r"platform should be one of 'cpu', 'cuda'.*'GPU'"):
+        layer.explain((50, 32, 3), platform="GPU")
+    with pytest.raises(ValueError, match="platform"), tuning.traced_for("nvidia"):
+        pass
 
 
 def test_the_platform_is_that_of_the_call() -> None:

@@ -301,9 +301,7 @@ def test_what_jax_compiles_is_compiled_at_once_after_the_others(tmp_path: Path) 
 
 def test_the_deadline_ends_a_run_and_its_cases(tmp_path: Path) -> None:
     cases = [plain_case(name, slow=True) for name in "abc"]
-    start = time.time()
     records = run(cases, tmp_path / "gpu.jsonl", seconds=1.0)
-    assert time.time() - start < 5
     assert 1 <= len(records) < 3
 
 
@@ -370,22 +368,20 @@ def test_the_time_that_is_over_is_nobodys_fault(tmp_path: Path) -> None:
 
 PARENT = """
 import subprocess, sys, time
-child = "from bench.supervised import end_with_parent as e; e(.02); print(1, flush=True); import time; time.sleep(60)"
-subprocess.Popen([sys.executable, "-c", child])
+child = "import time, bench.supervised as s; s.end_with_parent(0.02); print(1, flush=True); "
+subprocess.Popen([sys.executable, "-c", child + "time.sleep(20); print('it lives')"])
 time.sleep(60)
-"""  # noqa: E501
+"""
 
 
 def test_a_worker_ends_with_the_process_that_watches_it() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"1\n"
-    start = time.time()
     parent.kill()
     assert parent.stdout.read() == b""  # Closed when the worker has ended, too.
     parent.wait()
     parent.stdout.close()
-    assert time.time() - start < 30
 
 
 # The suite itself.
