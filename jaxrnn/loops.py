@@ -87,7 +87,7 @@ def forward(
             x = jnp.roll(x, 1 if plan.reverse else -1, axis=0)
         if not every_step:
             x = inputs_of_block(cell, weights, x)
-        if plan.parallel:
+        if plan.backend == "parallel":
             coefficients: Any = x
             after = parallel.states(coefficients, wide(state[0]), masks, reverse=plan.reverse)
             after = after.astype(state[0].dtype)

@@ -68,7 +68,7 @@ class Parameters(nnx.Module):
             proj_size=self.proj_size,
             dtype=self.param_dtype,
         )
-        normed = regularisers.normed_names(self.weight_norm, _shapes(drawn[0].named()))
+        normed = regularisers.normed_names(self.weight_norm, drawn[0].shapes())
         names = []
         for suffix, weights in zip(self._suffixes, drawn):
             there = weights.named()
@@ -213,10 +213,6 @@ class Parameters(nnx.Module):
                 for name, value in made.items():
                     setattr(self, name, nnx.Param(value))
         return tuple(held)
-
-
-def _shapes(named: dict[str, jax.Array]) -> dict[str, tuple[int, ...]]:
-    return {name: a.shape for name, a in named.items()}
 
 
 def _name(field: str, suffix: str, normed: Sequence[str]) -> str:

@@ -29,8 +29,8 @@ class Plan:
             the rest again from them: one product and one loop a block more, far less memory.
         block: steps in a block; None chooses from the shapes (`jaxrnn.blocks.block_length`).
         all_states: give out every state at each step, and not the hidden state alone.
-        fused: run the loop as one operation, with a kernel of its own (`jaxrnn.fused`).
-        parallel: no loop, but all steps of a block at once (`jaxrnn.parallel`).
+        backend: who runs the loop: "scan"; "kernel", one operation with a kernel of its own
+            (`jaxrnn.fused`); or "parallel", all steps of a block at once (`jaxrnn.parallel`).
     """
 
     cell: Any  # of `jaxrnn.cells`
@@ -38,8 +38,7 @@ class Plan:
     remat: bool = False
     block: int | None = None
     all_states: bool = False
-    fused: bool = False
-    parallel: bool = False
+    backend: str = "scan"
 
     def given_out(self, state: State) -> State:
         """The states that are given out at each step."""

@@ -132,7 +132,7 @@ def outputs_and_states(
     masked = weights.mask_hh is not None or masks.zoneout is not None
     how: dict[str, Any] = dict(all_states=all_states, masks=masked, platform=platform)
     who = backends.choose(backend, cell, weights, x, **how).backend
-    plan = Plan(cell, reverse, remat, block, all_states, who == "kernel", who == "parallel")
+    plan = Plan(cell, reverse, remat, block, all_states, who)
     if who != "kernel":  # which reads nothing there
         x = ragged.only(masks.valid, x)
     if cell.gates:
@@ -152,7 +152,7 @@ KEPT_BYTES = 256_000_000
 def _unroll(
     plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks
 ) -> tuple[State, State]:
-    if plan.fused:
+    if plan.backend == "kernel":
         return fused_loops.forward(plan, weights, x, state, masks, Keep.NOTHING)[:2]
     return _scan(plan, weights, x, state, masks)
 
@@ -174,12 +174,13 @@ def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
         jnp.zeros(s.shape, dtype) if _nonzero(d) is None else d.astype(dtype)
         for s, d in zip(state, dstate, strict=True)
     )
+    fused = plan.backend == "kernel"
     gates = x.shape[0] * x.shape[1] * weights.weight_ih.shape[0]
     few = known(gates) and gates * x.dtype.itemsize <= KEPT_BYTES
-    few = few and (plan.fused or choices().keep_saved)
+    few = few and (fused or choices().keep_saved)
     keep = Keep.NOTHING if plan.remat else Keep.ALL if few else Keep.STATES
     # The loops have their states the one way or the other.
-    loop, entering = (fused_loops, tuple) if plan.fused else (loops, turned)
+    loop, entering = (fused_loops, tuple) if fused else (loops, turned)
     given, final, kept, starts = loop.forward(plan, weights, x, entering(state), masks, keep)
     transposed = loops.transposes(weights)
 

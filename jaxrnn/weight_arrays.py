@@ -44,9 +44,13 @@ class Weights(NamedTuple):
         there: dict[str, Any] = {n: a for n, a in zip(WEIGHTS, self) if a is not None}
         return there | (self.own or {})
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each of them."""
+        return {name: a.shape for name, a in self.named().items()}
+
     @classmethod
     def of(cls, cell: AnyCell, named: dict[str, jax.Array]) -> Weights:
-        """The other way round."""
+        """Those of a cell from what `named` gives."""
         fields = [n for n in WEIGHTS if cell.gates and n in named]
         own = {n: named[n] for n in named if n not in fields}
         return cls(**{n: named[n] for n in fields}, own=own or None)
@@ -74,7 +78,7 @@ def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
                 return Sizes(features, hidden, hidden)
     raise ValueError(
         f"{cell} has no parameter from whose shape H follows: expected one of "
-        f"{list(cell.parameters)} with an axis of H, got {_shapes(weights)}"
+        f"{list(cell.parameters)} with an axis of H, got {weights.shapes()}"
     )
 
 
@@ -91,13 +95,9 @@ def completed(cell: AnyCell, weights: Weights, sizes: Sizes) -> Weights:
             own[name] = jnp.zeros(shape, next(iter(weights.named().values())).dtype)
     if {name: a.shape for name, a in own.items()} != shapes:
         raise ShapeError(
-            f"parameters of {cell} should have the shapes {shapes}, got {_shapes(weights)}"
+            f"parameters of {cell} should have the shapes {shapes}, got {weights.shapes()}"
         )
     return weights._replace(own={name: own[name] for name in shapes} or None)
-
-
-def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
-    return {name: a.shape for name, a in weights.named().items()}
 
 
 def zero_state(cell: AnyCell, sizes: Sizes, batch: int, dtype: Any) -> State:

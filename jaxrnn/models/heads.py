@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn import checks, generation, ragged
+from jaxrnn import checks, generation, ragged, torch_checks
 from jaxrnn.checks import ShapeError
 from jaxrnn.dense import linear
 
@@ -232,7 +232,7 @@ class OneToMany(Head):
 def _one_input(head: Head, x: Any) -> jax.Array:
     """One input a row, (N, D) or (D,)."""
     x, kind = jnp.asarray(x), type(head).__name__
-    checks.cell_input(kind, x)
+    torch_checks.cell_input(kind, x)
     if x.shape[-1] != head.rnn.input_size:
         raise ShapeError(
             f"{kind}: Expected {head.rnn.input_size} features, the input_size of {head.rnn}, got "

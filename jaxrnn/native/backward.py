@@ -49,9 +49,7 @@ class _Loop(Call):
                 self.mine.meet(f, f.add(turn, 1))
             # All rows of the block are needed, whoever made them.
             block = f.div(turn0, c["BLOCK"])
-            f.call(
-                "barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", f"i64 {f.add(block, 2)}"
-            )
+            threads.meet(f, c, f.add(block, 2))
             behind.write(self, turn0, steps)
         self.first_states()
         f.done()
@@ -85,7 +83,7 @@ class _Loop(Call):
                 memory.ask(f, c["dw_hh"], f.mul(self.features, c["H"]))
         with f.loop(0, f.mul(c["BLOCK"], c["N"])) as i:
             f.store(self.one, f.at(self.own["ONES"], i, 8), "ptr")
-        f.call("barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", "i64 1")
+        threads.meet(f, c, "1")
 
     def pointers(self, turn: str, nothing_yet: str) -> str:
         """The rows that are worked on, and where their dz of the step after is; how many.

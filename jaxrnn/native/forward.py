@@ -95,7 +95,7 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
         with f.loop(0, c["H"]) as i:
             f.store("0.0", f.at(nothing, i), m.scalar)
         _in_large_pages(f, variant, c)
-    f.call("barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", "i64 1")
+    threads.meet(f, c, "1")
 
     mine = threads.Share(f, c)
     panel0, panel1 = mine.panel0, mine.panel1

@@ -88,6 +88,11 @@ def write_elsewhere(m: Module) -> None:
     f.done(f.choose(known, "%attributes", "null", "ptr"))
 
 
+def meet(f: Function, c: dict[str, str], times: str) -> None:
+    """Wait until all threads of a call have met so often."""
+    f.call("barrier", f"ptr {c['barriers']}", f"i64 {c['THREADS']}", f"i64 {times}")
+
+
 def write_barrier(m: Module) -> None:
     """``barrier(counter, threads, round)``: wait until all threads came `round` times."""
     f = Function(m, "barrier", [("counter", "ptr"), ("threads", INT), ("round", INT)])

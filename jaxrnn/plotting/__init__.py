@@ -1,6 +1,6 @@
 """Figures: no display needed, colours that colour-blind readers can tell apart."""
 
-from jaxrnn.plotting.base import (
+from jaxrnn.plotting.base import (  # noqa: F401  the colours are offered, and no functions
     BLUE,
     FORMATS,
     GREY,
@@ -15,11 +15,6 @@ from jaxrnn.plotting.curves import Panel, forecasts, predictions
 from jaxrnn.plotting.texts import characters, text_windows
 
 __all__ = [
-    "BLUE",
-    "FORMATS",
-    "GREY",
-    "PALETTE",
-    "VERMILLION",
     "HeatMap",
     "Panel",
     "characters",

@@ -7,40 +7,12 @@ which a kernel may make, where those that a cell makes of its own it may not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-if TYPE_CHECKING:
-    from jaxrnn.pointwise.graph import Node
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "add": lax.add,
-    "add_any": lax.add,
-    "sub": lax.sub,
-    "mul": lax.mul,
-    "div": lax.div,
-    "neg": lax.neg,
-    "exp": lax.exp,
-    "expm1": lax.expm1,
-    "tanh": lax.tanh,
-    "logistic": lax.logistic,
-    "abs": lax.abs,
-    "sqrt": lax.sqrt,
-    "max": lax.max,
-    "min": lax.min,
-    "square": lambda a: a * a,
-    "gt": lax.gt,
-    "ge": lax.ge,
-    "lt": lax.lt,
-    "le": lax.le,
-    "eq": lax.eq,
-    "ne": lax.ne,
-    "select": lax.select,
-}
-"""What can be computed, by the names of JAX's primitives."""
+from jaxrnn.pointwise.graph import FUNCTIONS, Node
 
 
 def evaluate(

@@ -14,10 +14,35 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from jaxrnn.pointwise.arrays import FUNCTIONS
+from jax import lax
 
 UNITS = 2
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "add": lax.add,
+    "add_any": lax.add,
+    "sub": lax.sub,
+    "mul": lax.mul,
+    "div": lax.div,
+    "neg": lax.neg,
+    "exp": lax.exp,
+    "expm1": lax.expm1,
+    "tanh": lax.tanh,
+    "logistic": lax.logistic,
+    "abs": lax.abs,
+    "sqrt": lax.sqrt,
+    "max": lax.max,
+    "min": lax.min,
+    "square": lambda a: a * a,
+    "gt": lax.gt,
+    "ge": lax.ge,
+    "lt": lax.lt,
+    "le": lax.le,
+    "eq": lax.eq,
+    "ne": lax.ne,
+    "select": lax.select,
+}
+"""What can be computed, by the names of JAX's primitives."""
 
 
 class NotElementwise(Exception):
@@ -29,7 +54,7 @@ class Node:
     """A number of one unit: an operation on others, a constant, or a leaf.
 
     Attributes:
-        operation: a name of `arrays.FUNCTIONS`, "constant" or "leaf".
+        operation: a name of `FUNCTIONS`, "constant" or "leaf".
         inputs: what it is computed of.
         value: of a constant; of a leaf its name and place.
         form: equal for numbers that are computed alike, whatever their unit and function.
