@@ -1,4 +1,5 @@
 """Data flows one way: nothing imports what is above it, and the pure functions do without Flax.
+The README's map tells the truth.
 
 Imports are read from the source. Those inside of functions are left out: what is imported late, a
 platform's kernels or an optional library, is no part of what a file is built on.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -80,3 +82,15 @@ def test_kernels_know_nothing_of_layers() -> None:
     assert len(kernels) > 20
     for name in kernels:
         assert not below(name) & {"flax", "jaxrnn.recurrence", "jaxrnn.stack"}, name
+
+
+def test_the_map_in_the_readme_has_every_file_and_no_other() -> None:
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    left = " ".join(re.findall(r"^\| (`jaxrnn/[^|]*) \|", readme, re.MULTILINE))
+    named = re.findall(r"`(?:jaxrnn/)?([\w/]+(?:\.py|/))`", left)
+    there = {
+        path.name if path.suffix else f"{path.name}/"
+        for path in ROOT.iterdir()
+        if not path.name.startswith(("_", ".")) and path.suffix in ("", ".py")
+    }
+    assert sorted(named) == sorted(there)
