@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from flax import nnx
 
-from jaxrnn.files import write_whole
+from jaxrnn.files import read_safetensors, write_safetensors
 from jaxrnn.weights import state_dict
 
 Model = TypeVar("Model")
@@ -29,11 +29,7 @@ def write(path: str | os.PathLike[str], model: nnx.Module, entry: str, described
     Raises:
         OSError: if it can't be written.
     """
-    from safetensors.numpy import save
-
-    metadata = {"format": "pt", entry: json.dumps(described)}
-    content = save(state_dict(model), metadata=metadata)
-    return write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+    return write_safetensors(path, state_dict(model), **{entry: json.dumps(described)})
 
 
 def read(
@@ -54,17 +50,8 @@ def read(
         OSError: if the file can't be read.
         ValueError: if it is no such file, or not all of it.
     """
-    from safetensors import SafetensorError, safe_open
-
-    with open(path, "rb"):  # the operating system's own words for a file that can't be read
-        pass
+    arrays, metadata = read_safetensors(path)
     where = os.fspath(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:  # the latter for numbers that NumPy has not
-        raise ValueError(f"{where} is not a safetensors file, or not all of one: {error}") from None
     if entry not in metadata:
         raise ValueError(f"{where} is a safetensors file, but not of a {what}")
     try:

@@ -1,12 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and those of arrays among them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -37,3 +39,40 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], **metadata: str
+) -> Path:
+    """Write arrays to a safetensors file, whose header says what `metadata` does."""
+    from safetensors.numpy import save
+
+    data = save(dict(arrays), metadata={"format": "pt"} | metadata)
+    return write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
+
+
+def read_safetensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file, and what its header says.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no such file, or has numbers that NumPy has not.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # the operating system's own words for a file that can't be read
+        pass
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not a safetensors file, or not all of one: {error}"
+        ) from error
+    except (TypeError, AttributeError) as error:  # of 8 bits and fewer, by NumPy's own words
+        raise ValueError(
+            f"{os.fspath(path)} has numbers of a dtype that NumPy has not: {error}"
+        ) from error

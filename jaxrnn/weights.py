@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrnn.files import write_whole
+from jaxrnn.files import read_safetensors, write_safetensors
 
 
 class StateDictError(ValueError, RuntimeError):
@@ -143,10 +142,7 @@ def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
         ...     jaxrnn.save_safetensors(gru, folder + "/gru.safetensors")
         ...     jaxrnn.load_safetensors(gru, folder + "/gru.safetensors")
     """
-    from safetensors.numpy import save
-
-    data = save(state_dict(module), metadata={"format": "pt"})
-    write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
+    write_safetensors(path, state_dict(module))
 
 
 def load_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
@@ -172,15 +168,10 @@ def load_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
         >>> cell.weight_hh[...].sum().item()
         2.0
     """
-    from safetensors import SafetensorError, safe_open
-
-    with open(path, "rb"):  # the operating system's own words for a file that can't be read
-        pass
     try:
-        with safe_open(path, framework="np") as file:
-            mapping = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise StateDictError(f"{os.fspath(path)} is not a safetensors file: {error}") from error
+        mapping, _ = read_safetensors(path)
+    except ValueError as error:
+        raise StateDictError(str(error)) from error
     load_state_dict(module, mapping)
 
 

@@ -485,6 +485,13 @@ def test_a_truncated_file_is_refused_by_name(path: Path, kept: int) -> None:
     assert same(jaxrnn.state_dict(module), before)
 
 
+def test_numbers_that_numpy_has_not_are_refused_by_name(path: Path) -> None:
+    header = b'{"weight_ih_l0":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"0")
+    with pytest.raises(StateDictError, match=r"gru\.safetensors has numbers of a dtype that NumPy"):
+        jaxrnn.load_safetensors(make("GRU"), path)
+
+
 def test_a_file_that_is_not_there_is_the_systems_error(path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gru\.safetensors"):
         jaxrnn.load_safetensors(make("GRU"), path)
