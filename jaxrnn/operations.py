@@ -1,7 +1,8 @@
 """Operations of JAX that are defined by what they compute, and run by a kernel where there is one.
 
 An operation is a primitive with a reference, a function of JAX: that is what runs where there is no
-kernel, and what is differentiated, batched or transposed where more than a kernel is asked for.
+kernel, and what is differentiated, batched or transposed where more than a kernel is asked for. A
+smaller one, `ruled`, has no kernel, but rules of its own.
 """
 
 from __future__ import annotations
@@ -115,6 +116,33 @@ def operation(
     mlir.register_lowering(p, mlir.lower_fun(reference, multiple_results=True))
     for platform in kernel:
         mlir.register_lowering(p, functools.partial(lower, platform), platform=platform)
+    return p
+
+
+def ruled(
+    name: str,
+    value: Callable[..., jax.Array],
+    aval: Callable[..., ShapedArray],
+    *,
+    jvp: Callable[..., Any],
+    transpose: Callable[..., Any],
+    batch: Callable[..., Any],
+) -> Primitive:
+    """A primitive that computes what a function does, one array, with derivatives of its own.
+
+    Args:
+        name: of the primitive.
+        value: what it computes.
+        aval: shape and dtype of that.
+        jvp, transpose, batch: the rules, as JAX calls them.
+    """
+    p = Primitive(name)
+    p.def_impl(jax.jit(value))
+    p.def_abstract_eval(aval)
+    ad.primitive_jvps[p] = jvp
+    ad.primitive_transposes[p] = transpose
+    batching.primitive_batchers[p] = batch
+    mlir.register_lowering(p, mlir.lower_fun(value, multiple_results=False))
     return p
 
 

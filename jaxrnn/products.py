@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
+
+from jaxrnn.operations import ruled
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -72,9 +73,6 @@ def paired_product(w: jax.Array, wt: jax.Array, a: jax.Array) -> jax.Array:
     return _paired_p.bind(w, wt, a)
 
 
-_paired_p = Primitive("paired_product")
-
-
 def _value(w: jax.Array, wt: jax.Array, a: jax.Array) -> jax.Array:
     if a.shape[1] == 1 and w.shape[0] < w.shape[1]:
         # A single row is the exception: few long dot products are slower than many sums.
@@ -115,9 +113,4 @@ def _batch(args: Any, axes: Any) -> Any:
     return jax.vmap(_value, in_axes=tuple(axes))(w, wt, a), 0
 
 
-_paired_p.def_impl(jax.jit(_value))
-_paired_p.def_abstract_eval(_aval)
-ad.primitive_jvps[_paired_p] = _jvp
-ad.primitive_transposes[_paired_p] = _transpose
-batching.primitive_batchers[_paired_p] = _batch
-mlir.register_lowering(_paired_p, mlir.lower_fun(_value, multiple_results=False))
+_paired_p = ruled("paired_product", _value, _aval, jvp=_jvp, transpose=_transpose, batch=_batch)

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
+
+from jaxrnn.operations import ruled
 
 
 def gather(x: Any, there: Any, back: Any, device: Any = None) -> jax.Array:
@@ -53,9 +54,6 @@ def _index(places: Any, largest: int) -> Any:
     return places.astype(np.int32) if largest < 2**31 else places
 
 
-_gather_p = Primitive("gather_rows")
-
-
 def _value(x: jax.Array, there: jax.Array, back: jax.Array) -> jax.Array:
     del back
     return x.at[there].get(mode="fill", fill_value=0)
@@ -83,9 +81,4 @@ def _batch(args: Any, axes: Any) -> Any:
     return jax.vmap(_value, in_axes=tuple(axes))(x, there, back), 0
 
 
-_gather_p.def_impl(jax.jit(_value))
-_gather_p.def_abstract_eval(_aval)
-ad.primitive_jvps[_gather_p] = _jvp
-ad.primitive_transposes[_gather_p] = _transpose
-batching.primitive_batchers[_gather_p] = _batch
-mlir.register_lowering(_gather_p, mlir.lower_fun(_value, multiple_results=False))
+_gather_p = ruled("gather_rows", _value, _aval, jvp=_jvp, transpose=_transpose, batch=_batch)
