@@ -370,6 +370,9 @@ def run(args: argparse.Namespace) -> int:
             raise Wrong(f"--{name} must be at least 1, got {value:g}")
     peers = choose_peers(args.peers, suites, args.quick)
     chosen = choose_cases(suites, args.cases, args.quick)
+    if not chosen:
+        names = ", ".join(suite.name for suite in suites)
+        raise Wrong(f"--quick keeps no case of {names}; leave it out, or name --cases")
     folder = output_folder(args.out, list(chosen), args.quick)
 
     from bench import report

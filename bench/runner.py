@@ -18,6 +18,9 @@ Record = dict[str, Any]
 
 LATE = "the time for the case was over"
 
+ROUNDS = 0.15
+"""The part of a case's time that its rounds have, however long building took."""
+
 
 def build_together(
     case: Case, names: Sequence[str], watch: Watch, limit_s: float | None
@@ -136,8 +139,13 @@ def run_case(
         contenders, entries = build_all(case, peers, watch, lost, left(0.75), settings.together)
         reps = 1 if case.exact else settings.reps
         patience_s = 0.0 if case.exact else settings.patience_s
+        rounds_s = left(1.0)
+        if rounds_s is not None and settings.deadline is not None:
+            # What was built for long is measured all the same, as long as there is any time.
+            least_s = min(ROUNDS * settings.case_s, settings.deadline - time.time())
+            rounds_s = max(rounds_s, least_s)
         measured = interleave(
-            contenders, reps, settings.target_s, patience_s, limit_s=left(1.0), watch=watch
+            contenders, reps, settings.target_s, patience_s, limit_s=rounds_s, watch=watch
         )
     for name, reason in measured.failed.items():
         entries[name] |= {"status": "failed", "reason": reason}

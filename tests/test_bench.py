@@ -40,7 +40,9 @@ def test_a_case_runs_and_is_written_whole(tmp_path: Path) -> None:
     assert "jaxrnn" in (tmp_path / "layers.md").read_text()
 
 
-@pytest.mark.parametrize("words", [["lyers"], ["layers", "--peers", "torhc"], ["--reps", "x"]])
+@pytest.mark.parametrize(
+    "words", [["sharings", "--quick"], ["lyers"], ["layers", "--peers", "torhc"], ["--reps", "x"]]
+)
 def test_a_wrong_name_is_one_clear_line(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert cli.main(words) != 0
     error = capsys.readouterr().err.strip()
