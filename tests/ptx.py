@@ -173,10 +173,18 @@ class Block:
         if state[1:] == [0, 0]:
             state[:] = [state[0] + 1, 1, 0]
 
-    def write(self, text: str, *operands: Any) -> None:
-        """Run a text."""
-        _Run(self, parsed(text), [int(o) for o in operands]).run()
+    def write(self, text: str, *operands: Any, result: bool = False) -> int | None:
+        """Run a text, with a register for its result before its operands, if it has one."""
+        given = [0] * result + [int(o) for o in operands]
+        run = _Run(self, parsed(text), given)
+        if result:
+            run.registers["$0"] = np.zeros(LANES, np.uint32)
+        run.run()
         self.pause()
+        if not result:
+            return None
+        (number,) = set(run.registers["$0"].tolist())  # a scalar: the same for all threads
+        return number
 
 
 class Machine:
@@ -317,8 +325,7 @@ class _Run:
     def value(self, operand: str, dtype: Any = np.uint64) -> np.ndarray:
         """Of an operand in each lane."""
         if operand.startswith("$"):
-            number, _, plus = operand[1:].partition("+")
-            return np.full(LANES, self.given[int(number)] + int(plus or 0), dtype)
+            return np.full(LANES, self.given[int(operand[1:])], dtype)
         if operand in self.registers:
             return self.registers[operand].astype(dtype)
         if operand == "%tid.x":

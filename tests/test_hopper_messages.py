@@ -154,11 +154,11 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> list[Simulated]:
         made.append((SimulatedGroup if tiles.K > 1 else Simulated)(tiles))
         return made[-1]
 
-    def run(body: Any, *arguments: Any, transforms: Any = ()) -> None:
-        body(None, *arguments)
+    def run(body: Any, *arguments: Any, **_: Any) -> Any:
+        return body(None, *arguments)
 
-    def write(text: str, *operands: Any) -> None:
-        made[-1].block.write(text, *operands)
+    def write(text: str, *operands: Any, **how: Any) -> Any:
+        return made[-1].block.write(text, *operands, **how)
 
     for module in (hopper_peers, hopper_far):
         monkeypatch.setattr(module, "run", run)
@@ -166,6 +166,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> list[Simulated]:
         monkeypatch.setattr(module, "number", int)
         monkeypatch.setattr(module, "address", lambda ref: ref.address)
     monkeypatch.setattr(hopper_far, "_far", lambda ref: ref.address)
+    monkeypatch.setattr(hopper_far.FragmentedArray, "splat", lambda number, **_: jnp.int32(number))
     monkeypatch.setattr(hopper_group.pl, "get_global", lambda kind: made[-1].zeros(kind))
     monkeypatch.setattr(hopper_loops.pl, "when", lambda c: lambda f: f() if c else None)
     monkeypatch.setattr(hopper_loops.lax, "fori_loop", loop)
@@ -257,10 +258,10 @@ def test_the_machine_sees_what_is_wrong(
     changes = 0
     write = hopper_peers.write
 
-    def changed(text: str, *operands: Any) -> None:
+    def changed(text: str, *operands: Any, **how: Any) -> Any:
         nonlocal changes
         changes += right in text
-        write(text.replace(right, wrong), *operands)
+        return write(text.replace(right, wrong), *operands, **how)
 
     for module in (hopper_peers, hopper_far):
         monkeypatch.setattr(module, "write", changed)
