@@ -183,8 +183,8 @@ class Block:
         self.pause()
         if not result:
             return None
-        (number,) = set(run.registers["$0"].tolist())  # a scalar: the same for all threads
-        return number
+        (number,) = np.unique(run.registers["$0"])  # a scalar: the same for all threads
+        return int(number)
 
 
 class Machine:
