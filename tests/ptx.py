@@ -183,8 +183,9 @@ class Block:
         self.pause()
         if not result:
             return None
-        (number,) = np.unique(run.registers["$0"])  # a scalar: the same for all threads
-        return int(number)
+        number = run.registers["$0"]
+        assert (number == number[0]).all(), "a scalar that is not the same for all threads"
+        return int(number[0])
 
 
 class Machine:
