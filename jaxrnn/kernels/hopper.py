@@ -41,7 +41,7 @@ from jaxrnn.products import rows_product
 from jaxrnn.step import plus
 
 DTYPES = ("float32", "bfloat16", "float16")
-OLDEST, NEWEST = (0, 10, 1), (0, 13)
+OLDEST, NEWEST = (0, 10, 2), (0, 13)
 """The versions of JAX whose Mosaic GPU these kernels are written for: from, and below."""
 
 SCAN_STEP = 6.5
@@ -59,7 +59,7 @@ def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | Non
     del D
     name = jnp.dtype(dtype).name
     if not OLDEST <= jax.__version_info__ < NEWEST:
-        return f"it is written for jax 0.10.1 to 0.12, not {jax.__version__}"
+        return f"it is written for jax 0.10.2 to 0.12, not {jax.__version__}"
     reason = None if INTERPRET else _why_not_here()
     if reason is None and name not in DTYPES:
         reason = f"it computes in {' or '.join(DTYPES)}, not in {name}"
