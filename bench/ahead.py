@@ -75,7 +75,7 @@ def build(case: Case, peers: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from bench.cli import prepare_environment
+    from bench.running import prepare_environment
     from bench.suites import SUITES
 
     prepare_environment()

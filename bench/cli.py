@@ -3,20 +3,16 @@
 import argparse
 import os
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from bench.core import BASELINE, Case, Settings, Suite
+from bench.core import BASELINE, Case, Suite
 from bench.peers import PEERS
+from bench.running import Wrong, measure, recovered, supervise
 from bench.suites import DEFAULT, SUITES
 
 EPILOG = """\
@@ -32,10 +28,6 @@ Each suite writes NAME.json, NAME.md and NAME.png, the first two anew after ever
 is not installed is left out, and the report says so, and --quick leaves out those that compile for
 seconds a case unless --peers names them. Ratios are taken pair by pair within rounds.
 """
-
-
-class Wrong(Exception):
-    """A request that cannot be met; its text is shown as one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,17 +127,6 @@ def choose_cases(suites: Sequence[Suite], text: str | None, quick: bool) -> dict
     return {name: cases for name, cases in chosen.items() if cases}
 
 
-def for_backend(cases: Sequence[Case], backend: str) -> tuple[list[Case], list[str]]:
-    """The cases that run on this backend, and a line on those that do not for each reason."""
-    if backend != "cpu":
-        return list(cases), []
-    reasons = Counter(case.gpu_only for case in cases if case.gpu_only)
-    return [case for case in cases if not case.gpu_only], [
-        f"{count} of {len(cases)} cases, which need a GPU ({reason})"
-        for reason, count in reasons.items()
-    ]
-
-
 def show_list(suites: Sequence[Suite]) -> None:
     """What there is."""
     installed = [f"{n}{'' if p.installed else ' (not installed)'}" for n, p in PEERS.items()]
@@ -171,178 +152,6 @@ def output_folder(wanted: Path | None, suites: Sequence[str], quick: bool) -> Pa
     except OSError as error:
         raise Wrong(f"cannot write to {wanted}: {error.strerror or error}") from error
     return wanted
-
-
-def prepare_environment() -> None:
-    """Before JAX is imported: on a GPU, leave memory for the other libraries."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
-
-def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) -> Settings:
-    """How long to measure."""
-    reps = args.reps or (min(3, suite.reps) if args.quick else suite.reps)
-    target_s, patience_s = (0.02, 2.0) if args.quick else (0.075, 60.0)
-    if deadline is not None:
-        patience_s = 0.0
-    return Settings(
-        *(reps, target_s, patience_s, args.quick, deadline, suite.case_s, suite.together)
-    )
-
-
-def import_peers(names: Sequence[str], imported: Callable[[str], None]) -> None:
-    """Import the libraries before the first case, of whose time it would take seconds."""
-    for name in names:
-        if name in PEERS:
-            with suppress(Exception):  # It is told where the peer is built.
-                PEERS[name].load()
-            imported(name)
-
-
-def measure(
-    suite: Suite,
-    cases: Sequence[Case],
-    peers: Sequence[str],
-    args: argparse.Namespace,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any] | None:
-    """Run the cases of a suite in this process; the report, if there was anything to run."""
-    prepare_environment()
-
-    from bench import ahead, machine, picture, report, runner
-    from bench.journal import Journal
-    from bench.precision import stated
-    from bench.supervised import end_with_parent
-    from bench.timing import describe
-
-    journal = None if args.worker is None else Journal(folder / f"{suite.name}.jsonl")
-    settings = settings_of(suite, args, args.worker)
-    kept, left_out = for_backend(cases, machine.backend())
-    everyone = dict.fromkeys(name for case in kept for name in case.peers)
-    not_asked = [name for name in everyone if name not in peers]
-    if not_asked:
-        why = "not asked for" if args.peers else "compiles for seconds a case, not in --quick"
-        left_out.append(f"{', '.join(not_asked)} ({why})")
-    if not kept:
-        say(f"{suite.name}: nothing to run; left out: {'; '.join(left_out)}")
-        return None
-    peaks: dict[Any, dict[str, Any]] = {}
-    data: dict[str, Any] = {
-        "suite": suite.name,
-        "about": suite.about,
-        "header": machine.describe_machine() | {"defaults": stated()},
-        "settings": asdict(settings),
-        "cases": [case.name for case in kept],
-        "peers": list(peers),
-        "peak": [],
-        "notes": [*suite.notes, *([ahead.NOTE] if args.ahead else [])],
-        "left_out": left_out,
-        "records": [],
-    }
-
-    def note() -> None:
-        if journal:
-            journal.write({"event": "report", "report": data | {"records": []}})
-
-    def peak(case: Case) -> float | None:
-        if not case.flops:
-            return None
-        if case.precision not in peaks:
-            dtype, tf32 = case.precision
-            size = 1024 if args.quick and dtype != "float32" else None
-            try:
-                peaks[case.precision] = machine.gemm_peak(dtype=dtype, tf32=tf32, size=size)
-            except Exception as error:  # The layers may fit where it does not.
-                peaks[case.precision] = {}
-                data["notes"].append(f"No GEMM peak in {dtype}: {describe(error)}")
-            data["peak"] = [found for found in peaks.values() if found]
-            note()
-        return peaks[case.precision].get("flops")
-
-    def finished(records: list[dict[str, Any]]) -> None:
-        data["records"] = records
-        data["header"] |= machine.describe_end() | {"defaults": stated()}
-        note()
-        report.write(data, folder)
-
-    note()
-    if journal:
-        end_with_parent()
-        libraries = [name for name in everyone if name in peers]
-        import_peers(libraries, lambda name: journal.write({"event": "imported", "library": name}))
-    try:
-        runner.run_suite(suite, kept, peers, settings, peak, finished, say, journal)
-    finally:
-        if data["records"]:
-            picture.draw(data, folder / f"{suite.name}.png")
-    return data
-
-
-def supervise(
-    suite: Suite,
-    cases: Sequence[Case],
-    peers: Sequence[str],
-    args: argparse.Namespace,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any] | None:
-    """Run a suite within its time, in a process of its own; the report of what was measured."""
-    from bench import ahead
-    from bench.supervised import supervise as watched
-
-    budget = args.budget or suite.budget_s or 0.0
-    path = folder / f"{suite.name}.jsonl"
-    if path.exists() and not args.resume:
-        raise Wrong(f"{path} is of another run; name another folder, or go on with it by --resume")
-    deadline = time.time() + budget
-    command = [sys.executable, "-m", "bench", suite.name, "--out", str(folder)]
-    command += ["--worker", repr(deadline)] + ["--quick"] * args.quick
-    command += ["--cases", ",".join(case.name for case in cases)]
-    for name in ("peers", "reps", "ahead"):
-        if getattr(args, name):
-            command += [f"--{name}", str(getattr(args, name))]
-    # The last call may end after the deadline; then the process is stopped.
-    silence_s = max(60.0, 1.5 * suite.case_s)
-    with tempfile.TemporaryDirectory() as cache:
-        env = None
-        if args.ahead:
-            env = os.environ | ahead.environment(cache)
-            ahead.build_ahead(suite, cases, peers, cache, time.time() + args.ahead, say)
-        stop = deadline + min(15.0, 0.1 * budget)
-        try:
-            done = watched(command, path, stop, silence_s, say, env=env)
-        except KeyboardInterrupt:
-            if path.exists():
-                recovered(path, folder, "interrupted")
-            raise
-    why = None if done else f"not reached within {budget:g} s"
-    data = recovered(path, folder, why) if path.exists() else None
-    if data is None or not data["records"]:
-        raise Wrong(f"{suite.name}: nothing was measured")
-    return data
-
-
-def recovered(path: Path, folder: Path, why: str | None = None) -> dict[str, Any] | None:
-    """The report of a journal, written as the others are; None if it holds nothing."""
-    from bench import picture, report
-    from bench.journal import read, records
-
-    events = read(path)
-    reports = [event["report"] for event in events if event["event"] == "report"]
-    if not reports:
-        return None
-    data = reports[-1]
-    known = {case.name: case for case in SUITES[data["suite"]].cases}
-    data["records"] = records(events, known, data.get("peers", ()))
-    found = {record["case"] for record in data["records"]}
-    missing = [name for name in data["cases"] if name not in found]
-    if missing:
-        why = why or "not reached"
-        data["left_out"].append(f"{len(missing)} cases, {why}: {', '.join(missing)}")
-    report.write(data, folder)
-    if data["records"]:
-        picture.draw(data, folder / f"{data['suite']}.png")
-    return data
 
 
 def run(args: argparse.Namespace) -> int:

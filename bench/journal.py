@@ -14,12 +14,13 @@ A journal is a file of JSON lines, so a run that is killed leaves all that it ha
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.core import Case
+from bench.machine import product
 from bench.peers import OURS
 from bench.report import finite
 from bench.timing import summarise
@@ -74,11 +75,14 @@ def left_alone(events: list[Event], case: str) -> dict[str, str]:
 
 
 def records(
-    events: list[Event], cases: dict[str, Case], peers: Iterable[str] = ()
+    events: list[Event],
+    cases: dict[str, Case],
+    peers: Iterable[str] = (),
+    peaks: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """The record of each case that was begun, in order: whole, or as far as it had come.
 
-    `peers` are those that were to be in them.
+    `peers` are those that were to be in them, `peaks` those of products by `machine.product`.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(event["case"] for event in events if event.get("case")):
@@ -87,11 +91,14 @@ def records(
         if whole:
             found[name] = whole[-1]
         elif name in cases:
-            found[name] = unfinished(cases[name], own, peers)
+            peak = (peaks or {}).get(product(*cases[name].precision))
+            found[name] = unfinished(cases[name], own, peers, peak)
     return list(found.values())
 
 
-def unfinished(case: Case, events: list[Event], peers: Iterable[str] = ()) -> dict[str, Any]:
+def unfinished(
+    case: Case, events: list[Event], peers: Iterable[str] = (), peak: float | None = None
+) -> dict[str, Any]:
     """The record of a case from its entries and the rounds that were measured."""
     from bench.runner import record
 
@@ -103,7 +110,10 @@ def unfinished(case: Case, events: list[Event], peers: Iterable[str] = ()) -> di
     for name in case.peers:
         if name in peers and name not in entries:
             entries[name] = {"status": "left out", "reason": "the run ended before it was built"}
-    rounds = [event["seconds"] for event in events if event["event"] == "round"]
+    measured = [event for event in events if event["event"] == "round"]
+    rounds, calls = [event["seconds"] for event in measured], {}
+    for event in measured:
+        calls |= event.get("calls", {})
     names = [name for name, entry in entries.items() if entry["status"] == "ok"]
     full = [seconds for seconds in rounds if all(name in seconds for name in names)]
     samples = {name: [seconds[name] for seconds in full] for name in names} if full else {}
@@ -111,5 +121,5 @@ def unfinished(case: Case, events: list[Event], peers: Iterable[str] = ()) -> di
         if name not in samples:
             entries[name] = {"status": "failed", "reason": "the run ended before it was measured"}
     for name, numbers in summarise(samples).items():
-        entries[name] |= numbers | {"calls": 1}
-    return record(case, entries, rounds=len(full), others_cores=None)
+        entries[name] |= numbers | {"calls": calls.get(name, 1)}
+    return record(case, entries, len(full), None, peak)

@@ -112,6 +112,15 @@ def commit() -> str:
         return ""
 
 
+def product(dtype: str, tf32: bool | None) -> str:
+    """What a report calls the products of a precision.
+
+    >>> product("float32", True), product("bfloat16", None)
+    ('float32, TF32', 'bfloat16')
+    """
+    return dtype if tf32 is None else f"{dtype}, {'TF32' if tf32 else 'no TF32'}"
+
+
 def gemm_peak(
     reps: int = 7, dtype: str = "float32", tf32: bool | None = None, size: int | None = None
 ) -> dict[str, Any]:
@@ -128,15 +137,14 @@ def gemm_peak(
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     with precision(tf32):
-        product = jax.jit(jnp.matmul).lower(a, a).compile()
-    jax.block_until_ready(product(a, a))
+        run = jax.jit(jnp.matmul).lower(a, a).compile()
+    jax.block_until_ready(run(a, a))
     best = float("inf")
     for _ in range(reps):
         start = perf_counter()
-        jax.block_until_ready(product(a, a))
+        jax.block_until_ready(run(a, a))
         best = min(best, perf_counter() - start)
-    label = dtype if tf32 is None else f"{dtype}, {'TF32' if tf32 else 'no TF32'}"
-    return {"size": size, "flops": 2.0 * size**3 / best, "precision": label}
+    return {"size": size, "flops": 2.0 * size**3 / best, "precision": product(dtype, tf32)}
 
 
 def gpu() -> list[str]:

@@ -145,7 +145,7 @@ def interleave(
                 if contenders[name].value is None:  # Calibrated in a bad moment: more calls.
                     again = calls_for(times[name], target_s)
                     result.calls[name] = max(result.calls[name], again)
-            watch({"event": "round", "seconds": times})
+            watch({"event": "round", "seconds": times, "calls": dict(result.calls)})
             rounds.append(times)
             busy.append(others.cores())
             gc.collect()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, timing
+from bench import cli, running, timing
 from bench.core import Unsupported
 from bench.layers import Spec, draw_input, draw_weights, errors
 from bench.peers import PEERS
@@ -109,10 +109,10 @@ def test_a_cpu_runs_the_part_of_deepbench_that_it_can() -> None:
     assert len(SPECS) == len(set(SPECS)) == 52
     assert {spec.cell for spec in SPECS if not needs_gpu(spec)} == {"rnn", "lstm", "gru"}
     cases = SUITES["deepbench"].cases
-    kept, left_out = cli.for_backend(cases, "cpu")
+    kept, left_out = running.for_backend(cases, "cpu")
     assert 0 < len(kept) < len(cases)
     assert left_out[0].startswith(f"{len(cases) - len(kept)} of {len(cases)} cases, which need a G")
-    assert cli.for_backend(cases, "gpu") == (list(cases), [])
+    assert running.for_backend(cases, "gpu") == (list(cases), [])
 
 
 def test_quick_leaves_out_what_compiles_for_long_unless_asked() -> None:

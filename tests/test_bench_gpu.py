@@ -224,7 +224,11 @@ def test_a_run_that_was_cut_off_is_read_as_far_as_it_came(tmp_path: Path) -> Non
     lines = path.read_text().splitlines()
     last = max(i for i, line in enumerate(lines) if json.loads(line)["event"] == "round")
     path.write_text("\n".join([*lines[: last + 1], lines[-1][:40]]))  # Killed while writing.
-    whole, part = journal.records(journal.read(path), {"a": a, "b": b})
+    cases, peaks = {"a": a, "b": b}, {"float32": 1e9}
+    whole, part = journal.records(journal.read(path), cases, (), peaks)
+    assert part["peers"]["torch"]["gemm_fraction"] > 0
+    calls = [e["calls"]["torch"] for e in journal.read(path) if e["event"] == "round"]
+    assert part["peers"]["torch"]["calls"] == calls[-1] > 1
     assert whole["peers"]["torch"]["samples"]
     assert len(part["peers"]["torch"]["samples"]) == 2
     assert part["peers"]["torch"]["ratio"] > 0
