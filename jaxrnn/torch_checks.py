@@ -230,8 +230,7 @@ def two_cell_states(hx: Any) -> tuple[Any, Any]:
     """The pair (h, c) of a single LSTM step as a tuple or list."""
     if not isinstance(hx, (tuple, list)):
         raise TypeError(
-            "lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, "
-            f"not {_shown(hx)}"
+            f"lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not {_shown(hx)}"
         )
     if len(hx) != 2:
         raise ShapeError(f"lstm_cell expects two hidden states, got {len(hx)}")

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxrnn.plotting.base import BLUE, GREY, PALETTE, VERMILLION, loss_panel, rows_of_panels
+from jaxrnn.plotting.base import (
+    BLUE,
+    GREY,
+    PALETTE,
+    VERMILLION,
+    loss_panel,
+    plain_numbers,
+    rows_of_panels,
+)
 
 
 class Panel(NamedTuple):
@@ -119,5 +127,6 @@ def forecasts(
     if len(losses) > 1:
         axes["losses"].legend(loc="best", fontsize="small")
     axes["losses"].set(title="training", xlabel=step_label, ylabel=loss_label)
+    plain_numbers(axes["losses"])
     axes["losses"].grid(color=GREY, alpha=0.25)
     return figure
