@@ -44,6 +44,7 @@ def predictions(
     title: str,
     time_label: str = "time [rad]",
     loss_label: str = "mean squared error",
+    step_label: str = "step",
     runs: Sequence[str] = ("",),
 ) -> Figure:
     """Panels of predictions beside the truth, and a panel of the loss during training.
@@ -54,6 +55,7 @@ def predictions(
         title: the title of the figure.
         time_label: what the abscissae are, with their unit.
         loss_label: what the loss is.
+        step_label: what the losses follow each other by.
         runs: the names of the runs.
 
     Example:
@@ -73,6 +75,7 @@ def predictions(
         axis.set(title=panel.title, xlabel=time_label, ylabel="value", ylim=(-limit, limit))
     axes[0].legend(loc="best")
     loss_panel(axes[len(panels)], losses, loss_label, runs)
+    axes[len(panels)].set(xlabel=step_label)
     return figure
 
 
