@@ -14,6 +14,7 @@ COLOURS = (
 )
 MARKERS = "osD^vPX<>*"
 
+VAST = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 COARSE = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 MIDDLE = (0.25, 0.5, 0.7, 0.85, 1, 1.25, 1.5, 2, 2.5, 3)
 FINE = (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)
@@ -50,7 +51,8 @@ def draw(report: Record, path: Path) -> bool:
         axis.axvspan(low, 1.0, color="#d1495b", alpha=0.06, linewidth=0)
         axis.set_xscale("log")
         axis.set_xlim(low, high)
-        places = COARSE if high / low > 4 else MIDDLE if high / low > 1.9 else FINE
+        steps = ((300, VAST), (4, COARSE), (1.9, MIDDLE), (0, FINE))
+        places = next(places for least, places in steps if high / low > least)
         ticks = [t for t in places if low <= t <= high]
         axis.xaxis.set_major_locator(FixedLocator(ticks))
         axis.xaxis.set_minor_locator(FixedLocator([]))

@@ -52,9 +52,9 @@ napoleon_use_rtype = False
 # here nor on a page of the reference is a warning, and so is each of its public names.
 INSIDE = {
     "__main__", "blocks", "calls", "checks", "cli", "described", "devices", "experiments", "files",
-    "fused", "fused_loops", "initial_weights", "kernels", "layers", "loops", "native", "operands",
-    "operations", "parallel", "parameters", "plan", "pointwise", "products", "ragged", "row_plan",
-    "single", "states", "step", "torch_checks", "weight_arrays",
+    "fused", "fused_loops", "initial_weights", "instead", "kernels", "layers", "loops", "native",
+    "operands", "operations", "parallel", "parameters", "plan", "pointwise", "products", "ragged",
+    "row_plan", "single", "states", "step", "torch_checks", "weight_arrays",
 }  # fmt: skip
 
 KINDS = ("class", "exception", "function")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 
 from jaxrnn import stack, states, torch_checks
 
@@ -80,4 +81,11 @@ def key_of(source: Any) -> Any:
     """A key from an `nnx.Rngs`, whose ``dropout`` stream gives it, from a stream, or the key."""
     if isinstance(source, nnx.Rngs):
         source = source["dropout"]
-    return source() if callable(source) else source
+    try:
+        return source() if callable(source) else source
+    except TraceContextError as error:
+        raise TraceContextError(
+            "the stream of dropout counts its keys, and can't inside of a function that jax "
+            "transforms and that holds the module: give the call a key, rngs=key, or use nnx.jit, "
+            f"nnx.grad with the module as an argument. {str(error).split(' (')[0]}"
+        ) from error

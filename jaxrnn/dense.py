@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from jaxrnn.initial_weights import uniform
+from jaxrnn.instead import check_rngs
 
 
 def linear(
@@ -27,6 +28,7 @@ def linear(
         >>> linear(32, 1, rngs=nnx.Rngs(0)).kernel.shape
         (32, 1)
     """
+    check_rngs(rngs)
 
     def draw(key: jax.Array, shape: Any, dtype: Any, **_: Any) -> jax.Array:
         return uniform(key, shape, in_features, dtype)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrnn import cells, initial_weights, regularisers, skips, states
+from jaxrnn.instead import Printed
 from jaxrnn.weight_arrays import Weights
 
 _SHOWN = {
@@ -34,7 +35,7 @@ _SHOWN = {
 """The arguments that are printed after the sizes where they are not the default."""
 
 
-class Parameters(nnx.Module):
+class Parameters(Printed, nnx.Module):
     """The sizes and parameters of a stack of layers: what `Recurrent` is without its call."""
 
     mode: str = ""  # PyTorch's name of the kind of layer
@@ -178,11 +179,6 @@ class Parameters(nnx.Module):
             shown = repr(value) if name == "skip" else value
             text += f", {name}={shown}" if value != default else ""
         return text
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
-
-    __str__ = __repr__
 
     def state_shapes(self, *batch: int) -> tuple[Any, ...]:
         """The shapes of the states, h first; see `jaxrnn.states.shapes`."""

@@ -30,6 +30,7 @@ from jaxrnn import (
     torch_checks,
     tuning,
 )
+from jaxrnn.instead import check_rngs
 from jaxrnn.packing import PackedSequence
 from jaxrnn.parameters import Parameters
 
@@ -106,6 +107,7 @@ class Recurrent(Parameters):
         **unknown: Any,
     ):
         torch_checks.no_such_argument(type(self).__name__, unknown)
+        check_rngs(rngs)
         cells.check(cell)
         hidden_size, num_layers = states.hidden_sizes(hidden_size, num_layers)
         least: Any = hidden_size if not isinstance(hidden_size, tuple) else min(hidden_size)

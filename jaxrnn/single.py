@@ -14,11 +14,12 @@ from flax import nnx
 from jaxrnn import cells, initial_weights, torch_checks
 from jaxrnn.cells import State
 from jaxrnn.checks import ShapeError
+from jaxrnn.instead import Printed, check_rngs
 from jaxrnn.step import advance, gate_inputs, gives_output, outputs, turned
 from jaxrnn.weight_arrays import Weights, completed, sizes_of, zero_state
 
 
-class RecurrentCell(nnx.Module):
+class RecurrentCell(Printed, nnx.Module):
     """One step of any cell; `RNNCell`, `LSTMCell` and `GRUCell` are three of them.
 
     Args:
@@ -61,6 +62,7 @@ class RecurrentCell(nnx.Module):
         **unknown: Any,
     ):
         torch_checks.no_such_argument(type(self).__name__, unknown)
+        check_rngs(rngs)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -89,11 +91,6 @@ class RecurrentCell(nnx.Module):
         if self.nonlinearity != "tanh":
             text += f", nonlinearity={self.nonlinearity}"
         return text
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
-
-    __str__ = __repr__
 
     def __call__(self, input: Any, hx: Any = None) -> Any:
         """The new state: an array for a cell of one, a tuple for one of several."""

@@ -13,14 +13,17 @@ This holds for layers of one direction; a reverse direction begins at the end of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxrnn import ragged, stack, states, torch_checks
+from jaxrnn.recurrent import Recurrent
 
 
 def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
@@ -28,7 +31,8 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
 
     Args:
         layer: an `RNN`, `LSTM`, `GRU` or `Recurrent` of one direction, any number of layers. Its
-            parameters are those of this moment.
+            parameters are those of this moment: after an update, make the step anew, which
+            compiles nothing.
 
     Returns:
         ``step(x, state=None, reset=None) -> (y, state)``, with x (N, D) or (D,), y (N, R) or (R,),
@@ -38,6 +42,7 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
         It is compiled once for each shape.
 
     Raises:
+        TypeError: for what is no layer.
         ValueError: for a layer of two directions; and, by the step, for wrong axes, sizes or
             dtypes, as by the layer.
 
@@ -54,11 +59,34 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
 
     Differs from PyTorch: a step of a whole stack, where ``torch.nn.LSTMCell`` is one layer's.
     """
+    if not isinstance(layer, Recurrent):
+        raise TypeError(
+            f"layer should be an RNN, LSTM, GRU or Recurrent, got {type(layer).__name__}: of a "
+            "model, compile a call with one step, nnx.jit(lambda m, x, s: m(x[None], s))"
+        )
     if layer.bidirectional:
         raise ValueError(
             f"{layer!r} has two directions: the reverse one begins at the end of a sequence, and "
             "can't be run step by step"
         )
+    graph, arrays = nnx.split(layer)
+    empty = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+    step = _compiled(_Form(graph, nnx.merge(graph, empty)))
+    return functools.partial(step, (layer.weights(), layer.gates(), layer.learned_state()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """A layer without its numbers; those of one graph are one."""
+
+    graph: Any
+    layer: Recurrent = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(form: _Form) -> Any:
+    """The step of all layers of a form, so that new weights compile nothing."""
+    layer = form.layer
 
     @jax.jit
     def step(held: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
@@ -73,7 +101,7 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
         y, last = stack.run(plan, weights, x[None], initial, resets=resets, gates=gates)
         return y[0], layer.hx_of(last)
 
-    return functools.partial(step, (layer.weights(), layer.gates(), layer.learned_state()))
+    return step
 
 
 def piece_lengths(lengths: Any, start: Any, steps: int) -> jax.Array:

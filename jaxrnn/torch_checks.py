@@ -21,6 +21,12 @@ def _type_name(value: Any) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
+def _shown(value: Any) -> str:
+    """What has come in place of several: an array by its shape, else its type."""
+    shape = getattr(value, "shape", None)
+    return _type_name(value) if shape is None else f"array of shape {tuple(shape)}"
+
+
 def constructor(
     input_size: Any,
     hidden_size: Any,
@@ -188,7 +194,7 @@ def states(hx: Any, names: Sequence[str]) -> Sequence[Any]:
     listed = ", ".join(names)
     if not isinstance(hx, (tuple, list)):
         raise StateCountError(
-            f"expected {len(names)} states ({listed}) as a tuple, got one {_type_name(hx)}"
+            f"expected {len(names)} states ({listed}) as a tuple, got one {_shown(hx)}"
         )
     if len(hx) != len(names):
         raise StateCountError(f"expected {len(names)} states ({listed}), got {len(hx)}")
@@ -202,7 +208,7 @@ def two_states(hx: Any) -> Sequence[Any]:
     if not isinstance(hx, (tuple, list)):
         raise StateCountError(
             "lstm expects two hidden states (h_0, c_0) as a tuple, got one "
-            f"{_type_name(hx)}: index 1 is out of bounds for dimension 0 with size 1"
+            f"{_shown(hx)}: index 1 is out of bounds for dimension 0 with size 1"
         )
     if len(hx) < 2:
         raise StateCountError(
@@ -224,8 +230,7 @@ def two_cell_states(hx: Any) -> tuple[Any, Any]:
     """The pair (h, c) of a single LSTM step as a tuple or list."""
     if not isinstance(hx, (tuple, list)):
         raise TypeError(
-            "lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, "
-            f"not {_type_name(hx)}"
+            f"lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not {_shown(hx)}"
         )
     if len(hx) != 2:
         raise ShapeError(f"lstm_cell expects two hidden states, got {len(hx)}")

@@ -6,7 +6,9 @@ them. Where Flax stores a parameter in another way, it is converted:
 | module | Flax | here, as in PyTorch |
 |---|---|---|
 | `nnx.Linear` | kernel (in, out), bias | weight (out, in), bias |
+| `nnx.Conv` | kernel (..., in, out), bias | weight (out, in, ...), bias |
 | `nnx.Embed` | embedding | weight |
+| `nnx.LayerNorm`, `nnx.GroupNorm`, `nnx.RMSNorm` | scale, bias | weight, bias |
 | `nnx.Sequential` | layers.0, layers.1, ... | 0, 1, ... |
 | `jaxrnn` layers and cells | as in PyTorch | as in PyTorch |
 | a module of your own | its `nnx.Param` attributes | the same |
@@ -24,6 +26,16 @@ from flax import nnx
 
 from jaxrnn.files import read_safetensors, write_safetensors
 
+_WEIGHT = {
+    nnx.Linear: "kernel",
+    nnx.Conv: "kernel",
+    nnx.Embed: "embedding",
+    nnx.LayerNorm: "scale",
+    nnx.GroupNorm: "scale",
+    nnx.RMSNorm: "scale",
+}
+"""What Flax calls the ``weight`` of PyTorch's module of this name."""
+
 
 class StateDictError(ValueError, RuntimeError):
     """A state dict that does not fit the module; nothing was loaded."""
@@ -32,20 +44,34 @@ class StateDictError(ValueError, RuntimeError):
 class _Entry(NamedTuple):
     name: str
     param: nnx.Variable
-    transposed: bool
+    kernel: bool = False  # of Flax: what PyTorch has as (out, in, ...) is (..., in, out)
+
+    def read(self) -> np.ndarray:
+        """The parameter as PyTorch has it, a copy."""
+        value = np.array(self.param[...])
+        return np.ascontiguousarray(_out_first(value)) if self.kernel else value
+
+    def write(self, value: np.ndarray) -> None:
+        """Set the parameter from what PyTorch has."""
+        value = np.moveaxis(value, (0, 1), (-1, -2)) if self.kernel else value
+        self.param[...] = jnp.array(value, self.param[...].dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = self.param[...].shape
-        return shape[::-1] if self.transposed else shape
+        """PyTorch's."""
+        value = np.broadcast_to(0, self.param[...].shape)
+        return _out_first(value).shape if self.kernel else value.shape
+
+
+def _out_first(kernel: np.ndarray) -> np.ndarray:
+    return np.moveaxis(kernel, (-1, -2), (0, 1))
 
 
 def state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
     """The parameters of a module as NumPy arrays under dotted PyTorch names.
 
     Args:
-        module: a layer, a cell, or a model made of them and of `nnx.Linear`, `nnx.Embed`,
-            `nnx.Sequential` and modules of your own.
+        module: a layer, a cell, or a model made of them, of the modules above and of your own.
 
     Returns:
         Copies, in the dtype of the parameters, PyTorch's shapes and order.
@@ -62,11 +88,7 @@ def state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
 
     Differs from PyTorch: NumPy arrays and not tensors; copies and not references.
     """
-    arrays = {}
-    for entry in _entries(module):
-        value = np.array(entry.param[...])
-        arrays[entry.name] = np.ascontiguousarray(value.T) if entry.transposed else value
-    return arrays
+    return {entry.name: entry.read() for entry in _entries(module)}
 
 
 def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
@@ -80,6 +102,7 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
     Raises:
         StateDictError: a ValueError and a RuntimeError that lists every missing, unexpected and
             wrongly shaped entry, in PyTorch's words. Nothing is changed then.
+        TypeError: for what is no mapping, such as a PyTorch module.
 
     Example:
         >>> import jaxrnn, numpy as np
@@ -89,6 +112,14 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
         >>> cell.weight_hh[...].sum().item()
         2.0
     """
+    if not isinstance(mapping, Mapping):
+        hint = ""
+        if hasattr(mapping, "state_dict"):
+            hint = ": give its state_dict()"
+        elif isinstance(mapping, (str, os.PathLike)):
+            hint = ": load_safetensors reads a file, torch.load one of torch.save"
+        kind = type(mapping).__name__
+        raise TypeError(f"mapping should be a dict of names to arrays, got {kind}{hint}")
     entries = list(_entries(module))
     names = {entry.name for entry in entries}
     problems = []
@@ -98,6 +129,7 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
         if keys:
             listed = ", ".join(f'"{key}"' for key in keys)
             problems.append(f"{word} key(s) in state_dict: {listed}.")
+    problems += _prefixed(names, mapping)
     arrays: dict[str, np.ndarray] = {}
     for entry in entries:
         if entry.name not in mapping:
@@ -117,8 +149,22 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
         head = f"Error(s) in loading state_dict for {type(module).__name__}:"
         raise StateDictError("\n\t".join([head, *problems]))
     for entry in entries:
-        value = arrays[entry.name]
-        entry.param[...] = jnp.array(value.T if entry.transposed else value, entry.param[...].dtype)
+        entry.write(arrays[entry.name])
+
+
+def _prefixed(names: set[str], mapping: Mapping[str, Any]) -> list[str]:
+    """What to do where all names would fit without, or with, what stands before them."""
+    given, fixes = set(map(str, mapping)), []
+    for short, long, fix in (
+        (names, given, '{{name.removeprefix("{0}"): a for name, a in mapping.items()}}'),
+        (given, names, '{{"{0}" + name: a for name, a in mapping.items()}}'),
+    ):
+        some = min(short, default="")
+        before = {name.removesuffix(some) for name in long if name.endswith("." + some)}
+        for prefix in sorted(before):
+            if some and {prefix + name for name in short} == long:
+                fixes.append("All names differ by a prefix: " + fix.format(prefix))
+    return fixes
 
 
 def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
@@ -171,7 +217,9 @@ def load_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
     try:
         mapping, _ = read_safetensors(path)
     except ValueError as error:
-        raise StateDictError(str(error)) from error
+        torchs = os.fspath(path).endswith((".pt", ".pth"))
+        hint = "; torch.load reads what torch.save wrote, for load_state_dict" if torchs else ""
+        raise StateDictError(f"{error}{hint}") from error
     load_state_dict(module, mapping)
 
 
@@ -182,21 +230,29 @@ def _entries(module: nnx.Module) -> Iterator[_Entry]:
 def _walk(node: Any, prefix: str, above: Sequence[int]) -> Iterator[_Entry]:
     """The parameters below a node, in PyTorch's order: its own before those of its modules."""
     if isinstance(node, nnx.Param):
-        yield _Entry(prefix[:-1], node, transposed=False)
+        yield _Entry(prefix[:-1], node)
         return
     if id(node) in above:  # a module that holds its parent
         return
     above = (*above, id(node))
     children = _children(node)
-    if isinstance(node, nnx.Linear):
-        yield _Entry(prefix + "weight", children.pop("kernel"), transposed=True)
-    elif isinstance(node, nnx.Embed):
-        yield _Entry(prefix + "weight", children.pop("embedding"), transposed=False)
+    renamed = next((name for kind, name in _WEIGHT.items() if isinstance(node, kind)), None)
+    if renamed is not None:
+        weight = children.pop(renamed)
+        if weight is not None:  # a norm may have none
+            yield _Entry(prefix + "weight", weight, kernel=renamed == "kernel")
     elif _foreign(node) and any(isinstance(child, nnx.Param) for child in children.values()):
+        listed = ", ".join(f"nnx.{kind.__name__}" for kind in (*_WEIGHT, nnx.Sequential))
         raise TypeError(
-            f"{prefix[:-1] or 'the module'} is a {type(node).__name__}: only nnx.Linear, "
-            "nnx.Embed, nnx.Sequential, jaxrnn's and your own modules have PyTorch names"
+            f"{prefix[:-1] or 'the module'} is a {type(node).__name__}: only {listed}, jaxrnn's "
+            "and your own modules have PyTorch names"
         )
+    for name in getattr(node, "parameter_names", ()):
+        if not isinstance(children[name], nnx.Variable):
+            raise TypeError(
+                f"{prefix}{name} is no parameter any more, but a {type(children[name]).__name__}: "
+                f"set its values by {name}[...] = values"
+            )
     for name, child in sorted(children.items(), key=lambda c: not isinstance(c[1], nnx.Param)):
         yield from _walk(child, f"{prefix}{name}.", above)
 

@@ -18,9 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.errors import TraceContextError
 
 import jaxrnn
-from jaxrnn import backends, single, stack
+from jaxrnn import backends, checks, single, stack
+from jaxrnn.instead import INSTEAD
+from jaxrnn.models import linear
 from tests.oracle import torch
 
 N, T, D, H, P = 2, 5, 3, 4, 2
@@ -213,6 +216,39 @@ def test_a_useless_dropout_warns_before_a_wrong_bias_raises() -> None:
 def test_missing_rngs_are_named(kind: str) -> None:
     with pytest.raises(TypeError, match="'rngs'"):
         getattr(jaxrnn, kind)(D, H)
+
+
+@pytest.mark.parametrize("rngs", [0, jax.random.key(0), None], ids=["seed", "key", "None"])
+@pytest.mark.parametrize("make", [jaxrnn.LSTM, jaxrnn.GRUCell, linear])
+def test_rngs_that_are_none_are_refused_with_what_they_should_be(make: Any, rngs: Any) -> None:
+    with pytest.raises(TypeError, match=r"rngs should be flax\.nnx\.Rngs, nnx\.Rngs\(0\) say, got"):
+        make(D, H, rngs=rngs)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+@pytest.mark.parametrize("name", INSTEAD)
+def test_a_method_of_pytorchs_modules_says_what_there_is_instead(kind: str, name: str) -> None:
+    with pytest.raises(AttributeError) as caught:
+        getattr(kept(kind, D, H), name)
+    assert str(caught.value) == f"{kind!r} object has no attribute {name!r}: {INSTEAD[name]}"
+    if torch is not None:
+        assert hasattr(torch.nn.LSTM, name)
+
+
+def test_what_nobody_has_is_missed_in_pythons_words() -> None:
+    layer = kept("LSTM", D, H)
+    assert not hasattr(layer, "foo")
+    with pytest.raises(AttributeError, match=r"'LSTM' object has no attribute 'foo'$"):
+        layer.foo  # noqa: B018
+    layer = ours("LSTM", D, H)
+    del layer._names  # an error within a property stays what it is
+    with pytest.raises(AttributeError, match="'_names'"):
+        layer.parameter_names  # noqa: B018
+
+
+def test_a_layer_prints_as_pytorchs_inside_of_a_model() -> None:
+    model = nnx.List([kept("LSTM", D, H), ours("GRUCell", D, H, bias=False)])
+    assert repr(model) == "List([\n  LSTM(3, 4),\n  GRUCell(3, 4, bias=False)\n])"
 
 
 @pytest.mark.parametrize("kind", LAYERS + CELLS)
@@ -579,6 +615,36 @@ def test_dropout_that_is_active_without_a_stream_says_what_to_pass(kind: str) ->
         layer(fill(X))
     layer.eval()
     jax.eval_shape(layer, fill(X))
+
+
+def test_dropout_in_a_closure_under_jit_says_what_to_do() -> None:
+    layer = ours("LSTM", D, H, 2, dropout=0.5)
+    with pytest.raises(TraceContextError, match=r"give the call a key, rngs=key, or use nnx\.jit"):
+        jax.eval_shape(lambda x: layer(x), fill(X))
+    jax.eval_shape(lambda x, key: layer(x, rngs=key), fill(X), jax.random.key(0))
+
+
+def test_an_array_where_two_states_should_be_is_told_by_its_shape() -> None:
+    for kind, x, hx in (("LSTM", X, f32(1, N, H)), ("LSTMCell", X_ROW, f32(N, H))):
+        with pytest.raises((IndexError, TypeError), match=re.escape(f"array of shape {hx.shape}")):
+            kept(kind, D, H)(fill(x), fill(hx))
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *itertools.product(["weight_ih", "weight_hh", "bias_ih", "bias_hh"], ["scan", "kernel"]),
+        ("weight_hr", "scan"),
+    ],
+)
+def test_weights_that_do_not_fit_each_other_are_refused(name: str, backend: str) -> None:
+    cell = jaxrnn.cells.LSTM()
+    size = P if name == "weight_hr" else 0
+    (weights,) = stack.init(jax.random.key(0), cell, D, H, proj_size=size)
+    wrong = weights._replace(**{name: getattr(weights, name)[:-1]})
+    plan = stack.Stack(cell, backend=backend)
+    with pytest.raises(checks.ShapeError, match=r"should have the shapes .*, got .*"):
+        stack.run(plan, (wrong,), fill(X))
 
 
 # What is no error

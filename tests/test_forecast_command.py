@@ -318,7 +318,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
             "line 1: there is no column 'lord', there are 'date', 'load'",
         ),
         ({}, 60, ["--column", "load", "--delimiter", ";"], "the delimiter seems to be ',' and not"),
-        ({}, 60, [], "the --column to forecast is needed"),
+        ({}, 60, [], "data.csv has 'date', 'load', 'wind'"),
+        ({}, 60, ["--delimiter", ";"], "the delimiter seems to be ',' and not"),
         ({}, 60, ["--column", "load", "--features", "load"], "should be different names"),
         ({}, 60, ["--column", "load", "--features", "wind,"], "should be different names"),
         (

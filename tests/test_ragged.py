@@ -215,6 +215,27 @@ def test_single_steps_are_the_layer(kind: str) -> None:
     close(alone, (output[1], jax.tree.map(lambda s: s[:, 1], state)))
 
 
+def test_a_single_step_made_anew_has_the_new_weights_and_compiles_nothing() -> None:
+    layer = make("GRU", ONE_WAY)
+    x, hx = draw(layer)
+    old: Any = jit_step(layer)
+    before = old(x[0], hx)[0]
+    compiled = old.func._cache_size()
+    nnx.update(layer, jax.tree.map(lambda a: 2 * a, nnx.state(layer, nnx.Param)))
+    new: Any = jit_step(layer)
+    after = new(x[0], hx)
+    assert new.func is old.func
+    assert new.func._cache_size() == compiled
+    close(after[0], layer(x[:1], hx)[0][0])
+    close(old(x[0], hx)[0], before)
+    assert not np.allclose(before, after[0])
+
+
+def test_a_single_step_is_of_a_layer() -> None:
+    with pytest.raises(TypeError, match=r"got Linear: of a model, compile a call with one step"):
+        jit_step(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+
+
 def test_a_single_step_draws_no_dropout_and_has_one_direction() -> None:
     layer = jaxrnn.GRU(3, 4, 2, dropout=0.9, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     x, _ = draw(layer)

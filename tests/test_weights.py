@@ -47,6 +47,9 @@ class Net(nnx.Module):
             slow=jaxrnn.GRUCell(1, 1, rngs=rngs), fast=nnx.Param(jnp.ones((1,), jnp.float32))
         )
         self._hidden = nnx.Linear(1, 1, rngs=rngs)
+        self.conv = nnx.Conv(2, 6, (2, 3), feature_group_count=2, padding="VALID", rngs=rngs)
+        norms = nnx.LayerNorm(3, rngs=rngs), nnx.GroupNorm(4, 2, rngs=rngs)
+        self.norms = nnx.List([*norms, nnx.RMSNorm(2, rngs=rngs)])
 
 
 def torch_net() -> Any:
@@ -67,6 +70,8 @@ def torch_net() -> Any:
     net.bank = nn.Module()
     net.bank.slow, net.bank.fast = nn.GRUCell(1, 1), nn.Parameter(torch.ones(1))
     net._hidden = nn.Linear(1, 1)
+    net.conv = nn.Conv2d(2, 6, (2, 3), groups=2)
+    net.norms = nn.ModuleList([nn.LayerNorm(3), nn.GroupNorm(2, 4), nn.RMSNorm(2)])
     return net
 
 
@@ -94,6 +99,13 @@ NET = {
     "bank.slow.bias_hh": (3,),
     "_hidden.weight": (1, 1),
     "_hidden.bias": (1,),
+    "conv.weight": (6, 1, 2, 3),
+    "conv.bias": (6,),
+    "norms.0.weight": (3,),
+    "norms.0.bias": (3,),
+    "norms.1.weight": (4,),
+    "norms.1.bias": (4,),
+    "norms.2.weight": (2,),
 }
 
 # Recurrent modules: the class, its options, the names and shapes with 3 features and 4 hidden ones
@@ -227,6 +239,19 @@ def test_a_linear_kernel_is_pytorchs_weight_transposed(bias: bool) -> None:
     assert jaxrnn.state_dict(linear)["weight"].flags.c_contiguous
 
 
+@pytest.mark.skipif(torch is None, reason="needs PyTorch beside it")
+def test_a_convolution_with_pytorchs_weight_computes_what_it_does() -> None:
+    assert torch is not None
+    model, other = Net(nnx.Rngs(0)), torch_net()
+    jaxrnn.load_state_dict(model, other.state_dict())
+    x = np.linspace(-1, 1, 2 * 4 * 5, dtype=np.float32).reshape(1, 4, 5, 2)
+    with torch.no_grad():
+        expected = other.conv(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(
+        model.conv(jnp.asarray(x)), expected.transpose(0, 2, 3, 1), rtol=0, atol=1e-5
+    )
+
+
 def test_a_module_in_two_places_has_two_names_and_stays_one() -> None:
     model = nnx.List([make("GRUCell")])
     model.append(model[0])
@@ -278,11 +303,11 @@ def test_a_copy_of_a_model_by_flax_has_the_same_weights(copy: Any) -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (nnx.Conv(2, 2, 3, rngs=nnx.Rngs(0)), "the module is a Conv"),
-        (nnx.Sequential(nnx.LayerNorm(2, rngs=nnx.Rngs(0))), "0 is a LayerNorm"),
+        (nnx.ConvTranspose(2, 2, 3, rngs=nnx.Rngs(0)), "the module is a ConvTranspose"),
+        (nnx.Sequential(nnx.BatchNorm(2, rngs=nnx.Rngs(0))), "0 is a BatchNorm"),
         (nnx.LoRALinear(2, 2, lora_rank=1, rngs=nnx.Rngs(0)), "LoRA"),
     ],
-    ids=["Conv", "LayerNorm", "LoRALinear"],
+    ids=["ConvTranspose", "BatchNorm", "LoRALinear"],
 )
 def test_a_flax_module_without_pytorch_names_is_refused(module: Any, name: str) -> None:
     with pytest.raises(TypeError, match=name):
@@ -423,6 +448,41 @@ def test_what_is_not_a_real_array_is_named_and_nothing_is_loaded(value: Any) -> 
     assert '"foo"' in message
 
 
+def test_a_prefix_that_all_names_have_is_named() -> None:
+    arrays = drawn(make("GRU"))
+    message = refused({f"module.rnn.{name}": array for name, array in arrays.items()})
+    assert 'name.removeprefix("module.rnn.")' in message
+    model = nnx.Dict(rnn=make("GRU"))
+    with pytest.raises(StateDictError, match=r'{"rnn\." \+ name: a for name, a in mapping'):
+        jaxrnn.load_state_dict(model, arrays)
+    assert "prefix" not in refused({f"module.{name}": a for name, a in [*arrays.items()][1:]})
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [("gru.pt", "got str: load_safetensors reads a file"), ([1], "got list"), (None, "NoneType")],
+)
+def test_what_is_no_mapping_is_refused(mapping: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=f"a dict of names to arrays, .*{words}"):
+        jaxrnn.load_state_dict(make("GRU"), mapping)
+
+
+def test_a_module_in_place_of_its_state_dict_is_refused() -> None:
+    class Other:
+        def state_dict(self) -> Arrays:
+            return {}
+
+    with pytest.raises(TypeError, match=r"got Other: give its state_dict\(\)"):
+        jaxrnn.load_state_dict(make("GRU"), Other())  # pyright: ignore[reportArgumentType]
+
+
+def test_a_parameter_that_was_replaced_by_an_array_is_named() -> None:
+    model = nnx.Dict(rnn=make("GRU"))
+    model.rnn.bias_hh_l0 = jnp.ones(12, jnp.float32)
+    with pytest.raises(TypeError, match=r"rnn\.bias_hh_l0 is no parameter any more"):
+        jaxrnn.state_dict(model)
+
+
 # Files
 
 
@@ -489,6 +549,13 @@ def test_numbers_that_numpy_has_not_are_refused_by_name(path: Path) -> None:
     header = b'{"weight_ih_l0":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"0")
     with pytest.raises(StateDictError, match=r"gru\.safetensors has numbers of a dtype that NumPy"):
+        jaxrnn.load_safetensors(make("GRU"), path)
+
+
+def test_a_file_of_torch_save_is_told_what_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "gru.pt"
+    path.write_bytes(b"PK" + bytes(100))
+    with pytest.raises(StateDictError, match=r"torch\.load reads what torch\.save wrote"):
         jaxrnn.load_safetensors(make("GRU"), path)
 
 

@@ -164,7 +164,9 @@ def _same(cell: Any, name: str, got: Any, want: Any, parts: Any) -> None:
         kinds = (jnp.floating, jnp.complexfloating)
         wanted = kinds if jnp.issubdtype(expected.dtype, jnp.complexfloating) else kinds[:1]
         if not fits or not any(jnp.issubdtype(one.dtype, kind) for kind in wanted):
-            raise ShapeError(f"{head}; got {', '.join(map(_described, got))}")
+            turned = fits and jnp.issubdtype(one.dtype, jnp.complexfloating)
+            hint = ": StateSpec(complex=True) declares a complex state" if turned else ""
+            raise ShapeError(f"{head}; got {', '.join(map(_described, got))}{hint}")
 
 
 def _text(one: Any) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,16 +69,29 @@ def read_csv(
         >>> table.names, table.values.tolist()
         (('Open', 'Close'), [[10.0, 10.5], [10.4, 9.8]])
     """
-    name = os.fspath(path)
+    with _lines(path, delimiter) as lines:
+        return _read(os.fspath(path), lines, delimiter, columns, min_rows, constant)
+
+
+def column_names(path: str | os.PathLike[str], *, delimiter: str = ",") -> list[str]:
+    """The names in the header of a file, refused as `read_csv` does."""
+    with _lines(path, delimiter) as lines:
+        return _header(os.fspath(path), lines, delimiter)
+
+
+@contextlib.contextmanager
+def _lines(path: str | os.PathLike[str], delimiter: str) -> Iterator[Any]:
+    """The cells of each line, and what is wrong with them in one line."""
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise ValueError(f"delimiter should be one character, got {delimiter!r}")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
             try:
-                return _read(name, lines, delimiter, columns, min_rows, constant)
+                yield lines
             except csv.Error as error:
-                raise ValueError(f"{name}, line {lines.line_num}: {error}") from None
+                where = f"{os.fspath(path)}, line {lines.line_num}"
+                raise ValueError(f"{where}: {error}") from None
     except UnicodeDecodeError:
         raise ValueError(_not_utf8(path)) from None
 

@@ -181,6 +181,7 @@ def draw(panels: list[plotting.Panel], losses: Any, title: str, *runs: str) -> A
         time_label="point",
         loss_label="summed squared error",
         runs=runs or ("",),
+        step_label="epoch",
     )
 
 

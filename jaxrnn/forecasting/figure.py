@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxrnn.forecasting.learning import LINEAR, PERSISTENCE, Fitted
-from jaxrnn.plotting import BLUE, GREY, PALETTE, VERMILLION
+from jaxrnn.plotting import BLUE, GREY, PALETTE, VERMILLION, plain_numbers
 
 LONGEST = 600
 """Rows of the series that are shown at most."""
@@ -110,4 +110,5 @@ def _training(axis: Any, fitted: Fitted) -> None:
     axis.semilogy(fitted.best, validation.min(), "D", color=VERMILLION, label="kept")
     axis.set(title="training", xlabel="step", ylabel="mean squared error, scaled")
     axis.legend(loc="best", fontsize="small")
+    plain_numbers(axis)
     axis.grid(color=GREY, alpha=0.25)

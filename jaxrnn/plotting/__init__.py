@@ -7,6 +7,7 @@ from jaxrnn.plotting.base import (  # noqa: F401  the colours are offered, and n
     PALETTE,
     VERMILLION,
     check_target,
+    plain_numbers,
     save,
     spread,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "forecasts",
     "heat_maps",
     "hidden_states",
+    "plain_numbers",
     "predictions",
     "save",
     "spread",

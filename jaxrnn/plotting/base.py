@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jaxrnn.files import write_whole
 
@@ -79,11 +80,37 @@ def rows_of_panels(count: int, title: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
+def plain_numbers(axis: Any) -> None:
+    """Mark a logarithmic axis of what is drawn by numbers as 0.2, and not by powers of ten.
+
+    Args:
+        axis: of Matplotlib, with its y axis logarithmic.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axis = Figure().subplots()
+        >>> _ = axis.semilogy([0.3, 1.0, 2.0])
+        >>> plain_numbers(axis)
+        >>> [axis.yaxis.get_minor_formatter()(value) for value in (0.3, 0.5, 2.0)]
+        ['0.3', '0.5', '2']
+    """
+    low, high = axis.get_ylim()
+    narrow = high < 30 * low  # hardly a power of ten in it
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_major_formatter(plain)
+    few = 6 * low < high and narrow  # so many that their labels would touch
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5) if few else tuple(range(2, 10))))
+    axis.yaxis.set_minor_formatter(plain if narrow else NullFormatter())
+
+
 def loss_panel(axis: Any, losses: Any, label: str, runs: Sequence[str] = ("",)) -> None:
     """A panel of the loss at each step (steps,), or of several runs (runs, steps)."""
     for index, (run, values) in enumerate(zip(runs, np.atleast_2d(losses))):
         axis.semilogy(values, label=run, color=PALETTE[index % len(PALETTE)])
-    if len(runs) > 1:
-        axis.legend(loc="best", fontsize="x-small")
+    if len(runs) > 1:  # room above the curves, whose beginnings are high
+        low, high = axis.get_ylim()
+        axis.set_ylim(top=high * (high / low) ** (0.08 * len(runs)))
+        axis.legend(loc="upper right", fontsize="x-small")
     axis.set(title="training", xlabel="step", ylabel=label)
+    plain_numbers(axis)
     axis.grid(color=GREY, alpha=0.25)

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxrnn.plotting.base import BLUE, GREY, PALETTE, VERMILLION, loss_panel, rows_of_panels
+from jaxrnn.plotting.base import (
+    BLUE,
+    GREY,
+    PALETTE,
+    VERMILLION,
+    loss_panel,
+    plain_numbers,
+    rows_of_panels,
+)
 
 
 class Panel(NamedTuple):
@@ -36,6 +44,7 @@ def predictions(
     title: str,
     time_label: str = "time [rad]",
     loss_label: str = "mean squared error",
+    step_label: str = "step",
     runs: Sequence[str] = ("",),
 ) -> Figure:
     """Panels of predictions beside the truth, and a panel of the loss during training.
@@ -46,6 +55,7 @@ def predictions(
         title: the title of the figure.
         time_label: what the abscissae are, with their unit.
         loss_label: what the loss is.
+        step_label: what the losses follow each other by.
         runs: the names of the runs.
 
     Example:
@@ -65,6 +75,7 @@ def predictions(
         axis.set(title=panel.title, xlabel=time_label, ylabel="value", ylim=(-limit, limit))
     axes[0].legend(loc="best")
     loss_panel(axes[len(panels)], losses, loss_label, runs)
+    axes[len(panels)].set(xlabel=step_label)
     return figure
 
 
@@ -119,5 +130,6 @@ def forecasts(
     if len(losses) > 1:
         axes["losses"].legend(loc="best", fontsize="small")
     axes["losses"].set(title="training", xlabel=step_label, ylabel=loss_label)
+    plain_numbers(axes["losses"])
     axes["losses"].grid(color=GREY, alpha=0.25)
     return figure

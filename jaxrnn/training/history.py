@@ -13,6 +13,11 @@ from jaxrnn.files import write_whole
 from jaxrnn.training import processes
 
 
+def _ends(series: dict[str, np.ndarray]) -> str:
+    """The first and the last number of each."""
+    return ", ".join(f"{k} {a[0]:.4g} ... {a[-1]:.4g}" if len(a) else k for k, a in series.items())
+
+
 class History(NamedTuple):
     """The course of a training, NumPy arrays on the host.
 
@@ -31,6 +36,18 @@ class History(NamedTuple):
     def losses(self) -> np.ndarray:
         """The loss of each step, before its update (steps,)."""
         return self.train["loss"]
+
+    def __repr__(self) -> str:
+        """Where each number began and ended.
+
+        Example:
+            >>> History({"loss": np.array([2.0, 0.5, 0.25])}, {}, np.array([], np.int64))
+            History(3 steps: loss 2 ... 0.25)
+        """
+        shown = f"{len(self.train.get('loss', ()))} steps: {_ends(self.train)}"
+        if self.validation:
+            shown += f"; {len(self.evaluated)} validations: {_ends(self.validation)}"
+        return f"History({shown})"
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write a line for each step; what was there before stays until it is written whole.
