@@ -301,7 +301,9 @@ class _Run:
         self.block = block
         self.program, self.labels, kinds = text
         types = {".pred": np.bool_, ".b32": np.uint32, ".b64": np.uint64, ".f32": np.float32}
-        self.registers = {name: np.zeros(LANES, types[kind]) for name, kind in kinds.items()}
+        self.registers: dict[str, Any] = {
+            name: np.zeros(LANES, types[kind]) for name, kind in kinds.items()
+        }
         self.given = given
         self.place = np.zeros(LANES, np.int64)
         self.on = np.zeros(LANES, bool)
