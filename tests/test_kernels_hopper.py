@@ -9,6 +9,8 @@ finds what is not ordered by barriers whether or not it went wrong: every case h
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -199,7 +201,7 @@ def test_units_that_are_padding_reach_nothing(called: Any) -> None:
 @pytest.mark.parametrize(
     ("cell", "dtype", "sizes", "precision"),
     [
-        (cells.LSTM(), jnp.bfloat16, (256, 32, 512, 512), None),
+        (cells.LSTM(), jnp.bfloat16, (256, 32, 512, 456), None),  # shared memory is nearly full
         (cells.LSTM(), jnp.bfloat16, (5, 128, 3, 256), None),  # tiles of 16 units and 32 rows
         (cells.GRU(), jnp.float32, (5, 7, 3, 100), None),
         (cells.Elman(), jnp.float32, (5, 40, 3, 256), "tensorfloat32"),
@@ -263,6 +265,39 @@ def test_which_sizes_fit(cell: Any, dtype: Any, H: int, cluster: bool, group: bo
         asked = backends.explain(dataclasses.replace(how, backend="kernel"), weights, x)
         assert asked.choices[0].backend == "kernel"
         assert cluster == (tiles.K == 1) == ("never run on a GPU" not in auto.why)
+
+
+@pytest.mark.parametrize("cell", [cells.LSTM(), cells.Elman()], ids=str)
+@pytest.mark.parametrize(("itemsize", "parts"), [(2, 1), (4, 2)])
+def test_shared_memory_is_what_was_counted(cell: Any, itemsize: int, parts: int) -> None:
+    """As Pallas counts: whole kibibytes for each array, 8 bytes for a barrier."""
+    from jaxrnn.kernels import hopper_backward, hopper_forward
+    from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device
+    from jaxrnn.kernels.hopper_group import Group
+
+    def counted(what: Any) -> int:
+        if isinstance(what, Copies):
+            return 8
+        size = (
+            16 if isinstance(what, Arrivals) else math.prod(what[0]) * jnp.dtype(what[1]).itemsize
+        )
+        return -(-size // 1024) * 1024
+
+    dtype, kinds = {2: jnp.bfloat16, 4: jnp.float32}[itemsize], set()
+    for H, processors in itertools.product((100, 456, 1024), (1, 114)):
+        for t in hopper_tiles.sharings(len(cell.gates), itemsize, parts, H, processors):
+            if not t.fits():
+                continue
+            device: Any = Group(t) if t.K > 1 else Device(t)
+            of = device, cell, 4, True, True, False
+            _, forward = hopper_forward.forward(*of, True, dtype)
+            _, backward = hopper_backward.backward(*of, dtype)
+            for scratch, expected in ((forward, t.forward_bytes()), (backward, t.backward_bytes())):
+                scratch.pop("exchanged", None)
+                more = device.more() if t.K > 1 else {}
+                assert sum(map(counted, (scratch | more).values())) == expected <= 227 * 1024
+            kinds.add((t.K > 1, t.Q > 1))
+    assert kinds == {(False, False), (True, False), (True, True)}
 
 
 @pytest.mark.parametrize("C", hopper_tiles.GROUPED)

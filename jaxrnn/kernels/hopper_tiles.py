@@ -31,8 +31,11 @@ from typing import Any
 from jaxrnn.cells import Cell
 from jaxrnn.kernels import values
 
-MEMORY = 227 * 1024 - 1024
-"""Bytes of shared memory that a block may use, less what barriers take."""
+MEMORY = 227 * 1024
+"""Bytes of shared memory that a block may use."""
+
+ALIGNED = 1024
+"""Bytes that each array in shared memory takes whole ones of."""
 
 CLUSTER = 16
 """The most blocks of a cluster; above 8 are granted on request, which Mosaic makes."""
@@ -153,17 +156,17 @@ class Tiles:
         return least
 
     def forward_bytes(self) -> int:
-        """Shared memory of the forward kernel: weights, h twice, sums, parts of z twice."""
+        """Shared memory of the forward kernel: weights, h, sums, parts of z twice, barriers."""
         return self._forward(self.chunk_forward)
 
     def _forward(self, rows: int) -> int:
         weights = self.parts * self.P * self.M * self.U * self.itemsize
         h = self.slots * self.parts * self.P * self.U * self.L * self.itemsize
         inbox = 2 * self.C * self.gates * self.U * self.L * 4 if self.Q > 1 else 0
-        return weights + h + rows * self.L * 4 + inbox
+        return self._room(weights, h, rows * self.L * 4, inbox)
 
     def backward_bytes(self) -> int:
-        """Shared memory of the backward kernel: weights, dz, inbox twice, sums."""
+        """Shared memory of the backward kernel: weights, dz, inbox twice, sums, barriers."""
         return self._back(self.chunk)
 
     def _back(self, rows: int) -> int:
@@ -171,8 +174,14 @@ class Tiles:
         dz = self.parts * self.gates * self.U * self.L * self.itemsize
         turned = self.U * self.L * 4
         if self.K > 1:  # dz of the whole cluster twice; the inbox is in global memory
-            return weights + 2 * self.Q * dz + turned + rows * self.L * 4
-        return weights + dz + turned + 2 * self.C * self.U * self.L * 4 + rows * self.L * 4
+            dz *= 2 * self.Q if self.Q > 1 else 1
+            return self._room(weights, dz, turned, rows * self.L * 4)
+        inbox = 2 * self.C * self.U * self.L * 4
+        return self._room(weights, dz, turned, rows * self.L * 4, inbox)
+
+    def _room(self, *sizes: int) -> int:
+        """Such arrays, the barriers of messages, the number of a cluster in a group; of copies."""
+        return sum(_whole(n, ALIGNED) for n in (*sizes, 16, 4 * (self.K > 1))) + 8
 
     def fits(self) -> bool:
         """Whether both kernels have room."""
