@@ -156,7 +156,7 @@ def test_clusters_of_rows(called: Any) -> None:
         (cells.LSTM(), jnp.float32, (3, 3, 4, 44), (2, 4, 2, 16, 16, 2), True, False),
         (cells.Elman(), jnp.float32, (3, 18, 2, 30), (2, 4, 2, 8, 16, 2), False, True),
         (cells.GRU(), jnp.bfloat16, (4, 3, 4, 40), (1, 2, 1, 16, 16, 3), True, True),
-        (cells.LSTM(), jnp.float16, (3, 3, 4, 64), (1, 2, 2, 16, 16, 2), False, False),
+        (cells.GRU(), jnp.float16, (3, 3, 4, 64), (1, 2, 2, 16, 16, 2), False, False),
     ],
     ids=["LSTM", "rows", "bfloat16, alone", "float16"],
 )
