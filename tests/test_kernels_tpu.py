@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 import jaxrnn
@@ -148,22 +149,40 @@ def test_units_that_are_padding_reach_nothing(called: list[str]) -> None:
 
 
 def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter that fills memory with nan, and refuses to read past its end."""
-    monkeypatch.setattr(tpu, "INTERPRET", pltpu.InterpretParams(out_of_bounds_reads="raise"))
+    """In the interpreter that fills memory with nan, and refuses to read past its end.
+
+    It runs tiles of rows on two cores, and finds where one writes what is the other's.
+    """
+    params = pltpu.InterpretParams(
+        out_of_bounds_reads="raise", detect_races=True, num_cores_or_threads=2
+    )
+    monkeypatch.setattr(tpu, "INTERPRET", params)
+    monkeypatch.setattr(tpu_tiles, "ROWS", 8)
+    monkeypatch.setattr(tpu_tiles, "STEPS", 2)
+    tpu_tiles.tiles.cache_clear()
     cell = cells.GRU()
-    weights, x, state, masks, (dh, dlast) = draw(cell, (3, 2, 1, 3), jnp.float32)
+    weights, x, state, masks, (dh, dlast) = draw(cell, (3, 11, 1, 3), jnp.float32)
     flags = flags_of(masks)
     how: dict[str, Any] = dict(cell=cell, masked=True, reverse=False)
     operands = (x, *weights[:4], *state, *flags)
+
+    def run(f: Any, *args: Any) -> Any:
+        out = jax.block_until_ready(jax.jit(f)(*args))
+        found = interpret_pallas_call.races
+        assert found is not None
+        assert not found.races_found
+        return out
+
     forward = functools.partial(fused._forward_kernel, "tpu", **how, keep=True)
-    h, *more = jax.jit(forward)(*operands)
+    h, *more = run(forward, *operands)
     reference = jax.jit(functools.partial(fused._forward_reference, **how, keep=True))
     close((h, *more), reference(*operands), 1e-5)
     residuals = (x, *weights[:2], *state, h, *more, *flags)
     how |= dict(wanted=(True, True, True, True))
     expected = jax.jit(functools.partial(fused._backward_reference, **how))(dh, *dlast, *residuals)
-    got = jax.jit(functools.partial(fused._backward_kernel, "tpu", **how))(dh, *dlast, *residuals)
+    got = run(functools.partial(fused._backward_kernel, "tpu", **how), dh, *dlast, *residuals)
     close(got, expected, 1e-5)
+    tpu_tiles.tiles.cache_clear()
 
 
 def test_what_the_kernels_have_no_code_for(called: list[str]) -> None:
