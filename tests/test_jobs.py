@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bench.jobs import base
+from bench.jobs import base, language
+from bench.layers import Spec
 from bench.suites import sweep
 from bench.suites.training import JOBS
 from tests.oracle import torch
@@ -42,6 +43,27 @@ def test_both_sides_have_the_losses_of_float64(name: str) -> None:
         contender = job.build(peer)
         assert contender.check is not None
         assert contender.check()["losses"] < 1e-3
+
+
+def test_the_language_model_of_flax_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "STEPS": 2,
+        "N": 2,
+        "T": 3,
+        "SIZE": 4,
+        "VOCABULARY": 5,
+        "LAYERS": 1,
+    }.items():
+        monkeypatch.setattr(language, name, value)
+    monkeypatch.setattr(language, "SPEC", Spec("lstm", 2, 3, 4, 4))
+    weights = language.initial_weights()
+    losses = []
+    for make in (language.JOB.jaxrnn, language.JOB.others["flax.nnx"]):
+        training, params = make(weights)
+        with jax.numpy_rank_promotion("allow"):
+            losses.append(jax.jit(training)(params).losses)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert losses[0][1] != losses[0][0]
 
 
 @pytest.mark.parametrize("models", [1, 2])
