@@ -161,13 +161,13 @@ def run(args: argparse.Namespace) -> int:
         print(text, file=sys.stderr if args.markdown else sys.stdout, flush=True)
 
     if args.journal is not None:
-        try:
-            data = recovered(args.journal, args.out or args.journal.parent)
-        except (OSError, KeyError, TypeError) as error:
-            raise Wrong(f"{args.journal} is no journal of a run: {error}") from error
+        if not args.journal.is_file():
+            raise Wrong(f"there is no journal {args.journal}")
+        folder = output_folder(args.out or args.journal.parent, [], False)
+        data = recovered(args.journal, folder)
         if data is None:
             raise Wrong(f"{args.journal} holds nothing that was measured")
-        say(f"written: {(args.out or args.journal.parent) / data['suite']}.json, .md, .png")
+        say(f"written: {folder / data['suite']}.json, .md, .png")
         return 0
     suites = choose_suites(args.suites)
     if args.list:
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for name in ("reps", "budget", "ahead"):
         value = getattr(args, name)
-        if value is not None and value < 1:
+        if value is not None and not value >= 1:  # Nor NaN.
             raise Wrong(f"--{name} must be at least 1, got {value:g}")
     peers = choose_peers(args.peers, suites, args.quick)
     chosen = choose_cases(suites, args.cases, args.quick)
@@ -212,3 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # The reader of the output (head, less) has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # A disk that is full, say.
+        print(f"bench: {error}", file=sys.stderr)
+        return 2

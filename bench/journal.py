@@ -15,7 +15,6 @@ A journal is a file of JSON lines, so a run that is killed leaves all that it ha
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +48,15 @@ class Journal:
 
 
 def read(path: Path) -> list[Event]:
-    """The events of a journal; lines that were cut off are left out."""
+    """The events of a journal; a line that is none, as a last one that was cut off, is left out."""
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            events.append(json.loads(line))
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event)
     return events
 
 

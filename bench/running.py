@@ -186,19 +186,25 @@ def recovered(path: Path, folder: Path, why: str | None = None) -> dict[str, Any
     from bench import picture, report
     from bench.journal import read, records
 
-    events = read(path)
-    reports = [event["report"] for event in events if event["event"] == "report"]
-    if not reports:
-        return None
-    data = reports[-1]
-    known = {case.name: case for case in SUITES[data["suite"]].cases}
-    peaks = {found["precision"]: found["flops"] for found in data["peak"]}
-    data["records"] = records(events, known, data.get("peers", ()), peaks)
-    found = {record["case"] for record in data["records"]}
-    missing = [name for name in data["cases"] if name not in found]
-    if missing:
-        why = why or "not reached"
-        data["left_out"].append(f"{len(missing)} cases, {why}: {', '.join(missing)}")
+    try:
+        events = read(path)
+        reports = [event["report"] for event in events if event["event"] == "report"]
+        if not reports:
+            return None
+        data = reports[-1]
+        known = {case.name: case for case in SUITES[data["suite"]].cases}
+        peaks = {found["precision"]: found["flops"] for found in data["peak"]}
+        data["records"] = records(events, known, data.get("peers", ()), peaks)
+        found = {record["case"] for record in data["records"]}
+        missing = [name for name in data["cases"] if name not in found]
+        if missing:
+            why = why or "not reached"
+            data["left_out"].append(f"{len(missing)} cases, {why}: {', '.join(missing)}")
+    except OSError:
+        raise
+    except Exception as error:  # Whatever can be missing in what is no journal of ours.
+        words = f"{type(error).__name__}: {error}"
+        raise Wrong(f"{path} is no journal of a run, or damaged: {words}") from error
     report.write(data, folder)
     if data["records"]:
         picture.draw(data, folder / f"{data['suite']}.png")

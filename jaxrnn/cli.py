@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
+
+import jax
 
 import jaxrnn
 from jaxrnn.experiments import NAMES
@@ -94,9 +99,33 @@ def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 with one line on standard error."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+def check_memory(settings: Any) -> None:
+    """Whether a model of these sizes can be in this machine's memory at all.
+
+    Where the weights can't be allocated XLA ends the process, without a word of ours.
+
+    Raises:
+        ValueError: if its recurrent weights, as few as a cell has, their gradient and Adam's two
+            numbers for each are more than there is.
+    """
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not tell
+        return
+    names = [n for n in ("hidden", "hidden_size", "layers", "embedding") if hasattr(settings, n)]
+    sizes = {name: getattr(settings, name) for name in names}
+    hidden = sizes.get("hidden", sizes.get("hidden_size", 1))
+    least = 4 * 4 * hidden * (sizes.get("layers", 1) * hidden + sizes.get("embedding", 0))
+    if least > memory:
+        shown = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        raise ValueError(
+            f"{shown}: training takes more than {least // 2**30} GiB, the machine has "
+            f"{memory // 2**30}"
+        )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; the exit status."""
     known = {**RUNS, **COMMANDS}
     named = [word for word in arguments[:2] if word in known]
     parser = build_parser(named or list(known))
@@ -108,9 +137,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kind = options.module.Settings
     try:
         values = {f.name: getattr(options, f.name) for f in dataclasses.fields(kind)}
-        options.module.main(kind(**values))
-    except (ValueError, OSError, FloatingPointError) as error:
-        line = " ".join(line.strip() for line in str(error).splitlines())
-        print(f"{options.prog}: error: {line}", file=sys.stderr)
-        return 2
+        settings = kind(**values)
+        check_memory(settings)
+        options.module.main(settings)
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        return fail(options.prog, error)
     return 0
+
+
+def fail(prog: str, error: Exception) -> int:
+    """Say in one line what is wrong; the exit status for it."""
+    line = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+    print(f"{prog}: error: {line}", file=sys.stderr)
+    return 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status: 0; 2 with one line on standard error; 130 after Ctrl-C; 141 if nobody reads
+        what is printed any more.
+    """
+    out: Any = sys.stdout
+    try:
+        if isinstance(out, io.TextIOWrapper):  # a letter that a terminal has not is no error
+            out.reconfigure(errors="backslashreplace")
+        try:
+            return run(sys.argv[1:] if arguments is None else list(arguments))
+        finally:
+            if out:  # it may be closed
+                out.flush()
+    except KeyboardInterrupt:
+        print("jaxrnn: interrupted", file=sys.stderr, flush=True)
+        if arguments is None:  # or JAX would wait for what it is computing
+            os._exit(130)
+        return 130
+    except OSError as error:  # of what is printed
+        with contextlib.suppress(OSError, AttributeError):  # or Python tells of it again at its end
+            number = out.fileno()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        return 141 if isinstance(error, BrokenPipeError) else fail("jaxrnn", error)

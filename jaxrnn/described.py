@@ -54,6 +54,9 @@ def read(
     where = os.fspath(path)
     if entry not in metadata:
         raise ValueError(f"{where} is a safetensors file, but not of a {what}")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{where} is no good {what}: {name} has numbers that are not finite")
     try:
         return make(json.loads(metadata[entry]), arrays)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:

@@ -24,9 +24,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export as jax_export
 
-from jaxrnn import backends, kernels, tuning
+from jaxrnn import backends, checks, kernels, tuning
 from jaxrnn.files import write_whole
 from jaxrnn.recurrent import Recurrent
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What a program can be written for."""
 
 
 def export(
@@ -60,7 +63,7 @@ def export(
         months of later versions.
 
     Raises:
-        ValueError: for axes or a dtype that can't be read.
+        ValueError: for axes or a dtype that can't be read, or another platform.
         TypeError: for inputs that are neither.
         OSError: if the file can't be written.
 
@@ -80,6 +83,9 @@ def export(
         >>> program.call(jnp.ones((5, 1, 3)), lengths=jnp.array([5]))[0].shape
         (5, 1, 4)
     """
+    for name in platforms or ():
+        checks.choice("platforms", name, PLATFORMS)
+    checks.at_least("vjp_order", vjp_order, 0)
     # A kernel for a CPU is code of this machine; others are part of the program.
     targets = platforms or (backends.platform(),)
     carrier = next((name for name in targets if kernels.portable(name)), None)

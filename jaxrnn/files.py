@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import numpy as np
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a file beside `path`, then move it there.
 
-    What was there before stays if anything fails, and nothing else is left behind.
+    What was there before stays if anything fails, and nothing else is left behind. A link is
+    followed; the permissions of a file that is replaced stay; what is no file, as ``/dev/stdout``,
+    is written to as it is.
 
     Args:
         path: where the file shall be.
@@ -27,14 +31,26 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
         ...     path.read_text(), len(list(Path(folder).iterdir()))
         ('whole', 1)
     """
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    there = target.exists()
+    if there and not target.is_file():
+        write(target)
+        return path
+    # Named by who writes it: the name of the target may be as long as names can be.
+    name = f".part-{os.getpid()}-{threading.get_ident()}{target.suffix}"
+    temporary = target.with_name(name)
     try:
         write(temporary)
-        os.replace(temporary, path)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if there:
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
     except OSError as error:
-        if error.filename == str(temporary):  # the reader knows the file by its own name
-            error.filename = str(path)
-        raise
+        if error.filename != str(temporary):
+            raise
+        # The reader knows the file by its own name.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -76,3 +92,18 @@ def read_safetensors(
         raise ValueError(
             f"{os.fspath(path)} has numbers of a dtype that NumPy has not: {error}"
         ) from error
+
+
+def check_apart(what: str, path: str | os.PathLike[str], *read: str | os.PathLike[str]) -> None:
+    """Whether a file to write is none of those that are read.
+
+    Raises:
+        ValueError: if it is, under whatever name.
+    """
+    for source in read:
+        with contextlib.suppress(OSError):  # of which one isn't there
+            if os.path.samefile(path, source):
+                raise ValueError(
+                    f"{what} {os.fspath(path)!r}: that is the file which is read, "
+                    f"{os.fspath(source)!r}"
+                )

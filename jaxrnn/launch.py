@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 def run(script: Sequence[str], processes: int, patience: float = 30.0) -> int:
@@ -27,6 +30,8 @@ def run(script: Sequence[str], processes: int, patience: float = 30.0) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _end) if here else None
     running = []
     try:
         for index in range(processes):
@@ -55,6 +60,15 @@ def run(script: Sequence[str], processes: int, patience: float = 30.0) -> int:
             if one.poll() is None:
                 one.kill()
             one.wait()
+        if here:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """Of a signal: as an exception, so that no process is left behind."""
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # nor by a second one
+    raise SystemExit(128 + number)
 
 
 def _own_cores(process: int, index: int, processes: int) -> None:
@@ -74,7 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.processes < 1 or not options.script:
         parser.error("at least one process and a script are needed")
-    return run(options.script, options.processes)
+    script = options.script[0]
+    if not script.startswith("-") and not os.path.exists(script):
+        parser.error(f"there is no script {script!r}")
+    try:
+        return run(options.script, options.processes)
+    except OSError as error:
+        parser.error(f"{options.processes} processes can't be started: {error}")
+    except KeyboardInterrupt:
+        print("jaxrnn.launch: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
             continue
         try:
             value = _to_numpy(mapping[entry.name])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             problems.append(f"{entry.name} is not an array of numbers: {error}.")
             continue
         if value.shape != entry.shape:

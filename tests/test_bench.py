@@ -41,7 +41,11 @@ def test_a_case_runs_and_is_written_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["sharings", "--quick"], ["lyers"], ["layers", "--peers", "torhc"], ["--reps", "x"]]
+    "words",
+    [
+        *(["lyers"], ["layers", "--peers", "torhc"], ["--reps", "x"], ["--budget", "nan"]),
+        *(["sharings", "--quick"], ["--out", "/dev/null/no"]),
+    ],
 )
 def test_a_wrong_name_is_one_clear_line(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert cli.main(words) != 0

@@ -235,6 +235,9 @@ def test_a_run_that_was_cut_off_is_read_as_far_as_it_came(tmp_path: Path) -> Non
     assert part["peers"]["flax.nnx"]["status"] == "failed"
     assert [r["case"] for r in run([a, b], path)] == ["a", "b"]  # Goes on from there.
     assert [e["case"] for e in journal.read(path) if e["event"] == "case"] == ["a", "b"]
+    with path.open("ab") as file:
+        file.write(b"\xff\n[]\n{}\n")
+    assert len(journal.records(journal.read(path), {})) == 2
 
 
 def test_who_was_not_reached_is_said(tmp_path: Path) -> None:
@@ -301,6 +304,22 @@ def test_what_jax_compiles_is_compiled_at_once_after_the_others(tmp_path: Path) 
     barrier = threading.Barrier(1)
     assert list(built({journal.TOGETHER: "the process died"})[0]) == ["jaxrnn", "torch"]
     assert order == ["jaxrnn", "torch", "flax.nnx", "haiku"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "\0\0", "{}", '{"event": "report"}', '{"event": "report", "report": {"suite": "x"}}'],
+)
+def test_what_is_no_journal_is_one_line(
+    tmp_path: Path, line: str, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "gpu.jsonl"
+    assert cli.main(["--journal", str(path)]) == 2
+    path.write_text(f"{line}\n")
+    assert cli.main(["--journal", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert [str(path) in said for said in err.splitlines()] == [True, True]
 
 
 def test_the_deadline_ends_a_run_and_its_cases(tmp_path: Path) -> None:

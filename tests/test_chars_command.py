@@ -208,6 +208,29 @@ def test_a_failure_leaves_the_model_of_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_model_is_kept_though_nobody_reads_what_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: Path, learned: Any
+) -> None:
+    def gone(*_: Any) -> None:
+        raise BrokenPipeError
+
+    path = tmp_path / "sea.safetensors"
+    monkeypatch.setattr(command, "learn", lambda *_, **__: learned)
+    monkeypatch.setattr(command, "make_model", lambda *_, **__: learned.model)
+    monkeypatch.setattr(command, "as_table", gone)
+    assert main(["chars", str(text), "--save", str(path)]) == 141
+    assert path.stat().st_size
+
+
+def test_a_text_is_not_overwritten_by_its_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "text.safetensors"
+    path.write_text(TEXT)
+    assert "that is the file which is read" in refused(capsys, str(path), "--save", str(path))
+    assert path.read_text() == TEXT
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -328,7 +351,9 @@ def test_a_foreign_file_is_refused(
         (lambda d: d.update(layer=[8]), "list"),
         (lambda d: d["layer"].update(hidden_size=10**9), "fc.weight"),
         (lambda d: d["layer"].update(num_layers=10**9), "weight_hh_l999999999"),
-        (lambda d: d["layer"].update(input_size=7), "size mismatch"),
+        (lambda d: d["layer"].update(input_size=10**12), "rnn.weight_ih_l0"),
+        (lambda d: d["layer"].update(proj_size=8, hidden_size=10**9), "rnn.weight_ih_l0"),
+        (lambda d: d["layer"].update(hidden_size=0, proj_size=8), "hidden_size"),
         (lambda d: d["layer"].update(colour="blue"), "colour"),
     ],
 )

@@ -198,6 +198,9 @@ def spoil(path: Path, how: str) -> None:
         largest.unlink()
     elif how == "no manifest":
         (path / "manifest.json").unlink()
+    elif how == "a manifest changed":
+        text = (path / "manifest.json").read_text()
+        (path / "manifest.json").write_text(text.replace('"shuffle": true', '"shuffle": null'))
     elif how == "half a manifest":
         text = (path / "manifest.json").read_text()
         (path / "manifest.json").write_text(text[: len(text) // 2])
@@ -211,6 +214,7 @@ WORDS = {
     "changed": "damaged: .* another content",
     "a file less": "damaged: there is no arrays",
     "no manifest": "not one of jaxrnn",
+    "a manifest changed": "damaged: manifest.json has another content",
     "half a manifest": "can't be read",
     "foreign": "another format, 'another'",
 }
@@ -251,6 +255,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], list[str]]] = {
     "batch_size": ({"batch_size": 3}, ["batch_size=2", "3"]),
     "examples": ({"data": np.arange(7.0)}, ["examples=6", "7"]),
     "order": ({"shuffle": False}, ["shuffle=True"]),
+    "data": ({"data": np.arange(6.0) + 1}, ["checksum of the data="]),
     "fewer steps": ({"steps": 25}, ["beyond the 25"]),
     "no resume": ({"resume": False}, ["checkpoint of step 30", "resume=True"]),
 }

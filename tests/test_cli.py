@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxrnn
+from jaxrnn import files, plotting
 from jaxrnn.cli import main
 from jaxrnn.experiments import NAMES, shapes, sine
 
@@ -180,6 +184,125 @@ def test_a_setting_that_can_not_be_is_named_before_any_work(
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "sine", "--hidden", "1000000"],
+        ["run", "longseq", "--layers", "9" * 15],
+        ["forecast", "a.csv", "--column", "a", "--hidden-size", "9" * 400],
+        ["chars", "a.txt", "--embedding", "1000000000"],
+    ],
+    ids=lambda arguments: arguments[-2],
+)
+@pytest.mark.usefixtures("untrained")
+def test_a_model_that_no_memory_holds_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    line = refused(capsys, *arguments)
+    assert f"{arguments[-2].strip('-').replace('-', '_')}={arguments[-1]}" in line
+    assert "GiB" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (MemoryError(), 2, "jaxrnn run sine: error: MemoryError"),
+        (OverflowError("too large"), 2, "jaxrnn run sine: error: too large"),
+        (jax.errors.JaxRuntimeError("no\nmemory"), 2, "jaxrnn run sine: error: no memory"),
+        (KeyboardInterrupt(), 130, "jaxrnn: interrupted"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_happens_meanwhile_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def fails(settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sine, "main", fails)
+    assert main(["run", "sine"]) == status
+    assert capsys.readouterr().err.strip() == words
+
+
+def test_ctrl_c_does_not_wait_for_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sine, "main", interrupted)
+    monkeypatch.setattr(sys, "argv", ["jaxrnn", "run", "sine"])
+    monkeypatch.setattr(os, "_exit", lambda status: sys.exit(f"at once, {status}"))
+    with pytest.raises(SystemExit, match="at once, 130"):
+        main()
+
+
+class Full(io.TextIOWrapper):
+    """Standard output on a disk that is full, which knows no letters but those of ASCII."""
+
+    def __init__(self, full: bool):
+        super().__init__(io.BytesIO(), encoding="ascii", write_through=True)
+        self.full = full
+
+    def flush(self) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().flush()
+
+
+def test_what_can_not_be_printed_is_one_line_or_spelt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sine, "main", lambda settings: print("caf\xe9"))
+    out = Full(full=False)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["run", "sine"]) == 0
+    assert out.buffer.getvalue().split() == [b"caf\\xe9"]  # pyright: ignore
+    out.full = True
+    assert main(["run", "sine"]) == 2
+    out.full = False
+    assert capsys.readouterr().err == "jaxrnn: error: [Errno 28] No space left on device\n"
+
+
+def test_a_file_is_written_through_links_and_keeps_its_permissions(tmp_path: Path) -> None:
+    real, link, fifo = (tmp_path / name for name in ("real.txt", "link.txt", "fifo.txt"))
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to("real.txt")
+    assert files.write_whole(link, lambda path: path.write_text("new")) == link
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    longest = tmp_path / f"{'a' * 250}.txt"
+    files.write_whole(longest, lambda path: path.write_text("new"))
+    os.mkfifo(fifo)  # as are /dev/stdout and /dev/null, no file to be replaced
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_whole(fifo, lambda path: path.write_text("new"))
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
+    assert fifo.is_fifo()
+    assert sorted(tmp_path.iterdir()) == sorted([real, link, fifo, longest])
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_file_that_is_read_or_protected_is_not_written_to(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, link = tmp_path / "data.png", tmp_path / "link.png"
+    path.write_text("precious")
+    link.symlink_to(path)
+    for words in (["stocks", "--csv"], ["seq2seq", "--pairs"]):
+        line = refused(capsys, "run", *words, str(path), "--out", str(link))
+        assert f"figure '{link}': that is the file which is read, '{path}'" in line
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).is_dir())
+    line = refused(capsys, "run", "sine", "--out", str(path))
+    assert "there is one that can't be written to" in line
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
     ("target", "words"),
     [
         ("none/figure.svg", "there is no folder"),
@@ -210,6 +333,12 @@ def test_a_folder_that_can_not_be_written_is_refused_before_any_work(
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
     line = refused(capsys, "run", name, "--out", str(tmp_path / "figure.svg"))
     assert "can't be written" in line
+
+
+def test_letters_between_dollars_are_no_formulas(tmp_path: Path) -> None:
+    panel = plotting.HeatMap("$^$", np.zeros((1, 1)), ["$_$"], ["$\\frac$"])
+    path = plotting.save(plotting.heat_maps([panel], title="$^$ of $_$"), tmp_path / "a.png")
+    assert path.stat().st_size
 
 
 def test_sine_prints_the_losses_and_saves_its_figure(

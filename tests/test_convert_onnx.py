@@ -182,6 +182,11 @@ def test_a_file(tmp_path: Path) -> None:
         from_onnx(tmp_path / "missing.onnx")
     with pytest.raises(FileNotFoundError):
         to_onnx(ours, tmp_path / "missing" / "lstm.onnx")
+    damaged = onnx.load(str(path))
+    weights = max(damaged.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.raw_data = weights.raw_data[:-4]
+    with pytest.raises(ConversionError, match="the model is damaged: ValueError"):
+        from_onnx(damaged)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])

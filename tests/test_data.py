@@ -367,6 +367,7 @@ def test_buckets_without_the_last_batches() -> None:
     [
         (lambda: data.epoch(5, 0), "size should be"),
         (lambda: data.epoch(0, 5), "no examples"),
+        (lambda: data.epoch(2**31 + 1, 2**20), "more than an int32"),
         (lambda: data.epoch(3, 4, drop_last=True), "size=4 is more than the 3 examples"),
         (lambda: data.buckets([], 2), "lengths should be integers (M,)"),
         (lambda: data.buckets([1.5], 2), "float64"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrnn import launch
 from tests import devices_job
 
 ROOT = Path(__file__).parents[1]
@@ -140,3 +142,44 @@ def test_when_one_is_killed_the_other_ends_and_says_why(tmp_path: Path, killed: 
     words = said(tmp_path, 1 - killed)
     assert re.search("ProcessLost: another of the 2 processes has ended|another task died", words)
     assert jobs[killed].wait() == -9
+
+
+def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, pathlib, signal, time\n"
+        "me = os.environ['JAX_PROCESS_ID']\n"
+        "part = pathlib.Path(__file__).with_name(me + 'part')\n"
+        "part.write_text(str(os.getpid()))\n"
+        "part.rename(part.with_name(me))\n"
+        "while not pathlib.Path(__file__).with_name('1').exists(): time.sleep(0.01)\n"
+        "if me == '0': os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        launch.run([str(script)], 2)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    for name in "01":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / name).read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-n", "0", "a.py"], "at least one process and a script are needed"),
+        (["-n", "2"], "at least one process and a script are needed"),
+        (["-n", "2", "none.py", "-x"], "there is no script 'none.py'"),
+        (["-n", "many", "a.py"], "'many'"),
+    ],
+    ids=" ".join,
+)
+def test_what_can_not_be_launched_is_said(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        launch.main(arguments)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]

@@ -242,6 +242,19 @@ def test_bad_descriptions(gru: Any, described: Any, kind: Any, words: str) -> No
         export(gru, described)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"platforms": ["cpu", "gpu"]}, "platforms should be one of 'cpu', .*got 'gpu'"),
+        ({"vjp_order": -1}, "vjp_order should be a whole number of at least 0, got -1"),
+    ],
+    ids=str,
+)
+def test_bad_options(gru: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        export(gru, "T, N, 3", **options)
+
+
 def test_axes_of_different_letters(gru: Any) -> None:
     with pytest.raises(ValueError, match=r"Expected shape \(N,\), got \(M,\)"):
         export(gru, "T, N, 3", lengths="int32[M]")

@@ -393,6 +393,16 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "many keys": ({"key": jax.random.split(jax.random.key(0))}, ValueError, ["(2,)"]),
     "model": ({"model": "net"}, TypeError, ["model", "str"]),
     "no parameters": ({"model": ()}, ValueError, ["no parameters"]),
+    "all of no examples": ({"data": ALONE[:0]}, ValueError, ["no examples", "(0,)"]),
+    "examples": ({"examples": 9, "batch_size": 2}, ValueError, ["examples=9", "6"]),
+    "an optimiser not called": (
+        {"optimizer": optax.adam}, TypeError, ["optimizer", "adam", "called"]),
+    "no optimiser": ({"optimizer": 0.1}, TypeError, ["optimizer", "float"]),
+    "no loss": ({"loss": "mse"}, TypeError, ["loss", "str"]),
+    "a folder alone": ({"checkpoints": "folder"}, TypeError, ["Checkpoints(", "'folder'"]),
+    "another opt_state": (
+        {"opt_state": optax.adam(0.1).init(jnp.ones(()))}, ValueError, ["opt_state"]),
+    "validation of nothing": ({"validation": ALONE[:0]}, ValueError, ["validation", "(0,)"]),
     "resume": ({"resume": True}, ValueError, ["resume", "checkpoints"]),
     "stopping alone": ({"early_stopping": EarlyStopping()}, ValueError, ["evaluate"]),
     "evaluate_every alone": ({"evaluate_every": 5}, ValueError, ["evaluate"]),

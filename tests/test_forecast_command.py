@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jaxrnn
@@ -232,14 +233,19 @@ def test_other_columns_are_read_by_their_names(
     assert "there is no folder" in line
     line = refused(capsys, "predict", model, str(load), "--out", str(tmp_path / "a.txt"))
     assert "should end in .csv" in line
+    line = refused(capsys, "predict", model, str(other), "--out", str(other))
+    assert f"forecasts '{other}': that is the file which is read" in line
     gap = written(tmp_path / "gap.csv", 8, load=[*"1234567", ""])
     line = refused(capsys, "predict", model, str(gap))
     assert f"{gap}, line 9, column 'load': the cell is empty" in line
+    far = written(tmp_path / "far.csv", 8, load=["1", *["1e300"] * 7])
+    line = refused(capsys, "predict", model, str(far))
+    assert f"{far}: there are numbers more than 1e+30 deviations from the mean" in line
     same = written(tmp_path / "same.csv", 8, load="3")  # nothing to learn from, but to forecast
     assert main(["predict", model, str(same)]) == 0
 
 
-@pytest.mark.parametrize("content", ["empty", "text", "half", "other", "folder", "nothing"])
+@pytest.mark.parametrize("content", ["empty", "text", "half", "other", "nan", "folder", "nothing"])
 def test_a_file_that_is_no_model_is_one_line(
     capsys: pytest.CaptureFixture[str], load: Path, folder: Path, tmp_path: Path, content: str
 ) -> None:
@@ -251,6 +257,11 @@ def test_a_file_that_is_no_model_is_one_line(
     elif content == "other":
         save_file({"fc.weight": np.zeros((2, 2), np.float32)}, path)
         words = f"{path} is a safetensors file, but not of a forecaster"
+    elif content == "nan":
+        with safe_open(whole, framework="np") as file:
+            arrays = {name: file.get_tensor(name) * np.nan for name in file.keys()}  # noqa: SIM118
+            save_file(arrays, path, file.metadata())
+        words = f"{path} is no good forecaster: fc.bias has numbers that are not finite"
     else:
         path = tmp_path if content == "folder" else path
         words = f"No such file or directory: '{tmp_path / 'model.safetensors'}'"
@@ -336,6 +347,12 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
             "window should be a whole number of at least",
         ),
         ({"a": "1,2"}, 60, ["--column", "load"], "line 2: 5 cells, the header has 4"),
+        ({"a": '"1,5"'}, 60, ["--column", "a"], "numbers are written with a point, not a comma"),
+        ({str(n): "1" for n in range(40)}, 60, ["--column", "a"], "'16' and 23 more"),
+        ({"a": [*("1e300", "2e300") * 30]}, 60, ["--column", "a"], "the numbers are too large"),
+        ({"a": [*("1e-300", "2e-300") * 30]}, 60, ["--column", "a"], "or too close together"),
+        ({}, 60, ["--column", "load", "--horizon", "9" * 400], "60 rows are too few for a window"),
+        ({}, 60, ["--column", "load", "--held-out", "1e-320"], "60 rows are too few for a window"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line_and_leaves_nothing(
@@ -362,6 +379,13 @@ def test_a_place_that_can_not_be_written_to_is_known_before_the_work(
     line = refused(capsys, *run, str(tmp_path / "no" / "out"))
     assert f"there is no folder '{tmp_path / 'no'}'" in line
     assert "out should be a folder" in refused(capsys, *run, "")
+    (tmp_path / "forecast.png").mkdir()
+    assert "forecast.png': that is a folder" in refused(capsys, *run, str(tmp_path))
+    made = written(tmp_path / "forecasts.csv")
+    before = made.read_bytes()
+    line = refused(capsys, "forecast", str(made), "--column", "load", "--out", str(tmp_path))
+    assert "forecasts.csv': that is the file which is read" in line
+    assert made.read_bytes() == before
     with monkeypatch.context() as locked:
         locked.setattr(command.os, "access", lambda *_: False)
         assert "it can't be written to" in refused(capsys, *run, str(tmp_path / "out"))
@@ -414,6 +438,19 @@ def test_help_has_each_option(capsys: pytest.CaptureFixture[str], module: Any) -
         shown = option.name.upper() if option.metadata.get("positional") else f"--{option.name}"
         assert re.search(rf"{shown.replace('_', '-')}\b", text)
         assert option.metadata["help"] in text
+
+
+def test_what_was_learned_is_written_though_nobody_reads_what_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, air: Any
+) -> None:
+    def gone(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command, "fit_forecaster", lambda *_, **__: air)
+    monkeypatch.setattr(command, "errors_table", gone)
+    out = tmp_path / "out"
+    assert main(["forecast", CO2, "--column", "co2", "--out", str(out)]) == 141
+    assert sorted(path.name for path in out.iterdir()) == sorted(NAMES)
 
 
 def test_a_loss_that_is_not_a_number_is_one_line(

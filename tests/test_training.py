@@ -197,3 +197,13 @@ def test_axes_that_can_not_be_are_one_clear_error(
         sweep(runs, **axes)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "batches", [None, jnp.float32(1), (jnp.ones(3), jnp.ones(4))], ids=["none", "one", "uneven"]
+)
+def test_batches_without_steps_are_one_clear_error(batches: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"batches should be arrays .*got (none|\(\)|\(3,\), \(4,\))"
+    ):
+        train_steps(lambda w, c, x: (w, (c, x)), optax.sgd(0.1), jnp.ones(()), None, batches)

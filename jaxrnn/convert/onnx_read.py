@@ -71,6 +71,19 @@ def from_onnx(model: Any, nodes: Sequence[str] | None = None, *, reverse: bool =
         ``from_onnx("model.onnx", ["encoder"])``.
     """
     graph = Graph(_loaded(model))
+    try:
+        return _one_layer(graph, nodes, reverse)
+    except ConversionError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        words = " ".join(str(error).split())
+        raise ConversionError(
+            f"from_onnx: the model is damaged: {type(error).__name__}: {words}"
+        ) from error
+
+
+def _one_layer(graph: Graph, nodes: Sequence[str] | None, reverse: bool) -> Any:
+    """One of our layers from the nodes of a graph."""
     found = graph.recurrent
     names = ", ".join(f"{node.name!r} ({node.op_type})" for node in found) or "none"
     if nodes is not None:

@@ -95,7 +95,9 @@ def needed(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name.split(".")[0]:  # it is there, and lacks something itself
-            raise
+            hint = "; with KERAS_BACKEND=jax in the environment it runs on JAX" * (name == "keras")
+            words = f"{name} can't be imported: {error}{hint}"
+            raise ImportError(words, name=error.name) from error
         raise ImportError(
             f'{error.name} is not installed. Install it: pip install "jaxrnn[{extra}]"',
             name=error.name,

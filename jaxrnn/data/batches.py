@@ -79,6 +79,11 @@ def epoch(
     steps = count // size if drop_last else -(-count // size)
     if not steps:
         raise ValueError(f"size={size} is more than the {count} examples there are")
+    if max(map(abs, (numbers[0], numbers[-1], steps * size))) >= 2**31:
+        raise ValueError(
+            f"numbers up to {max(numbers[0], numbers[-1])} in {steps} batches of {size} are more "
+            "than an int32 can be"
+        )
     order = jnp.arange(numbers.start, numbers.stop, numbers.step, dtype=jnp.int32)
     if key is not None:
         order = jax.random.permutation(key, order)

@@ -112,8 +112,21 @@ class _Column:
             self.numeric = True
         elif self.wrong is None:
             cell = cell.strip()
-            got = f"{cell[:40]!r} is not a finite number" if cell else "the cell is empty"
+            got = f"{_cell(cell)} is not a finite number" if cell else "the cell is empty"
+            if math.isfinite(_number(cell.replace(",", ".", 1))):
+                got += ": numbers are written with a point, not a comma"
             self.wrong = line, got
+
+
+def _cell(text: str) -> str:
+    """A cell as a message shows it."""
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")
+
+
+def _some(header: Sequence[str], most: int = 20) -> str:
+    """The names of columns, those of a very wide table not all."""
+    more = f" and {len(header) - most} more" if len(header) > most else ""
+    return ", ".join(map(_cell, header[:most])) + more
 
 
 def _number(cell: str) -> float:
@@ -135,8 +148,9 @@ def _read(
     header = _header(name, lines, delimiter)
     for wanted in chosen or ():
         if wanted not in header:
-            there = ", ".join(map(repr, header))
-            raise ValueError(f"{name}, line 1: there is no column {wanted!r}, there are {there}")
+            raise ValueError(
+                f"{name}, line 1: there is no column {_cell(wanted)}, there are {_some(header)}"
+            )
     columns = {place: _Column(title) for place, title in enumerate(header)}
     if chosen is not None:
         columns = {header.index(title): _Column(title) for title in chosen}
@@ -175,9 +189,11 @@ def _header(name: str, lines: Any, delimiter: str) -> list[str]:
         raise ValueError(f"{name}, line 1: the header should be the names of the columns")
     if len(header) == 1 and (hint := _hint(header, delimiter)):
         raise ValueError(f"{name}, line 1: there is one column{hint}")
-    for place, title in enumerate(header):
-        if title and title in header[:place]:
-            raise ValueError(f"{name}, line 1: there are two columns {title!r}")
+    seen: set[str] = set()
+    for title in filter(None, header):
+        if title in seen:
+            raise ValueError(f"{name}, line 1: there are two columns {_cell(title)}")
+        seen.add(title)
     return header
 
 
@@ -193,12 +209,13 @@ def _check(name: str, columns: Sequence[_Column], constant: bool) -> None:
     wrong = [(*column.wrong, column.name) for column in columns if column.wrong]
     if wrong:
         line, got, title = min(wrong)
-        raise ValueError(f"{name}, line {line}, column {title!r}: {got}")
+        raise ValueError(f"{name}, line {line}, column {_cell(title)}: {got}")
     for column in columns:
-        if not constant and len(column.values) > 1 and len(set(column.values)) == 1:
+        values = np.frombuffer(column.values)
+        if not constant and len(values) > 1 and (values == values[0]).all():
             raise ValueError(
-                f"{name}, column {column.name!r}: it is {column.values[0]:g} in every line, there "
-                "is nothing to learn from it"
+                f"{name}, column {_cell(column.name)}: it is {values[0]:g} in every line, there is "
+                "nothing to learn from it"
             )
 
 

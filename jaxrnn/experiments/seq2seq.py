@@ -302,7 +302,7 @@ def result(history: History) -> str:
 
 def main(settings: Settings) -> History:
     """Train, print the loss now and then and each pair with what is written, save the figure."""
-    target = plotting.check_target(settings.out)
+    target = plotting.check_target(settings.out, read=[settings.pairs])
     history = train(settings)
     for i in range(0, settings.steps, settings.every):
         print(i, "loss: ", history.losses[i])

@@ -289,7 +289,7 @@ def result(history: History) -> str:
 
 def main(settings: Settings) -> History:
     """Train, print the losses and the errors on the test days, save the figure."""
-    target = plotting.check_target(settings.out)
+    target = plotting.check_target(settings.out, read=[settings.csv])
     series = load(settings)
     history = train(settings, series)
     for loss in history.losses[:: settings.every]:

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,16 @@ class Settings(Options):
         return Options(**{name: getattr(self, name) for name in names})
 
 
-def check_folder(path: str) -> Path:
+def check_folder(path: str, names: Sequence[str], read: str) -> Path:
     """Whether files can be written to a folder, which may be one yet to be made.
 
+    Args:
+        path: the folder.
+        names: those of the files.
+        read: a file that is read, which none of them may be.
+
     Raises:
-        OSError: if not.
+        OSError, ValueError: if not.
     """
     folder = Path(path)
     named = f"folder {path!r}"
@@ -98,6 +103,10 @@ def check_folder(path: str) -> Path:
         raise FileNotFoundError(f"{named}: there is no folder {str(folder.parent)!r}")
     if not os.access(folder if folder.is_dir() else folder.absolute().parent, os.W_OK):
         raise PermissionError(f"{named}: it can't be written to")
+    for name in names:
+        if folder.is_dir():
+            suffix = Path(name).suffix.lstrip(".")
+            plotting.check_target(folder / name, (suffix,), "file", read=[read])
     return folder
 
 
@@ -127,18 +136,9 @@ def write_all(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> list[P
     return [folder / name for name in writers]
 
 
-def main(settings: Settings) -> Fitted:
-    """Learn, compare, forecast; print it, and write it to the folder."""
-    folder = check_folder(settings.out)
-    table = data.read_csv(settings.file, settings.columns, delimiter=settings.delimiter)
-    fitted = fit_forecaster(
-        table.values,
-        table.names,
-        settings.options,
-        ahead=settings.ahead or None,
-        name=settings.file,
-    )
-    series, steps, column = fitted.series, len(fitted.history.losses), settings.column
+def report(fitted: Fitted, table: data.Table) -> None:
+    """Print what was learned, how it compares, and what comes next."""
+    series, steps, column = fitted.series, len(fitted.history.losses), table.names[0]
     print(
         f"{len(table.values)} rows of {', '.join(table.names)}: {len(series.train)} to learn from, "
         f"{series.judge.start - series.stop.start} to stop by, "
@@ -154,16 +154,30 @@ def main(settings: Settings) -> Fitted:
     print(verdict(fitted))
     print(f"{column} after row {len(table.values)}, the last")
     console.print(ahead_table(fitted.ahead, len(table.values)))
-    title = f"{column} of {Path(settings.file).name}, {settings.options.horizon} rows ahead"
-    picture = draw(fitted, title)
-    paths = write_all(
-        folder,
-        {
-            "forecasts.csv": lambda path: write_csv(fitted, path),
-            f"forecast.{settings.figure}": lambda path: plotting.save(picture, path),
-            MODEL: lambda path: save(fitted.forecaster, path),
-        },
+
+
+def main(settings: Settings) -> Fitted:
+    """Learn, compare, forecast; print it, and write it to the folder."""
+    names = ["forecasts.csv", f"forecast.{settings.figure}", MODEL]
+    folder = check_folder(settings.out, names, settings.file)
+    table = data.read_csv(settings.file, settings.columns, delimiter=settings.delimiter)
+    fitted = fit_forecaster(
+        table.values,
+        table.names,
+        settings.options,
+        ahead=settings.ahead or None,
+        name=settings.file,
     )
+    title = f"{settings.column} of {Path(settings.file).name}, {settings.horizon} rows ahead"
+    writers: list[Callable[[Path], Any]] = [
+        lambda path: write_csv(fitted, path),
+        lambda path: plotting.save(draw(fitted, title), path),
+        lambda path: save(fitted.forecaster, path),
+    ]
+    try:  # written before anything is printed, of which the reader may have gone
+        paths = write_all(folder, dict(zip(names, writers, strict=True)))
+    finally:
+        report(fitted, table)
     for what, path in zip(("forecasts", "figure", "model"), paths):
         print(f"{what}: {path}")
     return fitted

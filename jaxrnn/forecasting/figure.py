@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxrnn.forecasting.learning import LINEAR, PERSISTENCE, Fitted
-from jaxrnn.plotting import BLUE, GREY, PALETTE, VERMILLION, plain_numbers
+from jaxrnn.plotting import BLUE, GREY, PALETTE, VERMILLION, plain, plain_numbers
 
 LONGEST = 600
 """Rows of the series that are shown at most."""
@@ -28,7 +28,7 @@ def draw(fitted: Fitted, title: str) -> Figure:
         title: the title of the figure.
     """
     figure = Figure(figsize=(12.6, 7.0), layout="constrained")
-    figure.suptitle(_plain(title))
+    figure.suptitle(plain(title))
     mosaic: Any = [["all"] * 3, ["last", "errors", "training"]]
     axes: Any = figure.subplot_mosaic(mosaic, height_ratios=[1, 1])
     rows, horizon = len(fitted.series.values), fitted.series.cut.horizon
@@ -65,14 +65,9 @@ def _forecasts(axis: Any, fitted: Fitted, first: int, held_out: int) -> None:
     ahead = np.append(values[-1], fitted.ahead[name])
     at = np.arange(rows, rows + len(ahead))
     axis.plot(at, ahead, color=VERMILLION, linestyle="--", label=f"{name}, ahead", **dots)
-    axis.set(xlabel="row", ylabel=_plain(fitted.series.columns[0], 40))
+    axis.set(xlabel="row", ylabel=plain(fitted.series.columns[0], 40))
     axis.xaxis.set_major_locator(MaxNLocator("auto" if first + 60 < rows else 6, integer=True))
     axis.grid(color=GREY, alpha=0.25)
-
-
-def _plain(text: str, most: int = 100) -> str:
-    """A text as it is, shortened: between two dollars Matplotlib would read formulas."""
-    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
 
 
 def _errors(axis: Any, fitted: Fitted) -> None:
@@ -89,7 +84,7 @@ def _errors(axis: Any, fitted: Fitted) -> None:
         axis.plot(steps, rmse[:-1], style, color=colour, markersize=4, label=label)
     highest = max(errors.rmse.max() for errors in fitted.errors.values())
     axis.set(title="held-out error", ylim=(0, 1.08 * highest or 1))
-    axis.set(ylabel=f"RMSE in units of {_plain(fitted.series.columns[0], 30)}")
+    axis.set(ylabel=f"RMSE in units of {plain(fitted.series.columns[0], 30)}")
     axis.grid(color=GREY, alpha=0.25)
     axis.set_axisbelow(True)
     if horizon == 1:

@@ -59,19 +59,22 @@ class Forecaster:
 
         Raises:
             ValueError: for values of other axes or that are not finite numbers, fewer than W rows,
-                or more rows ahead than the horizon with other columns.
+                more rows ahead than the horizon with other columns, or numbers too far away from
+                those that were learned from.
         """
         rows = as_rows(values, self.columns, "values")
         ahead = self.ahead if ahead is None else ahead
         check_ahead(ahead, self.cut.horizon, self.columns)
         if len(rows) < self.cut.size:
             raise ValueError(f"{len(rows)} rows are too few, the model goes by {self.cut.size}")
-        return roll(self._once, rows[-self.cut.size :], ahead)
+        graph, weights = nnx.split(self.model)
 
-    def _once(self, rows: np.ndarray) -> np.ndarray:
-        """The H rows after a window (W, C)."""
-        said = _say(*nnx.split(self.model), self.units, self.units.scaled(rows)[None])
-        return self.units.answers(rows[-1:, 0], said)[0]
+        def once(rows: np.ndarray) -> np.ndarray:
+            """The H rows after a window (W, C)."""
+            said = _say(graph, weights, self.units, self.units.scaled(rows)[None])
+            return self.units.answers(rows[-1:, 0], said)[0]
+
+        return roll(once, rows[-self.cut.size :], ahead)
 
     def backtest(self, values: np.ndarray, numbers: range) -> np.ndarray:
         """The forecasts after many windows of a series.
@@ -116,13 +119,14 @@ def check_ahead(ahead: int, horizon: int, columns: Sequence[str]) -> None:
 
 def roll(once: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, ahead: int) -> np.ndarray:
     """So many rows after a window (W, C), of one column where they are more than `once` gives."""
-    forecasts = np.zeros(0)
-    while len(forecasts) < ahead:
-        more = once(rows)
-        forecasts = np.append(forecasts, more)
-        if len(forecasts) < ahead:
-            rows = np.concatenate([rows, more[:, None]])[-len(rows) :]
-    return forecasts[:ahead]
+    pieces: list[np.ndarray] = []
+    count = 0
+    while count < ahead:
+        if pieces:
+            rows = np.concatenate([rows, pieces[-1][:, None]])[-len(rows) :]
+        pieces.append(once(rows))
+        count += len(pieces[-1])
+    return np.concatenate(pieces)[:ahead]
 
 
 def make_model(options: Options, columns: int) -> Regressor:

@@ -57,7 +57,8 @@ class Predicted(NamedTuple):
 
 def main(settings: Settings) -> Predicted:
     """Load, read, forecast; print it, and write it if there is a file to write to."""
-    target = settings.out and plotting.check_target(settings.out, ("csv",), "forecasts")
+    read = [settings.file, settings.model]
+    target = settings.out and plotting.check_target(settings.out, ("csv",), "forecasts", read=read)
     forecaster = load(settings.model)
     ahead = settings.ahead or forecaster.ahead
     check_ahead(ahead, forecaster.cut.horizon, forecaster.columns)
@@ -67,7 +68,10 @@ def main(settings: Settings) -> Predicted:
     rows, window = len(table.values), forecaster.cut.size
     if rows < window:
         raise ValueError(f"{settings.file}: {rows} rows are too few, the model goes by {window}")
-    forecasts = forecaster.predict(table.values, ahead)
+    try:
+        forecasts = forecaster.predict(table.values, ahead)
+    except ValueError as error:
+        raise ValueError(f"{settings.file}: {error}") from None
     print(f"{forecaster.columns[0]} after row {rows}, the last")
     Console().print(ahead_table({forecaster.name: forecasts}, rows))
     if target:

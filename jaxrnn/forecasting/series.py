@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,10 +105,11 @@ def as_rows(values: Any, columns: Sequence[str], name: str) -> np.ndarray:
 def _least_rows(options: Options) -> int:
     """How many rows it takes for a window in each part, the parts being rounded."""
     needed = options.window + options.horizon, options.horizon, options.horizon
-    rows = max(int(least / share) for least, share in zip(needed, options.shares))
-    while True:
+    rows = max(int(least / Fraction(share)) for least, share in zip(needed, options.shares))
+    while rows < 2**50:  # beyond it a row more or less is no longer seen
         ends = [round(rows * part) for part in (options.shares[0], 1 - options.held_out, 1)]
         have = ends[0], ends[1] - ends[0], ends[2] - ends[1]
         if all(got >= least for got, least in zip(have, needed)):
-            return rows
+            break
         rows += 1
+    return rows

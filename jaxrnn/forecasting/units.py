@@ -10,6 +10,12 @@ import numpy as np
 
 from jaxrnn import data
 
+LEAST, MOST = 1e-100, 1e100
+"""The bounds of what is scaled: its deviation and its size."""
+
+FARTHEST = 1e30
+"""How many deviations from the mean a number may be."""
+
 
 class Units(NamedTuple):
     r"""The scales of a series, from its training part alone. C columns, the forecast one first.
@@ -51,14 +57,31 @@ class Units(NamedTuple):
             change = np.sqrt(np.mean([np.mean((z[h:, 0] - z[:-h, 0]) ** 2) for h in ahead]))
             rest = scaling(values[train.stop :])
         scales = np.concatenate([scaling.scale, step, [change]])
-        sane = np.isfinite(scales).all() and (scales > 0).all()
-        if not sane or not all((np.abs(part) < 1e30).all() for part in (z, rest)):
-            raise ValueError(f"{name}: the numbers are too large, or too far apart, to be scaled")
+        # Errors are squared in the units of the data, and what is scaled is float32.
+        sane = np.isfinite(scales).all() and (scales > 0).all() and (scaling.scale > LEAST).all()
+        within = (np.abs(values) < MOST).all()
+        if not (sane and within and all((np.abs(part) < FARTHEST).all() for part in (z, rest))):
+            raise ValueError(
+                f"{name}: the numbers are too large, or too far apart, to be scaled, or too close "
+                f"together: they should be below {MOST:g}, their deviation above {LEAST:g}, and "
+                f"none {FARTHEST:g} deviations from their mean"
+            )
         return cls(scaling, step, float(change))
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Rows (..., C) as z, found in float64, for the model float32."""
-        return np.asarray(self.scaling(values), np.float32)
+        """Rows (..., C) as z, found in float64, for the model float32.
+
+        Raises:
+            ValueError: for numbers that are too far away from those that the scales are from.
+        """
+        with np.errstate(all="ignore"):
+            z = np.asarray(self.scaling(values))
+        if not (np.abs(z) < FARTHEST).all():
+            raise ValueError(
+                f"there are numbers more than {FARTHEST:g} deviations from the mean of those that "
+                "were learned from"
+            )
+        return z.astype(np.float32)
 
     def inputs(self, z: jax.Array) -> jax.Array:
         """What the model reads of windows z (..., W, C): (..., W, 2C)."""

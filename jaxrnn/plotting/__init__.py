@@ -7,6 +7,7 @@ from jaxrnn.plotting.base import (  # noqa: F401  the colours are offered, and n
     PALETTE,
     VERMILLION,
     check_target,
+    plain,
     plain_numbers,
     save,
     spread,

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from jaxrnn.files import write_whole
+from jaxrnn.files import check_apart, write_whole
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"  # from the palette of Okabe and Ito
 PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -19,7 +19,11 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def check_target(
-    path: str | os.PathLike[str], formats: Sequence[str] = FORMATS, what: str = "figure"
+    path: str | os.PathLike[str],
+    formats: Sequence[str] = FORMATS,
+    what: str = "figure",
+    *,
+    read: Sequence[str] = (),
 ) -> Path:
     """Whether a file can be written there, to be asked before the work is done.
 
@@ -27,10 +31,11 @@ def check_target(
         path: where it shall be.
         formats: the suffixes it may have.
         what: what it is called in messages.
+        read: files that are read, none of which it may be.
 
     Raises:
-        ValueError: for a format that is not one of `formats`.
-        OSError: for a folder that is not there or can't be written to.
+        ValueError: for a format that is not one of `formats`, a file that is read.
+        OSError: for a folder that is not there or can't be written to, a file that can't.
     """
     path = Path(path)
     named = f"{what} {str(path)!r}"
@@ -42,6 +47,9 @@ def check_target(
         raise IsADirectoryError(f"{named}: that is a folder")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{named}: the folder can't be written to")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{named}: there is one that can't be written to")
+    check_apart(what, path, *read)
     return path
 
 
@@ -68,12 +76,17 @@ def spread(items: Sequence[Any], most: int = 8) -> list[Any]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))]
 
 
+def plain(text: str, most: int = 100) -> str:
+    """A text as it is, shortened: between two dollars Matplotlib would read formulas."""
+    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+
+
 def rows_of_panels(count: int, title: str) -> tuple[Figure, Any]:
     """A figure with rows of three panels."""
     columns = min(3, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title, 200))
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes[count:]:
         axis.set_axis_off()

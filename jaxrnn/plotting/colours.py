@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from jaxrnn.plotting.base import loss_panel, rows_of_panels
+from jaxrnn.plotting.base import loss_panel, plain, rows_of_panels
 
 
 class HeatMap(NamedTuple):
@@ -71,11 +71,11 @@ def heat_maps(
         figure.colorbar(image, ax=axis)
         rows = range(len(values)) if panel.rows is None else panel.rows
         every = -(-len(rows) // 16)  # more labels, or more letters below, can't be read
-        axis.set_yticks(range(0, len(rows), every), list(rows)[::every])
-        columns = [str(column) for column in panel.columns]
+        axis.set_yticks(range(0, len(rows), every), [plain(str(row)) for row in rows[::every]])
+        columns = [plain(str(column)) for column in panel.columns]
         every = -(-len(columns) * (max(map(len, columns)) + 1) // 40)
         axis.set_xticks(range(0, len(columns), every), columns[::every])
-        axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axis.set(title=plain(panel.title), xlabel=panel.xlabel, ylabel=panel.ylabel)
     return figure
 
 

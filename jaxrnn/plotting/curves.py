@@ -14,6 +14,7 @@ from jaxrnn.plotting.base import (
     PALETTE,
     VERMILLION,
     loss_panel,
+    plain,
     plain_numbers,
     rows_of_panels,
 )
@@ -107,7 +108,7 @@ def forecasts(
         last: a panel of the last so many points, beside the losses; 0 for none.
     """
     figure = Figure(figsize=(12.6, 6.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title, 200))
     mosaic = [["all", "all"], ["losses", "last"]] if last else [["all"] * 2, ["losses"] * 2]
     axes: Any = figure.subplot_mosaic(mosaic, height_ratios=[3, 2])  # pyright: ignore
     for panel, shown in (("all", slice(None)), *([("last", slice(-last, None))] if last else ())):
@@ -119,7 +120,7 @@ def forecasts(
             axis.plot(
                 *(times[shown], values[shown], style), label=name, color=PALETTE[index], linewidth=1
             )
-        axis.set(xlabel=time_label, ylabel=value_label)
+        axis.set(xlabel=time_label, ylabel=plain(value_label, 40))
         axis.grid(color=GREY, alpha=0.25)
     if last:
         axes["last"].set(title=f"the last {last}")

@@ -47,9 +47,10 @@ class Checkpoints:
     """Where to keep the state of a training, how often, and how many.
 
     A checkpoint has the parameters, the state of the optimiser, what the model and the loss carry,
-    the random key, the number of the step and the place in the data, the best parameters of early
-    stopping, and the history until there. It is there whole or not at all, whenever the process
-    ends; what is older than the last `keep` is deleted after a new one is there.
+    the random key, the number of the step and the place in the data (of arrays: a checksum), the
+    best parameters of early stopping, and the history until there. It is there whole or not at all,
+    whenever the process ends; what is older than the last `keep` is deleted after a new one is
+    there.
 
     Args:
         folder: made if it is not there; it should hold nothing else.
@@ -150,6 +151,7 @@ class Checkpoints:
                     if path.is_file()
                 },
             }
+            manifest["sum"] = written.sum_of(manifest)
             with (part / MANIFEST).open("w", encoding="utf-8") as file:
                 json.dump(manifest, file, indent=1)
                 file.flush()

@@ -178,6 +178,7 @@ def fit(
     Differs from PyTorch: there it is a loop of one's own. `shuffle` and batches are as of a
     ``DataLoader``, except for the batch that goes over the end of an epoch.
     """
+    _check_kinds(optimizer, loss, checkpoints)
     layout = meshes.make(mesh)
     with processes.together():
         root = _key(key)
@@ -204,7 +205,10 @@ def fit(
         due = [what.every for what in (evaluation, checkpoints) if what and what.every < steps]
         due.append(sources.chunks(steps, due) if chunk is None else chunk)
 
-        opt_state = optimizer.init(parts.params) if opt_state is None else opt_state
+        if opt_state is None:
+            opt_state = optimizer.init(parts.params)
+        elif _shapes(opt_state) != _shapes(jax.eval_shape(optimizer.init, parts.params)):
+            raise ValueError("opt_state is not the state of this optimizer with these parameters")
         before = (parts.params, opt_state, (parts.state, carry))
         processes.agree(
             parameters=before, key=root, steps=(steps, batch_size, due), data=source.data
@@ -241,6 +245,25 @@ def fit(
         trained, opt_state, carry = finish(best=True)
         now = run.now
         return Fitted(trained, opt_state, carry, now.recorder.history(), now.best.over)
+
+
+def _check_kinds(optimizer: Any, loss: Any, checkpoints: Any) -> None:
+    """Whether these are what they should be."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        call = ": it is to be called first" if callable(optimizer) else ""
+        raise TypeError(f"optimizer should be one of optax, got {_kind(optimizer)}{call}")
+    if not callable(loss):
+        raise TypeError(f"loss should be a function, got {_kind(loss)}")
+    if not isinstance(checkpoints, Checkpoints | None):
+        raise TypeError(f"checkpoints should be Checkpoints(folder, every), got {checkpoints!r}")
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _kind(value: Any) -> str:
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _key(key: Any) -> jax.Array:
@@ -302,6 +325,9 @@ def _evaluation(
     if evaluate is None:
         if job.carries:
             raise ValueError("a loss with a carry needs an evaluate beside validation")
+        shapes = _shapes(validation)
+        if not any(math.prod(shape) for shape in shapes):
+            raise ValueError(f"validation has no examples, its shapes are {shapes}")
         evaluate = MeanLoss(job.loss, batch_size, job.keyed)
     given = () if validation is None else (layout.whole(validation),)
     if every is None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import checks, devices
@@ -131,7 +132,7 @@ def agree(**things: Any) -> None:
         return
     from jax.experimental import multihost_utils
 
-    mine = np.array([0, *map(_sum_of, things.values())], np.uint32)
+    mine = np.array([0, *map(sum_of, things.values())], np.uint32)
     all_of_them = np.asarray(multihost_utils.process_allgather(mine))
     for index, name in enumerate(things, 1):
         others = np.flatnonzero(all_of_them[:, index] != all_of_them[0, index])
@@ -142,18 +143,24 @@ def agree(**things: Any) -> None:
             )
 
 
-def _sum_of(tree: Any) -> int:
-    """A checksum; of an array that is in pieces among the processes, of its shape."""
+def sum_of(tree: Any) -> int:
+    """A checksum of arrays and numbers; of an array in pieces among the processes, of its shape."""
     total = 0
     leaves, form = jax.tree.flatten(tree)
     for leaf in leaves:
         leaf = plain(leaf)
-        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-        whole = whole or leaf.is_fully_replicated
-        total = zlib.crc32(f"{np.shape(leaf)}{np.result_type(leaf)}".encode(), total)
-        if whole:
-            total = zlib.crc32(np.ascontiguousarray(devices.local(leaf)).tobytes(), total)
+        total = zlib.crc32(f"{np.shape(leaf)}{jnp.result_type(leaf)}".encode(), total)
+        if is_here(leaf):
+            flat = np.ascontiguousarray(devices.local(leaf)).reshape(-1)
+            total = zlib.crc32(flat.view(np.uint8).data, total)
     return zlib.crc32(str(form).encode(), total)
+
+
+def is_here(leaf: Any) -> bool:
+    """Whether this process has all of an array."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
 @contextlib.contextmanager

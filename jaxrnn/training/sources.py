@@ -265,8 +265,13 @@ def make(
         if examples is not None:
             checks.at_least("examples", examples, 1)
         count = length("data", data) if examples is None else examples
+        if examples is not None and take is None and examples > (there := length("data", data)):
+            raise ValueError(f"examples={examples} is more than the {there} that data has")
         if batch_size > count:
             raise ValueError(f"batch_size={batch_size} is more than the {count} examples there are")
+    elif not any(np.size(leaf) for leaf in jax.tree.leaves(data)):
+        shapes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(data))
+        raise ValueError(f"data has no examples, its shapes are {shapes}")
     return Arrays(data, batch_size, shuffle, take, examples, key, layout)
 
 

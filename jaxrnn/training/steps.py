@@ -55,6 +55,9 @@ def train_steps(
         opt_state: the optimiser's state to go on from; None for a fresh one.
         progress: told of the steps as they are done, from inside of the compiled loop.
 
+    Raises:
+        ValueError: for batches without arrays, or whose first axes differ.
+
     Example:
         >>> import jax, jax.numpy as jnp, optax
         >>> def loss(w, carry, x):
@@ -63,7 +66,13 @@ def train_steps(
         >>> run(jnp.float32(0), jnp.ones(50)).params.round(3).item()
         1.0
     """
-    count = jax.tree.leaves(batches)[0].shape[0]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
+    if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            "batches should be arrays with one batch for each step along their first axes, as many "
+            f"in each, got {', '.join(map(str, shapes)) or 'none'}"
+        )
+    count = shapes[0][0]
     if opt_state is None:
         opt_state = optimizer.init(params)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrnn import devices
 
-FORMAT = "jaxrnn checkpoint 1"
+FORMAT = "jaxrnn checkpoint 2"
 MANIFEST, ARRAYS = "manifest.json", "arrays"
 
 
@@ -161,12 +161,20 @@ def print_of(path: Path) -> list[int]:
     return [path.stat().st_size, checksum]
 
 
+def sum_of(manifest: dict[str, Any]) -> int:
+    """The checksum of a manifest, of all that is in it beside the checksum."""
+    rest = {name: value for name, value in manifest.items() if name != "sum"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
 def open_whole(path: Path, step: int) -> Saved:
     """A checkpoint, after a look at every file of it."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise Damaged(f"is of another format, {manifest['format']!r}")
+        if manifest["sum"] != sum_of(manifest):
+            raise Damaged(f"is damaged: {MANIFEST} has another content")
         found = Saved(path, manifest["step"], manifest["facts"], manifest["leaves"])
         if found.step != step:
             raise Damaged(f"says that it is of step {found.step}")
@@ -180,7 +188,7 @@ def open_whole(path: Path, step: int) -> Saved:
         missing = Path(error.filename).relative_to(path)
         words = "is not one of jaxrnn" if missing.name == MANIFEST else "is damaged"
         raise Damaged(f"{words}: there is no {missing}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"can't be read: {type(error).__name__}: {error}") from None
     return found
 

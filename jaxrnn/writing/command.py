@@ -133,10 +133,21 @@ def as_table(learned: Learned, text: Text) -> Table:
     return table
 
 
+def report(learned: Learned, text: Text) -> None:
+    """Print what was learned, and how well."""
+    print(f"{len(text.numbers)} characters, {len(text.vocabulary)} different")
+    print(
+        f"{learned.model.rnn} + linear: {len(learned.history.losses)} steps, {learned.epochs:.1f} "
+        f"times {text.learned.size} characters, in {learned.seconds:.1f} s; best after "
+        f"{learned.best}"
+    )
+    Console().print(as_table(learned, text))
+
+
 def draw(learned: Learned, title: str) -> Figure:
     """The loss of each step and on the watched part, and on the held-out part in the end."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plotting.plain(title))
     axis: Any = figure.subplots()
     history, name = learned.history, list(learned.losses)[-1]
     axis.plot(
@@ -164,8 +175,11 @@ def main(settings: Settings) -> Learned | CharacterModel:
         model = load(settings.load)
         print(write(settings, model))
         return model
-    kept = settings.save and plotting.check_target(settings.save, ("safetensors",), "model")
-    target = settings.out and plotting.check_target(settings.out)
+    read = [settings.file]
+    kept = settings.save and plotting.check_target(
+        settings.save, ("safetensors",), "model", read=read
+    )
+    target = settings.out and plotting.check_target(settings.out, read=read)
     text = prepare(
         read_text(settings.file),
         window=settings.window,
@@ -192,17 +206,15 @@ def main(settings: Settings) -> Learned | CharacterModel:
         lr=settings.lr,
         seed=settings.seed,
     )
-    print(f"{len(text.numbers)} characters, {len(text.vocabulary)} different")
-    print(
-        f"{model.rnn} + linear: {len(learned.history.losses)} steps, {learned.epochs:.1f} times "
-        f"{text.learned.size} characters, in {learned.seconds:.1f} s; best after {learned.best}"
-    )
-    Console().print(as_table(learned, text))
-    if kept:
-        print(f"model: {save(model, kept)}")
-    if target:
-        title = f"Learning {Path(settings.file).name}: {model.rnn} + linear"
-        print(f"figure: {plotting.save(draw(learned, title), target)}")
-    print()
+    made: list[str] = []
+    try:  # kept before anything is printed, of which the reader may have gone
+        if kept:
+            made.append(f"model: {save(model, kept)}")
+        if target:
+            title = f"Learning {Path(settings.file).name}: {model.rnn} + linear"
+            made.append(f"figure: {plotting.save(draw(learned, title), target)}")
+    finally:
+        report(learned, text)
+    print(*made, "", sep="\n")
     print(write(settings, model))
     return learned

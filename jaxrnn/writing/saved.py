@@ -88,8 +88,10 @@ def _make(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Charact
     vocabulary, layer = Vocabulary(str(description["vocabulary"])), description["layer"]
     size, features = len(vocabulary), description["embedding"]
     wide = (layer.get("proj_size") or layer["hidden_size"]) * (2 if layer["bidirectional"] else 1)
+    rows, hidden = len(arrays.get("rnn.weight_hh_l0", ())), max(1, layer["hidden_size"])
     expected = {
         "fc.weight": (size, wide),
+        "rnn.weight_ih_l0": (rows // hidden * hidden, layer["input_size"]),
         f"rnn.weight_hh_l{layer['num_layers'] - 1}": None,
         **({} if features is None else {"embedding.weight": (size, features)}),
     }
