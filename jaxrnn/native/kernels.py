@@ -159,7 +159,7 @@ def _call(
     operands: Sequence[jax.Array],
 ) -> list[jax.Array]:
     sharing, numbers, scratch = planned
-    told = np.array([sharing.row_groups, sharing.unit_groups, *numbers], np.int32)
+    told = np.array([sharing.row_groups, sharing.unit_groups, *numbers], np.int64)
     kinds = [jax.ShapeDtypeStruct(shape, dtype) for shape in results]
     kinds.append(jax.ShapeDtypeStruct((scratch,), np.uint8))
-    return list(jax.ffi.ffi_call(name, kinds)(told, *operands))[:-1]
+    return list(jax.ffi.ffi_call(name, kinds)(told.view(np.int32), *operands))[:-1]
