@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -288,6 +289,30 @@ def test_nothing_is_lost_of_what_is_not_finite() -> None:
     expected, _ = unroll(cell, weights, x, backend="scan")
     assert np.isnan(y[2:, 1]).all()
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sum_over_many_rows_loses_no_digits() -> None:
+    """The derivative by the weights of rows that are all alike is as many times that of one."""
+    weights, x, *_ = draw(cells.Elman(), (1, 1, 3, 2), jnp.float32)
+    many = 100_003
+
+    def slope(backend: str, weights: Any, x: jax.Array) -> Any:
+        return jax.grad(lambda w: unroll(cells.Elman(), w, x, backend=backend)[0].sum())(weights)
+
+    got = slope("kernel", weights, jnp.repeat(x, many, axis=1))
+    one = slope("scan", *jax.tree.map(lambda a: a.astype(jnp.float64), (weights, x)))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, many * b, rtol=3e-5)  # in one sum: 1e-3
+
+
+def test_scratch_memory_may_be_large() -> None:
+    """More bytes than 32 bits can count, of a million small series; lowered, not run."""
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    weights = Weights(array(192, 1), array(192, 64), array(192), array(192))
+    x = array(5, 1_000_000, 1)
+    loss = lambda w, x: unroll(cells.GRU(), w, x, backend="kernel")[0].sum()  # noqa: E731
+    text = jax.jit(jax.grad(loss)).lower(weights, x).as_text()
+    assert max(int(n) for n in re.findall(r"tensor<(\d+)xui8>", text)) > 2**31
 
 
 @dataclasses.dataclass(frozen=True)
