@@ -517,7 +517,14 @@ CELL_STATES = [
     Call("LSTMCell", X_ROW, (f32(1, N, H),) * 3, ValueError, "Expected hx[0] to be 1D or 2D"),
     Call("RNNCell", X_ROW, f32(N), IndexError, "Dimension out of range"),
     Call("LSTMCell", f32(D), (f32(H),), IndexError, "tuple index out of range"),
-    Call("GRUCell", f32(D), f32(H, 2), RuntimeError, "(4, 2), where the input has no batch", chosen=False),
+    Call(
+        "GRUCell",
+        f32(D),
+        f32(H, 2),
+        RuntimeError,
+        "(4, 2), where the input has no batch",
+        chosen=False,
+    ),
     Call(
         "LSTMCell",
         X_ROW,

@@ -316,6 +316,38 @@ def test_scratch_memory_may_be_large() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Conditional(cells.Cell):
+    """A cell of conditions, and of an exponential."""
+
+    gates, states = ("a", "b"), ("h", "s")
+
+    def step(self, z: Any, state: Any) -> Any:
+        (h, s), (a, b) = state, self.split_gates(z)
+        return jnp.exp(a), jnp.where(b > h, jnp.clip(s + b, -1, 1), 0.1 * b) * s
+
+
+def test_conditions() -> None:
+    *args, masks, ct = draw(Conditional(), SIZES[0], jnp.float64)
+    kernel, scan = (
+        value_and_pulled(b, Conditional())(*args, masks, ct) for b in ("kernel", "scan")
+    )
+    close(kernel, scan, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@optimised
+def test_exponentials_to_the_ends_of_all_numbers(dtype: str) -> None:
+    compiling.optimise(True)
+    end = np.log(np.finfo(dtype).max)
+    x = np.array([-np.inf, -2 * end, 3 - end, -1, 0, end - 0.3, end - 0.01, end + 0.01, np.inf])
+    x = x.astype(dtype)
+    weights = Weights(jnp.ones((2, 1), dtype), jnp.zeros((2, 1), dtype))
+    y, _ = unroll(Conditional(), weights, jnp.asarray(x)[None, :, None], backend="kernel")
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(y[0, :, 0], np.exp(x), rtol=1e-12 if x.itemsize > 4 else 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixing(cells.Cell):
     """A cell whose units are not apart: each is divided by their sum."""
 

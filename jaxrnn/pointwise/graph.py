@@ -205,12 +205,14 @@ def _real(kind: Any) -> bool:
 
 def _converted(a: np.ndarray, old: Any, new: Any, weak: bool) -> np.ndarray:
     """Numbers in another dtype: what a vector has no other number for is refused."""
-    if old.kind == "b" and a.dtype == object:
+    if a.dtype != object:
+        return _array(a.astype(new))  # known numbers, as in clip(z, 0, 1)
+    if old.kind == "b":
         return _each("select", a, _array(1.0), _array(0.0))
     if new.kind == "b" and _real(old):
         return _each("ne", a, _array(0.0))
     rounded = _real(old) and old.itemsize > new.itemsize and not weak
-    if a.dtype != object or not _real(new) or rounded:
+    if not _real(new) or rounded:
         raise NotElementwise(f"{old.name} as {new.name} has no vector form")
     return a
 
