@@ -307,7 +307,7 @@ def test_a_sum_over_many_rows_loses_no_digits() -> None:
 
 def test_scratch_memory_may_be_large() -> None:
     """More bytes than 32 bits can count, of a million small series; lowered, not run."""
-    array: Any = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    array: Any = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     weights = Weights(array(192, 1), array(192, 64), array(192), array(192))
     x = array(5, 1_000_000, 1)
     loss = lambda w, x: unroll(cells.GRU(), w, x, backend="kernel")[0].sum()  # noqa: E731
