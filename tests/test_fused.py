@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -313,6 +315,34 @@ def test_scratch_memory_may_be_large() -> None:
     loss = lambda w, x: unroll(cells.GRU(), w, x, backend="kernel")[0].sum()  # noqa: E731
     text = jax.jit(jax.grad(loss)).lower(weights, x).as_text()
     assert max(int(n) for n in re.findall(r"tensor<(\d+)xui8>", text)) > 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen(cells.Cell):
+    """A cell that no other test has compiled."""
+
+    gates = ("a",)
+
+    def step(self, z: Any, state: Any) -> Any:
+        return (jnp.tanh(z + 0.1234567 * state[0]),)
+
+
+def test_threads_that_compile_the_same_kernel_at_once() -> None:
+    weights, x, *_ = draw(Unseen(), SIZES[0], jnp.float64)
+    together = threading.Barrier(4)
+
+    def run(_: int) -> Any:
+        together.wait()
+        options = compiling.QUICKLY
+        f = jax.jit(
+            lambda: unroll(Unseen(), weights, x, backend="kernel")[0], compiler_options=options
+        )
+        return np.asarray(f())
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(run, range(4))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ the function is elementwise in the units, and may be run on a vector of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,7 @@ def ordered(outputs: Iterable[Node]) -> list[Node]:
 
 
 _forms: dict[Any, int] = {}
+_numbers = itertools.count()  # the length of `_forms` two threads might read at once
 
 
 def _node(operation: str, inputs: tuple[Node, ...] = (), value: Any = None, unit: int = -1) -> Node:
@@ -95,7 +97,7 @@ def _node(operation: str, inputs: tuple[Node, ...] = (), value: Any = None, unit
     if operation not in FUNCTIONS and operation not in ("constant", "leaf"):
         raise NotElementwise(f"{operation} has no vector form")
     key = (operation, tuple(n.form for n in inputs), value)
-    form = _forms.setdefault(key, len(_forms))
+    form = _forms.setdefault(key, next(_numbers))
     units = frozenset({unit} - {-1}).union(*(n.units for n in inputs))
     return Node(operation, inputs, value, form, units)
 
