@@ -23,7 +23,7 @@ class StateTypeError(TypeError, AttributeError):
 
 
 class StateCountError(ShapeError, IndexError):
-    """Too few states where a pair is expected."""
+    """Too few states where a pair is expected, or too few axes of one."""
 
 
 def first_axes(name: str, tree: Any, what: str, items: str) -> int:

@@ -177,7 +177,9 @@ class Parameters(Printed, nnx.Module):
         for name, default in _SHOWN.items():
             value = getattr(self, name)
             shown = repr(value) if name == "skip" else value
-            text += f", {name}={shown}" if value != default else ""
+            # As PyTorch: what stands for True or False is shown as it came.
+            usual = value is default if isinstance(default, bool) else value == default
+            text += "" if usual else f", {name}={shown}"
         return text
 
     def state_shapes(self, *batch: int) -> tuple[Any, ...]:

@@ -63,6 +63,19 @@ def only(valid: jax.Array | None, x: jax.Array) -> jax.Array:
     )
 
 
+def where_any(valid: jax.Array | None, x: jax.Array, other: Any) -> jax.Array:
+    """Of a state x (..., N, H) the rows that have a step of their own in `valid`, else of another.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> where_any(jnp.array([[True, False]]), jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist()
+        [[1.0], [0.0]]
+    """
+    if valid is None:
+        return x
+    return jnp.where(jnp.broadcast_to(valid.any(0)[:, None], x.shape), x, other)
+
+
 def check_lengths(lengths: Any, steps: int, batch: int | None) -> jax.Array:
     """The lengths of a call as int32 (N,), or () where there is no batch.
 

@@ -5,6 +5,7 @@ The same cells and the same step as the layers', `jaxrnn.step.advance`, without 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ class RecurrentCell(Printed, nnx.Module):
     ``_l{k}``.
 
     Raises:
-        TypeError, ValueError: for what is no cell.
+        TypeError, ValueError: for what is no cell; for sizes that are not whole or below 0.
         ValueError, RuntimeError: by the call, for wrong axes or sizes, in PyTorch's words.
 
     Example:
@@ -63,6 +64,8 @@ class RecurrentCell(Printed, nnx.Module):
     ):
         torch_checks.no_such_argument(type(self).__name__, unknown)
         check_rngs(rngs)
+        input_size = torch_checks.cell_size("input_size", input_size)
+        hidden_size = torch_checks.cell_size("hidden_size", hidden_size)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -98,7 +101,7 @@ class RecurrentCell(Printed, nnx.Module):
         state = states[0] if len(states) == 1 else states
         return (output, state) if gives_output(self.cell) else state
 
-    def _states(self, hx: Any) -> tuple[Any, ...]:
+    def _states(self, hx: Any) -> Sequence[Any]:
         """The states of a call."""
         return tuple(torch_checks.states(hx, tuple(self.cell.states)))
 
@@ -108,6 +111,8 @@ class RecurrentCell(Printed, nnx.Module):
         torch_checks.cell_input(kind, x)
         states = None if hx is None else tuple(map(jnp.asarray, self._states(hx)))
         torch_checks.cell_state_axes(kind, states or ())
+        if states is not None:
+            torch_checks.cell_state_count(states, len(self.cell.states))
         if self.nonlinearity not in ("tanh", "relu"):
             raise ShapeError(f"Unknown nonlinearity: {self.nonlinearity}")
         sizes = cells.Sizes(self.input_size, self.hidden_size, self.hidden_size)
@@ -223,7 +228,7 @@ class LSTMCell(RecurrentCell):
         h, c = self._run(input, hx)[1]
         return h, c
 
-    def _states(self, hx: Any) -> tuple[Any, ...]:
+    def _states(self, hx: Any) -> Sequence[Any]:
         return torch_checks.two_cell_states(hx)
 
 

@@ -127,6 +127,9 @@ def run(
     if chosen[0].backend == "cudnn":
         x, states = _by_cudnn(stack, weights, ragged.only(valid, x), states, lengths)
         return _laid_out(stack, ragged.only(valid, x), states)
+    # What a row without steps begins with, it ends with; it reaches nothing else.
+    begun = states
+    states = jax.tree.map(lambda s: ragged.where_any(valid, s, jnp.zeros_like(s)), states)
     last, regularisers = [], stack.regularisers
     for first in range(0, len(weights), stack.directions):
         below = x
@@ -163,7 +166,10 @@ def run(
     x = ragged.only(valid, x)
 
     axis = 1 if stack.all_states else 0  # of the layers and directions, after that of time
-    return _laid_out(stack, x, states_of.stacked(last, stack.directions, axis))
+    ends = states_of.stacked(last, stack.directions, axis)
+    if begun is not None and not stack.all_states:
+        ends = jax.tree.map(functools.partial(ragged.where_any, valid), ends, begun)
+    return _laid_out(stack, x, ends)
 
 
 def _laid_out(

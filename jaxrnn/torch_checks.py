@@ -5,6 +5,7 @@ An error is an instance of the type that PyTorch raises, see `jaxrnn.checks`.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Number
@@ -226,17 +227,34 @@ def state_count(states: Sequence[Any], expected: int) -> None:
         raise ShapeError(f"lstm expects two hidden states, got {len(states)}")
 
 
-def two_cell_states(hx: Any) -> tuple[Any, Any]:
-    """The pair (h, c) of a single LSTM step as a tuple or list."""
+def two_cell_states(hx: Any) -> Sequence[Any]:
+    """The pair (h, c) of a single LSTM step as a tuple or list; `cell_state_count` counts it."""
     if not isinstance(hx, (tuple, list)):
         raise TypeError(
             f"lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not {_shown(hx)}"
         )
-    if len(hx) != 2:
-        raise ShapeError(f"lstm_cell expects two hidden states, got {len(hx)}")
     for state in hx:
         one_state(state)
-    return hx[0], hx[1]
+    return hx
+
+
+def cell_state_count(states: Sequence[Any], expected: int) -> None:
+    """As many states as a single step has."""
+    if len(states) != expected:
+        few = len(states) < expected
+        raise (StateCountError if few else ShapeError)(
+            f"lstm_cell expects two hidden states, got {len(states)}"
+            + ": tuple index out of range" * few
+        )
+
+
+def cell_size(name: str, value: Any) -> int:
+    """A size of a single step, of which PyTorch checks no more than that an array can have it."""
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} should be a whole number, got {value!r}")
+    if value < 0:
+        raise ShapeError(f"Trying to create tensor with negative dimension {value}: {name}")
+    return value if isinstance(value, bool) else operator.index(value)
 
 
 def cell_input(kind: str, x: jax.Array) -> None:
@@ -266,11 +284,18 @@ def cell_sizes(
     for index, (state, size) in enumerate(zip(states, state_sizes)):
         shape: tuple[int, ...] = state.shape if x.ndim == 2 else (1, *state.shape)
         rows, *features = shape
-        if rows != batch or not features:
+        if rows != batch:
             raise ShapeError(
                 f"Input batch size {batch} doesn't match hidden{index} batch size {rows}"
             )
+        if not features:
+            raise StateCountError(
+                "Dimension out of range (expected to be in range of [-1, 0], but got 1): "
+                f"hidden{index} should be ({batch}, {size}), got {shape}"
+            )
         if features != [size]:
+            batched = "" if len(features) == 1 else f": {state.shape}, where the input has no batch"
             raise ShapeError(
                 f"hidden{index} has inconsistent hidden_size: got {features[0]}, expected {size}"
+                + batched
             )

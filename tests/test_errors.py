@@ -273,11 +273,33 @@ def test_an_unknown_backend_gets_the_choices(kind: str) -> None:
     assert all(repr(name) in str(error) for name in (*backends.CHOICES, "fastest"))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "error", "words"),
+    [
+        ((None, H), TypeError, "input_size should be a whole number, got None"),
+        ((D, 4.0), TypeError, "hidden_size should be a whole number, got 4.0"),
+        (("3", H), TypeError, "input_size should be a whole number, got '3'"),
+        ((-1, H), RuntimeError, "Trying to create tensor with negative dimension -1"),
+        ((D, -2), RuntimeError, "Trying to create tensor with negative dimension -2"),
+    ],
+    ids=str,
+)
+def test_a_size_that_no_array_has_is_refused_by_a_cell(
+    sizes: Any, error: type[Exception], words: str
+) -> None:
+    found = raised(lambda: ours("RNNCell", *sizes))
+    assert isinstance(found, error)
+    assert words in str(found)
+    if torch is not None:
+        agree(found, raised(lambda: theirs("RNNCell", *sizes)), words=False)
+
+
 REPRS = [
     ("RNN", (2, 4), {}, "RNN(2, 4)"),
     ("RNN", (2, 4), {"nonlinearity": "relu"}, "RNN(2, 4)"),
     ("RNN", (2, 4, 2, "relu"), {}, "RNN(2, 4, num_layers=2)"),
     ("GRU", (2, 4), {"bidirectional": 1}, "GRU(2, 4, bidirectional=1)"),
+    ("GRU", (2, 4), {"bidirectional": 0}, "GRU(2, 4, bidirectional=0)"),
     ("GRU", (True, 4), {"bias": False}, "GRU(True, 4, bias=False)"),
     ("GRU", (2, 4, 3), {"dropout": 1}, "GRU(2, 4, num_layers=3, dropout=1.0)"),
     ("GRU", (2, 4, 2), {"dropout": np.float32(0.5)}, "GRU(2, 4, num_layers=2, dropout=0.5)"),
@@ -296,6 +318,7 @@ REPRS = [
     ("GRUCell", (2, 4), {"bias": None}, "GRUCell(2, 4, bias=None)"),
     ("LSTMCell", (2, 4), {"bias": 1}, "LSTMCell(2, 4, bias=1)"),
     ("LSTMCell", (2, 0), {}, "LSTMCell(2, 0)"),
+    ("GRUCell", (np.int64(2), np.int32(4)), {}, "GRUCell(2, 4)"),
 ]
 
 
@@ -491,6 +514,17 @@ CELL_STATES = [
     ],
     Call("LSTMCell", X_ROW, (H1,), RuntimeError, "lstm_cell expects two hidden states"),
     Call("LSTMCell", X_ROW, (H1, H1, H1), RuntimeError, "lstm_cell expects two hidden states"),
+    Call("LSTMCell", X_ROW, (f32(1, N, H),) * 3, ValueError, "Expected hx[0] to be 1D or 2D"),
+    Call("RNNCell", X_ROW, f32(N), IndexError, "Dimension out of range"),
+    Call("LSTMCell", f32(D), (f32(H),), IndexError, "tuple index out of range"),
+    Call(
+        "GRUCell",
+        f32(D),
+        f32(H, 2),
+        RuntimeError,
+        "(4, 2), where the input has no batch",
+        chosen=False,
+    ),
     Call(
         "LSTMCell",
         X_ROW,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -288,6 +291,90 @@ def test_nothing_is_lost_of_what_is_not_finite() -> None:
     expected, _ = unroll(cell, weights, x, backend="scan")
     assert np.isnan(y[2:, 1]).all()
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sum_over_many_rows_loses_no_digits() -> None:
+    """The derivative by the weights of rows that are all alike is as many times that of one."""
+    weights, x, *_ = draw(cells.Elman(), (1, 1, 3, 2), jnp.float32)
+    many = 100_003
+
+    def slope(backend: str, weights: Any, x: jax.Array) -> Any:
+        return jax.grad(lambda w: unroll(cells.Elman(), w, x, backend=backend)[0].sum())(weights)
+
+    got = slope("kernel", weights, jnp.repeat(x, many, axis=1))
+    one = slope("scan", *jax.tree.map(lambda a: a.astype(jnp.float64), (weights, x)))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, many * b, rtol=3e-5)  # in one sum: 1e-3
+
+
+def test_scratch_memory_may_be_large() -> None:
+    """More bytes than 32 bits can count, of a million small series; lowered, not run."""
+    array: Any = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    weights = Weights(array(192, 1), array(192, 64), array(192), array(192))
+    x = array(5, 1_000_000, 1)
+    loss = lambda w, x: unroll(cells.GRU(), w, x, backend="kernel")[0].sum()  # noqa: E731
+    text = jax.jit(jax.grad(loss)).lower(weights, x).as_text()
+    assert max(int(n) for n in re.findall(r"tensor<(\d+)xui8>", text)) > 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen(cells.Cell):
+    """A cell that no other test has compiled."""
+
+    gates = ("a",)
+
+    def step(self, z: Any, state: Any) -> Any:
+        return (jnp.tanh(z + 0.1234567 * state[0]),)
+
+
+def test_threads_that_compile_the_same_kernel_at_once() -> None:
+    weights, x, *_ = draw(Unseen(), SIZES[0], jnp.float64)
+    together = threading.Barrier(4)
+
+    def run(_: int) -> Any:
+        together.wait()
+        options = compiling.QUICKLY
+        f = jax.jit(
+            lambda: unroll(Unseen(), weights, x, backend="kernel")[0], compiler_options=options
+        )
+        return np.asarray(f())
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(run, range(4))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditional(cells.Cell):
+    """A cell of conditions, and of an exponential."""
+
+    gates, states = ("a", "b"), ("h", "s")
+
+    def step(self, z: Any, state: Any) -> Any:
+        (h, s), (a, b) = state, self.split_gates(z)
+        return jnp.exp(a), jnp.where(b > h, jnp.clip(s + b, -1, 1), 0.1 * b) * s
+
+
+def test_conditions() -> None:
+    *args, masks, ct = draw(Conditional(), SIZES[0], jnp.float64)
+    kernel, scan = (
+        value_and_pulled(b, Conditional())(*args, masks, ct) for b in ("kernel", "scan")
+    )
+    close(kernel, scan, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@optimised
+def test_exponentials_to_the_ends_of_all_numbers(dtype: str) -> None:
+    compiling.optimise(True)
+    end = np.log(np.finfo(dtype).max)
+    x = np.array([-np.inf, -2 * end, 3 - end, -1, 0, end - 0.3, end - 0.01, end + 0.01, np.inf])
+    x = x.astype(dtype)
+    weights = Weights(jnp.ones((2, 1), dtype), jnp.zeros((2, 1), dtype))
+    y, _ = unroll(Conditional(), weights, jnp.asarray(x)[None, :, None], backend="kernel")
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(y[0, :, 0], np.exp(x), rtol=1e-12 if x.itemsize > 4 else 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,35 @@ def test_a_step_that_wants_more_units_is_run_by_its_own_derivative() -> None:
     np.testing.assert_allclose(y, 0, atol=1e-12)
 
 
+@dataclasses.dataclass(frozen=True)
+class Of(cells.Cell):
+    """Whose step is a function of its gate input."""
+
+    function: Any
+    gates = ("a",)
+
+    def step(self, z: Any, state: Any) -> Any:
+        return (jnp.tanh(self.function(z) + state[0]),)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda z: (4 * z).astype(jnp.int32).astype(z.dtype), "float32 as int32"),
+        (lambda z: z.astype(jnp.float16).astype(z.dtype), "float32 as float16"),
+        (lambda z: ((z > 0).astype(jnp.uint8) - (z > 1).astype(jnp.uint8)) * z, "sub of uint8"),
+        (lambda z: jnp.where((z > 0) == (z > 1), z, 0), "eq of bool"),
+    ],
+    ids=["truncated", "rounded", "wrapped", "conditions"],
+)
+def test_what_a_vector_of_real_numbers_would_get_wrong_is_not_run_so(
+    function: Any, words: str
+) -> None:
+    with pytest.raises(NotElementwise, match=f"{words} has no vector form"):
+        pointwise(Of(function), jnp.dtype("float32"))
+    assert rule(Of(function)).save.__func__ is cells.Cell.save
+
+
 def test_a_parameter_that_is_not_one_of_each_unit() -> None:
     @dataclasses.dataclass(frozen=True)
     class Scaled(cells.Cell):

@@ -108,7 +108,7 @@ def plan(
     private.add("WHO", (rows + 1) * 8)
     private.add("MANY", 8)
     wide = max(kind.x_patch.wide, kind.h_patch.wide)
-    private.add("PANEL", block * sizes.N * wide * lanes * itemsize)
+    private.add("PANEL", min(block * sizes.N, outer.ROWS) * wide * lanes * itemsize)
     for name in ("OWN", "OWN_DX"):
         private.add(name, (block * rows + 1) * 8 if kind.wanted.x else 0)
     for name in ("X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "P_ROWS", "ONES"):

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import llvmlite.binding as llvm
 
 from jaxrnn.native.tiles import Machine
 
-_lock = threading.Lock()
 _alive: list[Any] = []  # engines, which own the code that XLA calls
 
 
@@ -106,17 +104,16 @@ def _object_code(text: str, name: str, target: Any, quickly: bool) -> bytes:
 
 
 def compile_handler(text: str, name: str, bits: int, quickly: bool) -> None:
-    """Compile a module and hand its handler of this name to XLA under the same name."""
+    """Compile a module and hand its handler of this name to XLA under the same name, once."""
     wide = f'"min-legal-vector-width"="{bits}" "prefer-vector-width"="{bits}"'
     text += f"\nattributes #0 = {{ nounwind {wide} }}\n"
-    with _lock:
-        target = _target(quickly)
-        code = _object_code(text, name, target, quickly)
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        _alive.append(engine)
-        address = engine.get_function_address(name)
+    target = _target(quickly)
+    code = _object_code(text, name, target, quickly)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _alive.append(engine)
+    address = engine.get_function_address(name)
     new = ctypes.pythonapi.PyCapsule_New
     new.restype, new.argtypes = (
         ctypes.py_object,

@@ -26,19 +26,25 @@ def arithmetic(f: Function, operation: str, a: str, b: str) -> str:
     return f.let(f"{operation} contract {f.module.vector} {a}, {b}")
 
 
-def expm1(f: Function, x: str, shift: bool = True) -> str:
-    """exp(x) - 1, or exp(x) without `shift`."""
+def expm1(f: Function, x: str, shift: bool = True, largest: bool = True) -> str:
+    """exp(x) - 1, or exp(x) without `shift`.
+
+    With `largest` up to the largest number that there is, and infinite beyond; otherwise no more
+    than half of that.
+    """
     m = f.module
     single = m.scalar == "float"
-    bits, bias, degree, largest = (23, 127, 7, 127.0) if single else (52, 1023, 13, 1023.0)
+    bits, bias, degree = (23, 127, 7) if single else (52, 1023, 13)
     log2 = math.log(2)
     # log 2 in two parts, the first with so few digits that its product with k is exact.
     scale = 2.0 ** (10 if single else 32)
     high = math.floor(log2 * scale) / scale
-    # Beyond these, 2^k is no normal number; exp is then as good as 0 or infinite.
-    x = f.intrinsic("minimum", x, f.constant((largest + 0.4) * log2))
-    x = f.intrinsic("maximum", x, f.constant(-(largest - 1) * log2))
+    # 2^k is a normal number up to the bias, and for less than all of them zero.
+    x = f.intrinsic("minimum", x, f.constant((bias + (1.01 if largest else 0.4)) * log2))
+    x = f.intrinsic("maximum", x, f.constant(-bias * log2))
     k = f.intrinsic("rint", arithmetic(f, "fmul", x, f.constant(1 / log2)))
+    if largest:  # the last half of a power of two is the polynomial's
+        k = f.intrinsic("minimum", k, f.constant(float(bias)))
     r = f.fma(k, f.constant(-high), x)
     r = f.fma(k, f.constant(-(log2 - high)), r)
     p = f.constant(1 / math.factorial(degree))
@@ -63,7 +69,7 @@ def exp(f: Function, x: str) -> str:
 
 def logistic(f: Function, x: str) -> str:
     """1 / (1 + exp(-x))."""
-    e = exp(f, negative(f, x))
+    e = expm1(f, negative(f, x), shift=False, largest=False)
     return arithmetic(f, "fdiv", f.constant(1.0), arithmetic(f, "fadd", e, f.constant(1.0)))
 
 
@@ -72,7 +78,7 @@ def tanh(f: Function, x: str) -> str:
     size = f.intrinsic("fabs", x)
     # tanh is 1 to the last digit beyond this.
     size = f.intrinsic("minimum", size, f.constant(10.0 if f.module.scalar == "float" else 20.0))
-    e = expm1(f, arithmetic(f, "fadd", size, size))
+    e = expm1(f, arithmetic(f, "fadd", size, size), largest=False)
     value = arithmetic(f, "fdiv", e, arithmetic(f, "fadd", e, f.constant(2.0)))
     return f.intrinsic("copysign", value, x)
 

@@ -21,7 +21,9 @@ METADATA_EXTENSION = 1
 
 
 def write_handler(m: Module, name: str, numbers: int, inputs: int, outputs: int) -> None:
-    """A handler whose first operand holds int32 numbers, the first two of them how it is shared.
+    """A handler whose first operand holds numbers, the first two of them how it is shared.
+
+    They have 64 bits, each as two int32 one after the other: JAX may know no int64.
 
     Args:
         m: the module, with ``run``.
@@ -51,8 +53,7 @@ def write_handler(m: Module, name: str, numbers: int, inputs: int, outputs: int)
         config = data(operands, 0)
         given = []
         for i in range(numbers + 2):
-            number = f.load(f.at(config, i, 4), "i32")
-            given.append(f.let(f"sext i32 {number} to i64"))
+            given.append(f.load(f.at(config, i, 8), INT))
         slot = lambda index: f.at(context, index, 8)  # noqa: E731
         f.store(f.mul(given[0], given[1]), slot(threads.THREADS), INT)
         f.store(given[0], slot(threads.ROW_GROUPS), INT)

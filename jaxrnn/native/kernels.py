@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ DTYPES = {"float32": "float", "float64": "double"}
 
 
 _compiled: set[str] = set()
+_compiling = threading.Lock()
 
 
 @functools.cache
@@ -61,10 +63,11 @@ def _of(
     threads.write_run(module, machine.cores)
     digest = hashlib.sha256((module.text() + "quickly" * quickly).encode()).hexdigest()
     name = f"jaxrnn_{name}_{digest[:16]}"
-    if name not in _compiled:
-        handler.write_handler(module, name, len(told), len(kind.inputs), len(kind.outputs))
-        compiler.compile_handler(module.text(), name, machine.bits, quickly)
-        _compiled.add(name)
+    with _compiling:  # XLA takes a name once, and two threads may trace the same layer
+        if name not in _compiled:
+            handler.write_handler(module, name, len(told), len(kind.inputs), len(kind.outputs))
+            compiler.compile_handler(module.text(), name, machine.bits, quickly)
+            _compiled.add(name)
     return name
 
 
@@ -159,7 +162,7 @@ def _call(
     operands: Sequence[jax.Array],
 ) -> list[jax.Array]:
     sharing, numbers, scratch = planned
-    told = np.array([sharing.row_groups, sharing.unit_groups, *numbers], np.int32)
+    told = np.array([sharing.row_groups, sharing.unit_groups, *numbers], np.int64)
     kinds = [jax.ShapeDtypeStruct(shape, dtype) for shape in results]
     kinds.append(jax.ShapeDtypeStruct((scratch,), np.uint8))
-    return list(jax.ffi.ffi_call(name, kinds)(told, *operands))[:-1]
+    return list(jax.ffi.ffi_call(name, kinds)(told.view(np.int32), *operands))[:-1]

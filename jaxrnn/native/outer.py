@@ -21,6 +21,10 @@ from jaxrnn.native.tiles import Machine, lanes_there
 AHEAD = 16
 """Rows of A that are fetched ahead: so many addresses behind the last are read, if never used."""
 
+ROWS = 1024
+"""Rows that are summed up at once, at most: a panel of them stays in the cache, and no sum is of so
+many terms that float32 loses digits."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -127,33 +131,46 @@ def add(
         columns: of B and C.
         panels: of columns, the first and the end; None for all.
         first: whether C holds nothing yet.
-        panel: memory for K rows of a panel.
+        panel: memory for K rows of a panel, or `ROWS`.
         target: C.
     """
     m = f.module
     begin, end = rows
     whole = f.mul(f.div(f.sub(end, begin), patch.rows), patch.rows)
     whole = f.add(begin, whole)
-    with f.loop(*(panels or ("0", panels_of(f, patch, columns)))) as p:
-        j = f.mul(p, patch.wide * m.lanes)
-        places = [f.add(j, v * m.lanes) for v in range(patch.wide)]
-        there = [lanes_there(f, place, columns) for place in places]
-        with f.loop(0, count) as k:
-            row, to = f.load(f.at(b, k, 8), "ptr"), f.mul(k, patch.wide * m.lanes)
-            for v, (place, t) in enumerate(zip(places, there)):
-                value = f.load_some(f.at(row, place), t)
-                f.store(value, f.at(f.at(panel, to), v * m.lanes), m.vector)
+    # No rows at all are a product too: of zeros, where C holds nothing yet.
+    with f.loop(0, f.choose(f.compare("eq", count, 0), "1", count), ROWS) as k0:
+        some = f.least(f.sub(count, k0), ROWS)
+        some_a, some_b = f.at(a, k0, 8), f.at(b, k0, 8)
+        nothing_yet = f.let(f"and i1 {first}, {f.compare('eq', k0, 0)}")
+        with f.loop(*(panels or ("0", panels_of(f, patch, columns)))) as p:
+            j = f.mul(p, patch.wide * m.lanes)
+            places = [f.add(j, v * m.lanes) for v in range(patch.wide)]
+            there = [lanes_there(f, place, columns) for place in places]
+            with f.loop(0, some) as k:
+                row, to = f.load(f.at(some_b, k, 8), "ptr"), f.mul(k, patch.wide * m.lanes)
+                for v, (place, t) in enumerate(zip(places, there)):
+                    value = f.load_some(f.at(row, place), t)
+                    f.store(value, f.at(f.at(panel, to), v * m.lanes), m.vector)
 
-        def some(name: str, i: str, j: str = j) -> None:
-            f.call(
-                *(name, f"i64 {count}", f"ptr {a}", f"i64 {i}", f"ptr {panel}", f"i64 {j}"),
-                *(f"i64 {columns}", f"i1 {first}", f"ptr {f.at(target, f.mul(i, columns))}"),
-            )
+            def tile(
+                name: str,
+                i: str,
+                j: str = j,
+                some: str = some,
+                some_a: str = some_a,
+                nothing_yet: str = nothing_yet,
+            ) -> None:
+                to = f.at(target, f.mul(i, columns))
+                f.call(
+                    *(name, f"i64 {some}", f"ptr {some_a}", f"i64 {i}", f"ptr {panel}", f"i64 {j}"),
+                    *(f"i64 {columns}", f"i1 {nothing_yet}", f"ptr {to}"),
+                )
 
-        with f.loop(begin, whole, patch.rows) as i:
-            some(name, i)
-        with f.loop(whole, end) as i:
-            some(f"{name}_row", i)
+            with f.loop(begin, whole, patch.rows) as i:
+                tile(name, i)
+            with f.loop(whole, end) as i:
+                tile(f"{name}_row", i)
 
 
 def panels_of(f: Function, patch: Patch, columns: Any) -> str:

@@ -33,6 +33,8 @@ SAVED, CHEAP = 64, 1
 DEAR = {"tanh": 48, "logistic": 48, "exp": 48, "expm1": 48, "div": 8, "sqrt": 8}
 """What an array that is saved costs, an operation, and those that cost more."""
 
+CONDITIONS = ("gt", "ge", "lt", "le", "eq", "ne")
+
 _NEVER = 1 << 20
 _LINEAR = ("dz", "dold", "down")
 
@@ -193,7 +195,8 @@ def _choose(cell: Cell, dtype: Any) -> _Chosen:
     def to_save(node: Node) -> int:
         if node.form in there or (node.operation == "leaf" and node.value[0] == "old"):
             return 0
-        return SAVED if node.form in of_step else _NEVER
+        # What is saved are numbers, which a condition is not.
+        return SAVED if node.form in of_step and node.operation not in CONDITIONS else _NEVER
 
     saved = _least(primal, coefficients, fixed, to_save)
     return _Chosen(tuple(saved), new, tuple(coefficients.values()), *tangents)

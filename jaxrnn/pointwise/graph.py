@@ -8,11 +8,13 @@ the function is elementwise in the units, and may be run on a vector of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -84,6 +86,7 @@ def ordered(outputs: Iterable[Node]) -> list[Node]:
 
 
 _forms: dict[Any, int] = {}
+_numbers = itertools.count()  # the length of `_forms` two threads might read at once
 
 
 def _node(operation: str, inputs: tuple[Node, ...] = (), value: Any = None, unit: int = -1) -> Node:
@@ -94,7 +97,7 @@ def _node(operation: str, inputs: tuple[Node, ...] = (), value: Any = None, unit
     if operation not in FUNCTIONS and operation not in ("constant", "leaf"):
         raise NotElementwise(f"{operation} has no vector form")
     key = (operation, tuple(n.form for n in inputs), value)
-    form = _forms.setdefault(key, len(_forms))
+    form = _forms.setdefault(key, next(_numbers))
     units = frozenset({unit} - {-1}).union(*(n.units for n in inputs))
     return Node(operation, inputs, value, form, units)
 
@@ -178,13 +181,14 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return np.split(inputs[0], ends, axis=p["axis"])
     if name in _LAYOUTS:
         return [_LAYOUTS[name](p, *inputs)]
-    if any(a.dtype != object for a in inputs):
-        raise NotElementwise(f"{name} of integers has no vector form")
+    kinds = [jnp.dtype(v.aval.dtype) for v in eqn.invars]
     if name == "convert_element_type":
-        if eqn.invars[0].aval.dtype == bool:
-            return [_each("select", inputs[0], _array(1.0), _array(0.0))]
-        to_bool = np.dtype(p["new_dtype"]).kind == "b"
-        return [_each("ne", inputs[0], _array(0.0)) if to_bool else inputs[0]]
+        weak = getattr(eqn.invars[0].aval, "weak_type", False)  # of a number, as in where(c, 1, 0)
+        return [_converted(inputs[0], kinds[0], jnp.dtype(p["new_dtype"]), weak)]
+    asked = kinds[name == "select_n" and kinds[0].kind == "b" :]  # which asks a condition first
+    if any(a.dtype != object for a in inputs) or not all(map(_real, asked)):
+        others = [kind.name for kind in asked if not _real(kind)] or [kinds[0].name]
+        raise NotElementwise(f"{name} of {others[0]} has no vector form")
     if name == "integer_pow":
         return [_power(inputs[0], p["y"])]
     if name == "one_minus_square":  # of the derivative of tanh, since jax 0.12
@@ -196,10 +200,29 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     return [_each(name, *inputs)]
 
 
+def _real(kind: Any) -> bool:
+    """Whether a dtype is of real numbers, which all vectors are."""
+    return jnp.issubdtype(kind, np.floating)
+
+
+def _converted(a: np.ndarray, old: Any, new: Any, weak: bool) -> np.ndarray:
+    """Numbers in another dtype: what a vector has no other number for is refused."""
+    if a.dtype != object:
+        return _array(a.astype(new))  # known numbers, as in clip(z, 0, 1)
+    if old.kind == "b":
+        return _each("select", a, _array(1.0), _array(0.0))
+    if new.kind == "b" and _real(old):
+        return _each("ne", a, _array(0.0))
+    rounded = _real(old) and old.itemsize > new.itemsize and not weak
+    if not _real(new) or rounded:
+        raise NotElementwise(f"{old.name} as {new.name} has no vector form")
+    return a
+
+
 def _inner(eqn: Any) -> Any:
     """The jaxpr that an equation calls once, if that is what it does."""
     p = eqn.params
-    if eqn.primitive.name in ("scan", "while"):
+    if eqn.primitive.name in ("scan", "while", "reduce", "reduce_window"):
         return None
     return p.get("jaxpr", p.get("call_jaxpr", p.get("fun_jaxpr")))
 
