@@ -51,7 +51,7 @@ class Peer(JaxPeer):
 
     def twin(self, spec: Spec) -> str:
         """The backend that was asked for, if it is what the layer takes by itself."""
-        asked = self.arguments.get("backend")
+        asked: str = self.arguments.get("backend", "")
         return asked if not self.options and Peer().backends(spec) == [asked] else ""
 
     def module(self, spec: Spec) -> Any:
