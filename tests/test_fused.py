@@ -356,11 +356,22 @@ class Conditional(cells.Cell):
         return jnp.exp(a), jnp.where(b > h, jnp.clip(s + b, -1, 1), 0.1 * b) * s
 
 
-def test_conditions() -> None:
-    *args, masks, ct = draw(Conditional(), SIZES[0], jnp.float64)
-    kernel, scan = (
-        value_and_pulled(b, Conditional())(*args, masks, ct) for b in ("kernel", "scan")
-    )
+@dataclasses.dataclass(frozen=True)
+class Logical(cells.Cell):
+    """A cell of conditions of conditions: relu6 and hard_sigmoid have them in their derivative."""
+
+    gates, states = ("a", "b"), ("h", "s")
+
+    def step(self, z: Any, state: Any) -> Any:
+        (h, s), (a, b) = state, self.split_gates(z)
+        some = ((a > 0) ^ (b > 0)) | ~((s > 0) & (h > 0.2))
+        return jax.nn.hard_sigmoid(3 * a) * s, jnp.where(some, jax.nn.relu6(8 * b), h * b)
+
+
+@pytest.mark.parametrize("cell", [Conditional(), Logical()], ids=str)
+def test_conditions(cell: cells.Cell) -> None:
+    *args, masks, ct = draw(cell, SIZES[0], jnp.float64)
+    kernel, scan = (value_and_pulled(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
 
 

@@ -185,6 +185,9 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     if name == "convert_element_type":
         weak = getattr(eqn.invars[0].aval, "weak_type", False)  # of a number, as in where(c, 1, 0)
         return [_converted(inputs[0], kinds[0], jnp.dtype(p["new_dtype"]), weak)]
+    conditions = all(k.kind == "b" and a.dtype == object for k, a in zip(kinds, inputs))
+    if name in _LOGICAL and conditions:
+        return [_each("ne", _LOGICAL[name](*inputs), _array(0.0))]
     asked = kinds[name == "select_n" and kinds[0].kind == "b" :]  # which asks a condition first
     if any(a.dtype != object for a in inputs) or not all(map(_real, asked)):
         others = [kind.name for kind in asked if not _real(kind)] or [kinds[0].name]
@@ -210,7 +213,7 @@ def _converted(a: np.ndarray, old: Any, new: Any, weak: bool) -> np.ndarray:
     if a.dtype != object:
         return _array(a.astype(new))  # known numbers, as in clip(z, 0, 1)
     if old.kind == "b":
-        return _each("select", a, _array(1.0), _array(0.0))
+        return _number(a)
     if new.kind == "b" and _real(old):
         return _each("ne", a, _array(0.0))
     rounded = _real(old) and old.itemsize > new.itemsize and not weak
@@ -247,6 +250,20 @@ def _each(operation: str, *inputs: np.ndarray) -> np.ndarray:
         inputs_here: Any = tuple(a[index] for a in arrays)
         out[index] = _node(operation, inputs_here)
     return out
+
+
+def _number(condition: np.ndarray, yes: float = 1.0) -> np.ndarray:
+    """A condition as a number: `yes` where it holds, else the other of 0 and 1."""
+    return _each("select", condition, _array(yes), _array(1.0 - yes))
+
+
+_LOGICAL: dict[str, Callable[..., np.ndarray]] = {
+    "not": lambda a: _number(a, 0.0),
+    "and": lambda a, b: _each("select", a, _number(b), _array(0.0)),
+    "or": lambda a, b: _each("select", a, _array(1.0), _number(b)),
+    "xor": lambda a, b: _each("select", a, _number(b, 0.0), _number(b)),
+}
+"""Conditions of conditions, as numbers: what is saved for the derivative is numbers."""
 
 
 def _power(a: np.ndarray, y: int) -> np.ndarray:
