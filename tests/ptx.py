@@ -13,6 +13,7 @@ instruction set, NVIDIA, version 8.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import threading
@@ -237,10 +238,10 @@ class Machine:
             if idle > 100 * len(blocks) + 100 and not self.messages:
                 self.failed = self.failed or AssertionError("all blocks wait for each other")
             here = [k for k in here if not all(b.done for b in self.clusters[k])]
-            if self.failed is not None:
-                left = []
             if self.failed is None:
                 self._deliver()
+            else:
+                left = []
         for thread in threads:
             thread.join()
         if self.failed is not None:
@@ -261,17 +262,13 @@ class Machine:
         self.messages = late
 
 
-_PARSED: dict[str, tuple[list[tuple[str, str, list[str]]], dict[str, int], dict[str, str]]] = {}
-
-
-def parsed(text: str) -> Any:
+@functools.cache
+def parsed(text: str) -> tuple[list[tuple[str, str, list[str]]], dict[str, int], dict[str, str]]:
     """Instructions as (predicate, name, operands); where labels are; types of registers."""
-    if text in _PARSED:
-        return _PARSED[text]
     program: list[tuple[str, str, list[str]]] = []
     labels: dict[str, int] = {}
     kinds: dict[str, str] = {}
-    for piece in re.split(r"[;\n]", re.sub(r"(\w+):(?!:)", r"\1:;", re.sub("//.*", "", text))):
+    for piece in re.split(r"[;\n]", re.sub(r"(\w+):(?!:)", r"\1:;", text)):
         piece = piece.strip()
         if not piece:
             continue
@@ -286,8 +283,7 @@ def parsed(text: str) -> Any:
             kinds |= dict.fromkeys([*first, *operands[1:]], kind)
             continue
         program.append((predicate[1:], name, operands))
-    _PARSED[text] = program, labels, kinds
-    return _PARSED[text]
+    return program, labels, kinds
 
 
 def _names(operand: str) -> list[str]:
