@@ -26,20 +26,20 @@ class StateCountError(ShapeError, IndexError):
     """Too few states where a pair is expected, or too few axes of one."""
 
 
-def first_axes(name: str, tree: Any, what: str, items: str) -> int:
-    """The length that the first axes of all arrays of a pytree have, at least 1.
+def first_axes(name: str, tree: Any, what: str, items: str | None) -> int:
+    """The length that the first axes of all arrays of a pytree have.
 
     Args:
         name: what the pytree is called.
         tree: the pytree.
         what: how its arrays should be, after "arrays with".
-        items: what there are so many of.
+        items: what there is at least one of; None if there may be none.
     """
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
     shown = ", ".join(map(str, shapes)) or "none"
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(f"{name} should be arrays with {what}, got {shown}")
-    if not shapes[0][0]:
+    if items is not None and not shapes[0][0]:
         raise ValueError(f"{name} has no {items}, its shapes are {shown}")
     return shapes[0][0]
 

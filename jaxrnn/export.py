@@ -28,9 +28,6 @@ from jaxrnn import backends, checks, kernels, tuning
 from jaxrnn.files import write_whole
 from jaxrnn.recurrent import Recurrent
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What a program can be written for."""
-
 
 def export(
     model: Any,
@@ -84,7 +81,7 @@ def export(
         (5, 1, 4)
     """
     for name in platforms or ():
-        checks.choice("platforms", name, PLATFORMS)
+        checks.choice("platforms", name, tuning.PLATFORMS)
     checks.at_least("vjp_order", vjp_order, 0)
     # A kernel for a CPU is code of this machine; others are part of the program.
     targets = platforms or (backends.platform(),)

@@ -129,7 +129,7 @@ def run(
         return _laid_out(stack, ragged.only(valid, x), states)
     # What a row without steps begins with, it ends with; it reaches nothing else.
     begun = states
-    states = jax.tree.map(lambda s: ragged.where_any(valid, s, jnp.zeros_like(s)), states)
+    states = jax.tree.map(lambda s: ragged.where_any(valid, s, 0), states)
     last, regularisers = [], stack.regularisers
     for first in range(0, len(weights), stack.directions):
         below = x

@@ -51,6 +51,7 @@ GPU = Choices(
 )
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What programs are lowered for."""
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import cells, fused
+from jaxrnn import cells
 from jaxrnn.kernels import (
     hopper,
     hopper_device,
@@ -29,10 +28,10 @@ from jaxrnn.kernels import (
 from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device
 from jaxrnn.kernels.hopper_group import Group
 from jaxrnn.kernels.hopper_tiles import Tiles
-from jaxrnn.operands import flags_of
 from tests import compiling
 from tests.ptx import Machine, Ref
-from tests.test_fused import close, draw
+from tests.test_fused import close
+from tests.test_kernels_hopper import both, force
 from tests.test_kernels_tpu import MinimalGatedUnit
 
 
@@ -193,26 +192,15 @@ def on_cpu() -> Any:
     return jax.default_device(cpu[0]) if cpu else contextlib.nullcontext()
 
 
-def both(cell: cells.Cell, dtype: Any, sizes: Any, masked: bool, reverse: bool) -> Iterator[Any]:
-    """What the kernels give, forward and backward, and then what the scans give."""
-    how: dict[str, Any] = dict(cell=cell, masked=masked, reverse=reverse)
-    with on_cpu(), jax.default_matmul_precision("float32"):
-        weights, x, state, masks, (dh, dlast) = draw(cell, sizes, dtype)
-        flags = flags_of(masks) if masked else ()
-        operands = (x, *weights[:4], *state, *flags)
-        kept = quick(fused._forward_reference, **how, keep=True)(*operands)
-        yield fused._forward_kernel("cuda", *operands, **how, keep=True), kept
-        wide = [d.astype(jnp.float32) for d in dlast]
-        operands = (dh, *wide, x, *weights[:2], *state, *kept, *flags)
-        how |= dict(wanted=(True,) * 4)
-        expected = quick(fused._backward_reference, **how)(*operands)
-        yield fused._backward_kernel("cuda", *operands, **how), expected
+def simulated_pair(kernel: Any, reference: Any, how: Any, operands: Any) -> tuple[Any, Any]:
+    """A kernel on the simulated machine, which can't be compiled, and its scan."""
+    return kernel("cuda", *operands, **how), quick(reference, **how)(*operands)
 
 
 def compare(cell: cells.Cell, dtype: Any, sizes: Any, masked: bool, reverse: bool) -> None:
-    for kernel, scan in both(cell, dtype, sizes, masked, reverse):
-        single = [[a.astype(jnp.float32) for a in arrays] for arrays in (kernel, scan)]
-        close(single[0], single[1], 1e-5 if dtype == jnp.float32 else 0.1)
+    with on_cpu():
+        kernel, scan = both(cell, sizes, dtype, masked, reverse, run=simulated_pair)
+    close(kernel, scan, 1e-5 if dtype == jnp.float32 else 0.1)
 
 
 @pytest.mark.parametrize(
@@ -235,9 +223,9 @@ def test_a_simulated_kernel_is_its_scan(
     masked: bool,
     reverse: bool,
 ) -> None:
-    share(monkeypatch, cell, tiles)
+    force(monkeypatch, cell, tiles)
     compare(cell, dtype, sizes, masked, reverse)
-    assert len(simulated) == 2
+    assert len(simulated) == (3 if len(cell.states) > 1 else 2)  # two states: also without keep
 
 
 @pytest.mark.parametrize(
@@ -284,12 +272,6 @@ def test_the_machine_sees_a_message_too_early(
 
 def fails(monkeypatch: pytest.MonkeyPatch, tiles: Any, seen: str) -> None:
     cell = cells.Elman()
-    share(monkeypatch, cell, tiles)
+    force(monkeypatch, cell, tiles)
     with pytest.raises(AssertionError, match=seen):
         compare(cell, jnp.float32, (3, 3, 4, 30), False, False)
-
-
-def share(monkeypatch: pytest.MonkeyPatch, cell: cells.Cell, tiles: Any) -> None:
-    parts, itemsize, *more = tiles
-    chosen = Tiles(len(cell.gates), parts, itemsize, *more)
-    monkeypatch.setattr(hopper, "tiles_of", lambda *_: chosen)

@@ -9,6 +9,7 @@ finds what is not ordered by barriers whether or not it went wrong: every case h
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -66,30 +67,44 @@ def raced() -> bool:
     return interpret_pallas_call.get_races().races_found
 
 
+def compiled(
+    kernel: Any, reference: Any, how: Any, operands: Any, races: bool = False
+) -> tuple[Any, Any]:
+    """A kernel, which is to have races or none, and its scan."""
+    got = jax.block_until_ready(jax.jit(lambda *a: kernel("cuda", *a, **how))(*operands))
+    assert raced() == races
+    return got, jax.jit(lambda *a: reference(*a, **how))(*operands)
+
+
+def force(monkeypatch: pytest.MonkeyPatch, cell: cells.Cell, tiles: Any) -> None:
+    """Share layers of a cell out in this way: parts, item size, and the sizes of `Tiles`."""
+    forced = hopper_tiles.Tiles(len(cell.gates), *tiles)
+    monkeypatch.setattr(hopper, "tiles_of", lambda *_: forced)
+
+
 def both(
     cell: cells.Cell,
     sizes: Any,
     dtype: Any,
     masked: bool = False,
     reverse: bool = False,
-    races: bool = False,
+    run: Any = compiled,
 ) -> Any:
     """Results of the kernels and of the scans: all of forward, and every derivative.
 
     Called by themselves, as what the interpreter does can't be part of a single operation. The
-    residuals are those of the kernel, for both. Each kernel is to have races, or none.
+    residuals are those of the kernel, for both. `run` runs a kernel and its scan, each with how it
+    is to be run and its operands.
     """
     weights, x, state, masks, (dh, dlast) = draw(cell, sizes, dtype)
     how = dict(cell=cell, masked=masked, reverse=reverse)
     flags = flags_of(masks) if masked else ()
     wide = [d.astype(jnp.float32) for d in dlast]
 
-    def pair(kernel: Any, reference: Any, how: Any, operands: Any) -> Any:
-        run = jax.block_until_ready(jax.jit(lambda *a: kernel("cuda", *a, **how))(*operands))
-        assert raced() == races
-        scan = jax.jit(lambda *a: reference(*a, **how))(*operands)
-        assert [a.shape for a in run] == [a.shape for a in scan]
-        return [jax.tree.map(lambda a: a.astype(jnp.float32), list(r)) for r in (run, scan)]
+    def pair(*what: Any) -> Any:
+        kernel, scan = run(*what)
+        assert [a.shape for a in kernel] == [a.shape for a in scan]
+        return [[a.astype(jnp.float32) for a in results] for results in (kernel, scan)]
 
     with jax.default_matmul_precision("float32"):
         operands = (x, *weights[:4], *state, *flags)
@@ -171,8 +186,7 @@ def test_a_group_of_clusters(
     reverse: bool,
 ) -> None:
     """H goes through global memory, and twice the rows of a group take two of them."""
-    forced = hopper_tiles.Tiles(len(cell.gates), *tiles)
-    monkeypatch.setattr(hopper, "tiles_of", lambda *_: forced)
+    force(monkeypatch, cell, tiles)
     kernel, scan = both(cell, sizes, dtype, masked, reverse)
     close(kernel, scan, {jnp.float32: 1e-5, jnp.float16: 1e-2, jnp.bfloat16: 0.1}[dtype])
     assert {name for name, _ in called} == {"rnn_forward", "rnn_backward"}
@@ -185,8 +199,9 @@ def test_one_place_for_messages_is_a_race(
 ) -> None:
     """What the interpreter says of kernels that have it: with two, as they are, it says nothing."""
     monkeypatch.setattr("jaxrnn.kernels.hopper_device.SLOTS", 1)
-    monkeypatch.setattr(hopper, "tiles_of", lambda *_: hopper_tiles.Tiles(1, *tiles))
-    both(cells.Elman(), SIZES, jnp.bfloat16, races=True)
+    force(monkeypatch, cells.Elman(), tiles)
+    run = functools.partial(compiled, races=True)
+    both(cells.Elman(), SIZES, jnp.bfloat16, run=run)
     assert {name for name, _ in called} == {"rnn_forward", "rnn_backward"}
 
 

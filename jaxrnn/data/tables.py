@@ -123,7 +123,7 @@ def _cell(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:39]}…")
 
 
-def _some(header: Sequence[str], most: int = 20) -> str:
+def listed(header: Sequence[str], most: int = 20) -> str:
     """The names of columns, those of a very wide table not all."""
     more = f" and {len(header) - most} more" if len(header) > most else ""
     return ", ".join(map(_cell, header[:most])) + more
@@ -149,7 +149,7 @@ def _read(
     for wanted in chosen or ():
         if wanted not in header:
             raise ValueError(
-                f"{name}, line 1: there is no column {_cell(wanted)}, there are {_some(header)}"
+                f"{name}, line 1: there is no column {_cell(wanted)}, there are {listed(header)}"
             )
     columns = {place: _Column(title) for place, title in enumerate(header)}
     if chosen is not None:

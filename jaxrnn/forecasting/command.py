@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxrnn import checks, data, plotting
-from jaxrnn.data.tables import column_names
+from jaxrnn.data.tables import column_names, listed
 from jaxrnn.forecasting.figure import draw
 from jaxrnn.forecasting.learning import Fitted, fit_forecaster
 from jaxrnn.forecasting.options import Options
@@ -60,7 +60,7 @@ class Settings(Options):
         if not self.file:
             raise ValueError("a CSV FILE is needed, and the --column to forecast")
         if not self.column:
-            names = ", ".join(map(repr, column_names(self.file, delimiter=self.delimiter)))
+            names = listed(column_names(self.file, delimiter=self.delimiter))
             raise ValueError(f"the --column to forecast is needed: {self.file} has {names}")
         checks.at_least("ahead", self.ahead, 0)
         checks.choice("figure", self.figure, plotting.FORMATS)

@@ -14,9 +14,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from jaxrnn import tuning
 from jaxrnn.packing.checks import PackingError, PairError, shown, whole_numbers
 
-PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
+PLATFORMS = ("gpu", *tuning.PLATFORMS)
 """What `PackedSequence.to` takes for the name of a device, and not of a dtype."""
 
 

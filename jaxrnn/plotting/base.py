@@ -109,11 +109,11 @@ def plain_numbers(axis: Any) -> None:
     """
     low, high = axis.get_ylim()
     narrow = high < 30 * low  # hardly a power of ten in it
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.yaxis.set_major_formatter(plain)
+    number = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_major_formatter(number)
     few = 6 * low < high and narrow  # so many that their labels would touch
     axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5) if few else tuple(range(2, 10))))
-    axis.yaxis.set_minor_formatter(plain if narrow else NullFormatter())
+    axis.yaxis.set_minor_formatter(number if narrow else NullFormatter())
 
 
 def loss_panel(axis: Any, losses: Any, label: str, runs: Sequence[str] = ("",)) -> None:

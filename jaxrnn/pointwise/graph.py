@@ -185,8 +185,9 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     if name == "convert_element_type":
         weak = getattr(eqn.invars[0].aval, "weak_type", False)  # of a number, as in where(c, 1, 0)
         return [_converted(inputs[0], kinds[0], jnp.dtype(p["new_dtype"]), weak)]
-    conditions = all(k.kind == "b" and a.dtype == object for k, a in zip(kinds, inputs))
-    if name in _LOGICAL and conditions:
+    if name in _LOGICAL and all(
+        kind.kind == "b" and a.dtype == object for kind, a in zip(kinds, inputs)
+    ):
         return [_each("ne", _LOGICAL[name](*inputs), _array(0.0))]
     asked = kinds[name == "select_n" and kinds[0].kind == "b" :]  # which asks a condition first
     if any(a.dtype != object for a in inputs) or not all(map(_real, asked)):

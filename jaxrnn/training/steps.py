@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxrnn import checks
 from jaxrnn.training.progress import Progress
 
 Loss = Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]]
@@ -66,13 +67,8 @@ def train_steps(
         >>> run(jnp.float32(0), jnp.ones(50)).params.round(3).item()
         1.0
     """
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
-    if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(
-            "batches should be arrays with one batch for each step along their first axes, as many "
-            f"in each, got {', '.join(map(str, shapes)) or 'none'}"
-        )
-    count = shapes[0][0]
+    what = "one batch for each step along their first axes, as many in each"
+    count = checks.first_axes("batches", batches, what, None)
     if opt_state is None:
         opt_state = optimizer.init(params)
 
