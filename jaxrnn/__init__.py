@@ -10,7 +10,10 @@
 
 from jaxrnn import cells
 from jaxrnn.cells import Cell
-from jaxrnn.layers import GRU, LSTM, RNN
+from jaxrnn.interop.torch import load_safetensors, load_state_dict, save_safetensors, state_dict
+from jaxrnn.layers.recurrent import Recurrent
+from jaxrnn.layers.single_step import GRUCell, LSTMCell, RecurrentCell, RNNCell
+from jaxrnn.layers.standard import GRU, LSTM, RNN
 from jaxrnn.packing import (
     PackedSequence,
     pack_padded_sequence,
@@ -20,9 +23,6 @@ from jaxrnn.packing import (
     unpack_sequence,
     unpad_sequence,
 )
-from jaxrnn.recurrent import Recurrent
-from jaxrnn.single import GRUCell, LSTMCell, RecurrentCell, RNNCell
-from jaxrnn.weights import load_safetensors, load_state_dict, save_safetensors, state_dict
 
 __version__ = "0.1.0"
 

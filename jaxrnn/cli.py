@@ -16,15 +16,15 @@ from typing import Any
 import jax
 
 import jaxrnn
-from jaxrnn.experiments import NAMES
+from jaxrnn.examples import NAMES
 
-RUNS = {**NAMES, "all": "jaxrnn.experiments.every"}
+RUNS = {**NAMES, "all": "jaxrnn.examples.every"}
 """What ``jaxrnn run`` has, by name: the experiments, and all of them."""
 
 COMMANDS = {
     "forecast": "jaxrnn.forecasting.command",
     "predict": "jaxrnn.forecasting.predicting",
-    "chars": "jaxrnn.writing.command",
+    "chars": "jaxrnn.text.command",
 }
 """The commands for data of one's own: modules with `Settings` and `main`, as experiments are."""
 

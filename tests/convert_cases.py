@@ -1,4 +1,4 @@
-"""Random layers for the tests of `jaxrnn.convert`, drawn from frozen generators."""
+"""Random layers for the tests of `jaxrnn.interop.convert`, drawn from frozen generators."""
 
 from __future__ import annotations
 

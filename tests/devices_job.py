@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.models import ManyToMany
+from jaxrnn.layers.models import ManyToMany
 from jaxrnn.training import Checkpoints, EarlyStopping, fit, initialize
 
 ROWS, STEPS, BATCH = 24, 8, 8

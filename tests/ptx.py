@@ -7,7 +7,7 @@ where it waits. Whatever the hardware leaves open is drawn: who runs next, when 
 block has released them, and ``cp.async`` arrives when it is waited for: a missing release or wait
 is a wrong number. Addresses that are not of one piece of memory, or not aligned, are errors.
 
-The instructions are those in `jaxrnn.kernels.hopper_peers` and `hopper_far`, after the PTX
+The instructions are those in `jaxrnn.backends.hopper.peers` and `hopper_far`, after the PTX
 instruction set, NVIDIA, version 8.
 """
 

@@ -12,7 +12,7 @@ from flax import linen, nnx
 
 import jaxrnn
 from jaxrnn import Recurrent, RecurrentCell, cells
-from jaxrnn.adapters import FromLinen, FromNnx, ToLinen, ToNnx
+from jaxrnn.interop.adapters import FromLinen, FromNnx, ToLinen, ToNnx
 from tests.test_cells import close
 
 N, T, D, H = 3, 4, 3, 4

@@ -11,8 +11,12 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn import backends, cells, kernels, stack, tuning
-from jaxrnn.stack import Stack
+from jaxrnn import cells
+from jaxrnn.backends import kernels
+from jaxrnn.backends import platform as tuning
+from jaxrnn.backends import select as backends
+from jaxrnn.core import stack
+from jaxrnn.core.stack import Stack
 from tests.test_fused import Mixing
 
 pytest.importorskip("llvmlite", reason="the kernels for CPUs need llvmlite")

@@ -28,7 +28,7 @@ from bench.reference import run_stack
 from bench.runner import build_all, run_suite
 from bench.suites import SUITES, sharings
 from jaxrnn import cells
-from jaxrnn.kernels import hopper_tiles
+from jaxrnn.backends.hopper import tiles as hopper_tiles
 
 SUITE = SUITES["gpu"]
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import Recurrent, cells
-from jaxrnn.convert.parts import reordered
+from jaxrnn.interop._parts import reordered
 from tests.convert_cases import quietly
 
 with pytest.MonkeyPatch.context() as environment:

@@ -18,10 +18,11 @@ from flax import nnx
 from jax.nn import sigmoid
 
 import jaxrnn
-from jaxrnn import Recurrent, RecurrentCell, cells, stack
+from jaxrnn import Recurrent, RecurrentCell, cells
+from jaxrnn.backends.step import gives_output
 from jaxrnn.cells import Cell, GeneralCell, LinearCell, Parameter, StateSpec
-from jaxrnn.step import gives_output
-from jaxrnn.streaming import jit_step, piece_lengths
+from jaxrnn.core import stack
+from jaxrnn.sequences.streaming import jit_step, piece_lengths
 
 T, N, D, H = 5, 3, 3, 4
 RANDOM = np.random.RandomState(0)

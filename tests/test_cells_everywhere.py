@@ -17,10 +17,11 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn import Recurrent, backends
+from jaxrnn import Recurrent
+from jaxrnn.backends import select as backends
 from jaxrnn.cells import LinearCell
-from jaxrnn.export import export
 from jaxrnn.generation import beam_search, generate, rows_first, token_step
+from jaxrnn.interop.export import export
 from jaxrnn.training import sweep, truncated_bptt
 from tests.test_cells import (
     ALIKE,
@@ -50,7 +51,7 @@ def split(cell: Any, **options: Any) -> tuple[Any, Any]:
 
 def served(cell: Any) -> bool:
     """Whether the kernels for CPUs serve it; PyTorch's cells are in `tests/test_fused.py`."""
-    if type(cell).__module__ == "jaxrnn.cells.builtin":
+    if type(cell).__module__ == "jaxrnn.cells.standard":
         return False
     asked = backends.Asked(cell, jnp.dtype("float64"), T, N, D, H)
     return backends.why_not("kernel", asked, "cpu") is None

@@ -15,7 +15,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import data
 from jaxrnn.cli import main
-from jaxrnn.experiments import charseq, hihello
+from jaxrnn.examples import charseq, hihello
 from jaxrnn.training import sweep
 from tests import chars_oracle
 

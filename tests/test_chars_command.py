@@ -17,11 +17,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jaxrnn
-from jaxrnn import writing
+from jaxrnn import text as writing
 from jaxrnn.cli import main
 from jaxrnn.data import Vocabulary, sample
-from jaxrnn.models import CharacterModel
-from jaxrnn.writing import command, learning, saved
+from jaxrnn.layers.models import CharacterModel
+from jaxrnn.text import command, learning, saved
 
 SMALL = [*("--hidden", "8", "--embedding", "4", "--steps", "12", "--every", "6"), "--window", "8"]
 TEXT = "it is what it is, said the sea; it was what it was, said the land.\n" * 20

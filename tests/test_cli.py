@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxrnn
-from jaxrnn import files, plotting
+from jaxrnn import _files as files
+from jaxrnn import plotting
 from jaxrnn.cli import main
-from jaxrnn.experiments import NAMES, shapes, sine
+from jaxrnn.examples import NAMES, shapes, sine
 
 MODULES = {name: importlib.import_module(path) for name, path in NAMES.items()}
 SMALL = ["--steps", "4", "--every", "2", "--points", "3", "--hidden", "2"]

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.convert import ConversionError, from_linen, from_nnx, to_linen, to_nnx
+from jaxrnn.interop.convert import ConversionError, from_linen, from_nnx, to_linen, to_nnx
 from tests.convert_cases import Config, close, configs, layer, same_weights, with_one_bias
 
 CONFIGS = configs(seed=2)

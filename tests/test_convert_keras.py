@@ -13,9 +13,10 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn import cells, convert
-from jaxrnn.convert import ConversionError, from_keras, to_keras
-from jaxrnn.recurrent import Recurrent
+from jaxrnn import cells
+from jaxrnn.interop import convert
+from jaxrnn.interop.convert import ConversionError, from_keras, to_keras
+from jaxrnn.layers.recurrent import Recurrent
 from tests.convert_cases import Config, close, configs, layer, quietly, same_weights, with_one_bias
 
 with pytest.MonkeyPatch.context() as environment:

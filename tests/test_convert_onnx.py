@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn.convert import ConversionError, from_onnx, to_onnx
+from jaxrnn.interop.convert import ConversionError, from_onnx, to_onnx
 from tests.convert_cases import Config, close, configs, layer, quietly, same_weights
 from tests.convert_oracle import torch_exports
 from tests.oracle import live_or_recorded

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from jax.interpreters import mlir
 
-from jaxrnn import backends, cells, stack
-from jaxrnn.kernels import cudnn
-from jaxrnn.stack import Stack
+from jaxrnn import cells
+from jaxrnn.backends import cudnn
+from jaxrnn.backends import select as backends
+from jaxrnn.core import stack
+from jaxrnn.core.stack import Stack
 from tests.test_fused import close
 
 rnn: Any = cudnn._rnn()

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn import launch
+from jaxrnn.training import launch
 from tests import devices_job
 
 ROOT = Path(__file__).parents[1]

@@ -21,9 +21,12 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 import jaxrnn
-from jaxrnn import backends, checks, single, stack
-from jaxrnn.instead import INSTEAD
-from jaxrnn.models import linear
+from jaxrnn import _checks as checks
+from jaxrnn.backends import select as backends
+from jaxrnn.core import stack
+from jaxrnn.layers import single_step as single
+from jaxrnn.layers._module import INSTEAD
+from jaxrnn.layers.models import linear
 from tests.oracle import torch
 
 N, T, D, H, P = 2, 5, 3, 4, 2

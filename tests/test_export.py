@@ -17,8 +17,8 @@ from flax import nnx
 from jax import export as jax_export
 
 import jaxrnn
-from jaxrnn.export import export
-from jaxrnn.models import CharacterModel, Classifier, ManyToMany
+from jaxrnn.interop.export import export
+from jaxrnn.layers.models import CharacterModel, Classifier, ManyToMany
 
 CHILD = """
 import sys

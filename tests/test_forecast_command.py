@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jaxrnn
-from jaxrnn import data, files
+from jaxrnn import _files as files
+from jaxrnn import data
 from jaxrnn.cli import main
 from jaxrnn.forecasting import Forecaster, command, learning, predicting
 from jaxrnn.forecasting.command import Settings

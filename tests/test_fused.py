@@ -20,9 +20,12 @@ from jax import export
 from jax.nn import sigmoid
 
 import jaxrnn
-from jaxrnn import backends, cells, fused, native
-from jaxrnn.operands import flags_of
-from jaxrnn.recurrence import Masks, Weights, unroll
+from jaxrnn import cells
+from jaxrnn.backends import cpu as native
+from jaxrnn.backends import primitives as fused
+from jaxrnn.backends import select as backends
+from jaxrnn.backends.operands import flags_of
+from jaxrnn.core.unroll import Masks, Weights, unroll
 from tests import compiling
 from tests.test_recurrence import CELLS, PlainGRU, PlainLSTM
 
@@ -199,7 +202,7 @@ def test_what_a_kernel_has_no_code_for(cell: cells.Cell) -> None:
 
 def shared_out(monkeypatch: pytest.MonkeyPatch, threads: int, units: bool) -> None:
     """Many threads for little work, which share rows, or rows and units."""
-    from jaxrnn.native import compiler, layout
+    from jaxrnn.backends.cpu import compiler, layout
 
     machine = dataclasses.replace(compiler.machine(), cores=threads)
     monkeypatch.setattr(compiler, "machine", lambda: machine)
@@ -253,7 +256,7 @@ def test_inputs_of_more_features_than_rows(monkeypatch: pytest.MonkeyPatch, mask
 
 @pytest.mark.parametrize(("bits", "registers"), [(128, 32), (256, 16)])
 def test_narrower_registers(monkeypatch: pytest.MonkeyPatch, bits: int, registers: int) -> None:
-    from jaxrnn.native import compiler
+    from jaxrnn.backends.cpu import compiler
 
     machine = compiler.machine()
     if machine.bits < bits:

@@ -14,7 +14,7 @@ pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
 
 import llvmlite.binding as llvm
 
-from jaxrnn.native import compiler
+from jaxrnn.backends.cpu import compiler
 
 SEVEN = "define i32 @number() {\n  ret i32 7\n}\n"
 

@@ -2,7 +2,7 @@
 
 ``pytest tests/test_kernels_hopper.py`` runs the kernels themselves where JAX finds such a GPU. The
 interpreter knows no stores into another block's memory: there the blocks of a cluster are threads
-that share one, see `jaxrnn.kernels.hopper_interpreted`. It keeps a vector clock for each, and so
+that share one, see `jaxrnn.backends.hopper.interpreted`. It keeps a vector clock for each, and so
 finds what is not ordered by barriers whether or not it went wrong: every case here is free of it.
 """
 
@@ -20,9 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import backends, cells, fused, stack
-from jaxrnn.kernels import hopper, hopper_tiles
-from jaxrnn.operands import flags_of
+from jaxrnn import cells
+from jaxrnn.backends import primitives as fused
+from jaxrnn.backends import select as backends
+from jaxrnn.backends.hopper import kernels as hopper
+from jaxrnn.backends.hopper import tiles as hopper_tiles
+from jaxrnn.backends.operands import flags_of
+from jaxrnn.core import stack
 from tests.test_fused import close, draw, value_and_pulled
 from tests.test_kernels_tpu import Hostile, MinimalGatedUnit
 
@@ -143,7 +147,7 @@ def test_a_kernel_is_its_scan(called: Any, cell: cells.Cell, masked: bool, rever
 
 
 def test_inputs_a_step_ahead(called: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxrnn.kernels import hopper_loops
+    from jaxrnn.backends.hopper import loops as hopper_loops
 
     monkeypatch.setattr(hopper_loops, "AHEAD", True)
     kernel, scan = both(cells.LSTM(), SIZES, jnp.float32, True, True)
@@ -198,7 +202,7 @@ def test_one_place_for_messages_is_a_race(
     called: Any, monkeypatch: pytest.MonkeyPatch, tiles: Any
 ) -> None:
     """What the interpreter says of kernels that have it: with two, as they are, it says nothing."""
-    monkeypatch.setattr("jaxrnn.kernels.hopper_device.SLOTS", 1)
+    monkeypatch.setattr("jaxrnn.backends.hopper.device.SLOTS", 1)
     force(monkeypatch, cells.Elman(), tiles)
     run = functools.partial(compiled, races=True)
     both(cells.Elman(), SIZES, jnp.bfloat16, run=run)
@@ -243,7 +247,7 @@ def test_a_split_number_keeps_22_bits() -> None:
     tiles = hopper.choose(cells.LSTM(), 4, 2, 16, 128)
     assert tiles is not None
     assert tiles.parts == 2
-    from jaxrnn.kernels.hopper_loops import factors
+    from jaxrnn.backends.hopper.loops import factors
 
     x = jnp.asarray(np.random.RandomState(0).uniform(-1, 1, 1000), jnp.float32)
     upper, lower = factors(x, tiles, jnp.float32)
@@ -286,9 +290,10 @@ def test_which_sizes_fit(cell: Any, dtype: Any, H: int, cluster: bool, group: bo
 @pytest.mark.parametrize(("itemsize", "parts"), [(2, 1), (4, 2)])
 def test_shared_memory_is_what_was_counted(cell: Any, itemsize: int, parts: int) -> None:
     """As Pallas counts: whole kibibytes for each array, 8 bytes for a barrier."""
-    from jaxrnn.kernels import hopper_backward, hopper_forward
-    from jaxrnn.kernels.hopper_device import Arrivals, Copies, Device
-    from jaxrnn.kernels.hopper_group import Group
+    from jaxrnn.backends.hopper import backward as hopper_backward
+    from jaxrnn.backends.hopper import forward as hopper_forward
+    from jaxrnn.backends.hopper.device import Arrivals, Copies, Device
+    from jaxrnn.backends.hopper.group import Group
 
     def counted(what: Any) -> int:
         if isinstance(what, Copies):

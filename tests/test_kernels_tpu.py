@@ -15,12 +15,16 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 import jaxrnn
-from jaxrnn import cells, fused, kernels
-from jaxrnn.export import export
-from jaxrnn.kernels import tpu, tpu_tiles, values
-from jaxrnn.operands import flags_of
-from jaxrnn.pointwise.derivative import rule
-from jaxrnn.recurrence import Masks, unroll
+from jaxrnn import cells
+from jaxrnn.backends import kernels
+from jaxrnn.backends import primitives as fused
+from jaxrnn.backends.elementwise import values
+from jaxrnn.backends.elementwise.derivative import rule
+from jaxrnn.backends.operands import flags_of
+from jaxrnn.backends.tpu import kernels as tpu
+from jaxrnn.backends.tpu import tiles as tpu_tiles
+from jaxrnn.core.unroll import Masks, unroll
+from jaxrnn.interop.export import export
 from tests.test_fused import SIZES, Mixing, close, draw, value_and_pulled
 from tests.test_recurrence import CELLS
 

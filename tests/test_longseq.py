@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.experiments import longseq
-from jaxrnn.experiments.longseq import Settings
-from jaxrnn.models import CharacterModel
+from jaxrnn.examples import longseq
+from jaxrnn.examples.longseq import Settings
+from jaxrnn.layers.models import CharacterModel
 from jaxrnn.training import sweep
 from tests import longseq_oracle
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import cells, packing
-from jaxrnn.models import (
+from jaxrnn.layers.models import (
     CharacterModel,
     Classifier,
     ManyToMany,
@@ -23,7 +23,7 @@ from jaxrnn.models import (
     OneToOne,
     Regressor,
 )
-from jaxrnn.recurrent import Recurrent
+from jaxrnn.layers.recurrent import Recurrent
 
 N, T, D, H, K = 3, 5, 3, 4, 2
 LENGTHS = np.array([5, 0, 3])

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import plotting
-from jaxrnn.experiments import hello, packed
+from jaxrnn.examples import hello, packed
 from tests import packed_oracle
 from tests.oracle import GOLDEN
 from tests.packed_oracle import CELLS

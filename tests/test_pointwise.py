@@ -13,10 +13,10 @@ import pytest
 from jax.nn import sigmoid
 
 from jaxrnn import cells
-from jaxrnn.pointwise.cell import pointwise
-from jaxrnn.pointwise.derivative import rule
-from jaxrnn.pointwise.graph import NotElementwise
-from jaxrnn.recurrence import Masks, Weights, unroll
+from jaxrnn.backends.elementwise.cell import pointwise
+from jaxrnn.backends.elementwise.derivative import rule
+from jaxrnn.backends.elementwise.graph import NotElementwise
+from jaxrnn.core.unroll import Masks, Weights, unroll
 from tests.test_recurrence import PlainGRU, PlainLSTM
 
 H, N = 3, 2

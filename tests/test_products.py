@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.products import paired_product, product, product_of_rows, rows_product
+from jaxrnn.backends.products import paired_product, product, product_of_rows, rows_product
 
 
 def draw(outputs: int, inputs: int, rows: int, *, models: int = 0) -> tuple[jax.Array, jax.Array]:

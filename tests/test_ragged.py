@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.streaming import jit_step, piece_lengths
+from jaxrnn.sequences.streaming import jit_step, piece_lengths
 
 T, N = 6, 3
 LENGTHS = np.array([6, 4, 0])

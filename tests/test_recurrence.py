@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from jax.nn import sigmoid
 
-from jaxrnn import cells, recurrence, stack
-from jaxrnn.blocks import block_length, scan_blocks
-from jaxrnn.recurrence import Masks, Weights, unroll
-from jaxrnn.step import advance, gate_inputs
+from jaxrnn import cells
+from jaxrnn.backends.blocks import block_length, scan_blocks
+from jaxrnn.backends.step import advance, gate_inputs
+from jaxrnn.core import stack
+from jaxrnn.core import unroll as recurrence
+from jaxrnn.core.unroll import Masks, Weights, unroll
 
 T, N, D, H = 5, 2, 3, 4
 

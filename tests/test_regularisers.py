@@ -1,7 +1,7 @@
 """Regularised stacks equal a plain loop over the same masks, with the same derivatives.
 
 The loop is written out step by step from the equations, in Python, and draws each mask by
-`jaxrnn.regularisers.keep` from the key of the call.
+`jaxrnn.core.dropout.keep` from the key of the call.
 """
 
 import dataclasses
@@ -16,10 +16,11 @@ from flax import nnx
 from jax import lax
 
 import jaxrnn
-from jaxrnn import GRU, LSTM, RNN, Recurrent, cells, stack
+from jaxrnn import GRU, LSTM, RNN, Recurrent, cells
 from jaxrnn.cells import Cell
-from jaxrnn.regularisers import Regularisers, keep
-from jaxrnn.streaming import jit_step
+from jaxrnn.core import stack
+from jaxrnn.core.dropout import Regularisers, keep
+from jaxrnn.sequences.streaming import jit_step
 from tests.test_cells import (
     LENGTHS,
     RESETS,
@@ -440,8 +441,8 @@ def test_dropout_is_not_on_the_way_around() -> None:
 
 
 def test_a_converted_layer_says_what_it_would_lose() -> None:
-    from jaxrnn.convert import ConversionError
-    from jaxrnn.convert.parts import taken_apart
+    from jaxrnn.interop._parts import taken_apart
+    from jaxrnn.interop.convert import ConversionError
 
     each: list[dict[str, Any]] = [
         {"skip": "residual"},

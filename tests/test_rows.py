@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.rows import (
+from jaxrnn.sequences.rows import (
     RowPlan,
     final_states,
     pack_rows,

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from jaxrnn.cli import main
-from jaxrnn.experiments import NAMES, every, hello, hihello
+from jaxrnn.examples import NAMES, every, hello, hihello
 
 
 @pytest.fixture(autouse=True)

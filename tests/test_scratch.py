@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from jaxrnn import RNN, RNNCell, state_dict
-from jaxrnn.experiments import scratch
+from jaxrnn.examples import scratch
 
 
 def test_values_and_gradients_are_the_layers_to_1e_6() -> None:

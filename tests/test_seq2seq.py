@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.attention import Attention
 from jaxrnn.generation import generate
-from jaxrnn.seq2seq import Decoder, Encoder, Seq2Seq, cross_entropy
-from jaxrnn.seq2seq import model as seq2seq_model
+from jaxrnn.layers.attention import Attention
+from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq, cross_entropy
+from jaxrnn.layers.seq2seq import model as seq2seq_model
 from tests import oracle
 from tests import seq2seq_oracle as twin
 from tests.seq2seq_oracle import BOS, CASES, EOS, SOURCE_LENGTHS, TARGET_LENGTHS, H, N, S, T

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import experiments
+from jaxrnn import examples as experiments
 from jaxrnn.cli import main
-from jaxrnn.experiments import seq2seq
+from jaxrnn.examples import seq2seq
 
 
 @pytest.fixture(autouse=True)
 def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(experiments.NAMES, "seq2seq", "jaxrnn.experiments.seq2seq")
+    monkeypatch.setitem(experiments.NAMES, "seq2seq", "jaxrnn.examples.seq2seq")
     with jax.enable_x64(False):
         yield
 

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from jaxrnn import data
-from jaxrnn.experiments import keras_sine, stocks
+from jaxrnn.examples import keras_sine, stocks
 from tests import keras_oracle
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import data
-from jaxrnn.experiments import sine
+from jaxrnn.examples import sine
 from tests import sine_oracle
 
 

@@ -14,8 +14,8 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import data
 from jaxrnn.cli import main
-from jaxrnn.experiments import stateful
-from jaxrnn.experiments.stateful import Settings
+from jaxrnn.examples import stateful
+from jaxrnn.examples.stateful import Settings
 from tests import stateful_oracle
 
 SETTINGS = {

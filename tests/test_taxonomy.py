@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrnn.experiments import taxonomy
-from jaxrnn.experiments.taxonomy import DUTCH, ENGLISH, LETTERS, TASKS, Settings
-from jaxrnn.models import ManyToMany, ManyToOne, OneToMany, OneToOne
-from jaxrnn.seq2seq import Seq2Seq
+from jaxrnn.examples import taxonomy
+from jaxrnn.examples.taxonomy import DUTCH, ENGLISH, LETTERS, TASKS, Settings
+from jaxrnn.layers.models import ManyToMany, ManyToOne, OneToMany, OneToOne
+from jaxrnn.layers.seq2seq import Seq2Seq
 
 
 @pytest.fixture(autouse=True)

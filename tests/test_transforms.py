@@ -14,7 +14,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 import jaxrnn
-from jaxrnn import stack
+from jaxrnn.core import stack
 
 MAKE: dict[str, Any] = {
     "RNN": functools.partial(jaxrnn.RNN, 3, 4, 2, bidirectional=True),

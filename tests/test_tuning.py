@@ -17,8 +17,10 @@ import pytest
 from jax import export
 from jax.extend.core import jaxprs_in_params
 
-from jaxrnn import cells, stack, tuning
-from jaxrnn.recurrence import Masks, Weights, unroll
+from jaxrnn import cells
+from jaxrnn.backends import platform as tuning
+from jaxrnn.core import stack
+from jaxrnn.core.unroll import Masks, Weights, unroll
 
 T, N, D, H = 10, 3, 4, 5
 CELLS = {"rnn": cells.Elman(), "lstm": cells.LSTM(), "gru": cells.GRU()}

@@ -17,9 +17,11 @@ import safetensors.numpy
 from flax import nnx
 
 import jaxrnn
-from jaxrnn import cells, initial_weights, stack
-from jaxrnn.models import ManyToMany
-from jaxrnn.weights import StateDictError
+from jaxrnn import cells
+from jaxrnn.core import params as initial_weights
+from jaxrnn.core import stack
+from jaxrnn.interop.torch import StateDictError
+from jaxrnn.layers.models import ManyToMany
 from tests.oracle import torch
 
 Arrays = dict[str, np.ndarray]

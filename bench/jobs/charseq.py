@@ -53,7 +53,7 @@ def jaxrnn_job(weights: Weights) -> Any:
     """The training of the experiment."""
     from flax import nnx
 
-    from jaxrnn.experiments import charseq
+    from jaxrnn.examples import charseq
 
     settings = charseq.Settings(text=TEXT, steps=STEPS, lr=RATE)
     model = charseq.make_model(settings, nnx.Rngs(0))

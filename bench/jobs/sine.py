@@ -63,7 +63,7 @@ def jaxrnn_job(weights: Weights) -> Any:
     """The training of the experiment."""
     from flax import nnx
 
-    from jaxrnn.experiments import sine
+    from jaxrnn.examples import sine
 
     settings = sine.Settings(steps=STEPS, points=POINTS, hidden=HIDDEN, lr=RATE)
     model = sine.make_model(settings, nnx.Rngs(0))

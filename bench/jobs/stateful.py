@@ -67,7 +67,7 @@ def jaxrnn_job(weights: Weights) -> Any:
     """The training of the experiment."""
     from flax import nnx
 
-    from jaxrnn.experiments import stateful
+    from jaxrnn.examples import stateful
 
     settings = stateful.Settings(
         points=POINTS, period=PERIOD, window=WINDOW, hidden=HIDDEN, epochs=EPOCHS, lr=RATE

@@ -32,7 +32,7 @@ def compiled_launches(peer: Any, spec: Spec, backward: bool) -> float:
 
 
 def build(spec: Spec, backward: bool, name: str) -> Contender:
-    from jaxrnn import tuning
+    from jaxrnn.backends import platform as tuning
 
     ours = name in ("jaxrnn", AS_ON_CPU)
     entry = PEERS["jaxrnn.scan" if ours else name]

@@ -88,7 +88,7 @@ def build_jaxrnn(case: Ragged, name: str) -> Contender:
     import jaxrnn
     from bench.peers.base import temporary_bytes
     from bench.peers.ours import module
-    from jaxrnn.rows import plan_rows, run_rows
+    from jaxrnn.sequences.rows import plan_rows, run_rows
 
     layer = module(case.spec)
     jaxrnn.load_state_dict(layer, draw_weights(case.spec))
@@ -190,7 +190,7 @@ def jaxrnn_step(spec: Spec) -> tuple[Callable, Callable]:
 
     import jaxrnn
     from bench.peers.ours import module
-    from jaxrnn.streaming import jit_step
+    from jaxrnn.sequences.streaming import jit_step
 
     layer = module(spec)
     jaxrnn.load_state_dict(layer, draw_weights(spec))
@@ -293,7 +293,7 @@ SUITE = Suite(
         "column.",
         "The output and the gradient of every weight, for a cotangent of ones. The error is that "
         "from the same computation, with the same lengths or resets, in float64.",
-        "One step a call: inference, a compiled step (jaxrnn.streaming.jit_step) beside "
+        "One step a call: inference, a compiled step (jaxrnn.sequences.streaming.jit_step) beside "
         "torch.nn.LSTMCell and GRUCell, the state handed from call to call.",
     ),
 )

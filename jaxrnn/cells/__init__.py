@@ -22,13 +22,13 @@ of PyTorch's layers; beside them there are
 | `LRU` | complex and diagonal, parallel in time | `LinearCell` |
 """
 
-from jaxrnn.cells.builtin import GRU, LSTM, Elman
-from jaxrnn.cells.checking import check
+from jaxrnn.cells._check import check
+from jaxrnn.cells.base import AnyCell, Parameter, Sizes, State, StateSpec
 from jaxrnn.cells.gated import Cell
 from jaxrnn.cells.general import GeneralCell, LinearCell
 from jaxrnn.cells.linear import LRU, MinGRU, MinLSTM
 from jaxrnn.cells.normalised import LayerNormGRU, LayerNormLSTM
-from jaxrnn.cells.protocol import AnyCell, Parameter, Sizes, State, StateSpec
+from jaxrnn.cells.standard import GRU, LSTM, Elman
 from jaxrnn.cells.variants import (
     CoupledLSTM,
     CoupledPeepholeLSTM,

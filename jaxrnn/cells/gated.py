@@ -1,6 +1,6 @@
 """The gate form: a cell that owns no matrix product, which all kernels and shortcuts serve.
 
-The recurrence (`jaxrnn.recurrence`) multiplies the input and the hidden state with the weights,
+The recurrence (`jaxrnn.core.unroll`) multiplies the input and the hidden state with the weights,
 hands the result to :meth:`Cell.step`, and gets the new state back:
 
 .. code-block:: text
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells.protocol import AnyCell, Sizes, State
+from jaxrnn.cells.base import AnyCell, Sizes, State
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Cell(AnyCell):
         return shape | self.own_shapes(sizes, bias=bias)
 
     # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; where it
-    # is elementwise the recurrence has a better one from its graph (`jaxrnn.pointwise`), and a cell
+    # is elementwise the recurrence has a better one from its graph (`jaxrnn.backends.elementwise`), and a cell
     # may write its own. `save` runs in the forward loop, `linearize` on a block of steps under
     # `vmap`, `tangent` in the loop of the derivative. A cell with parameters gets them in each as a
     # further argument.

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxrnn.cells.protocol import AnyCell, State
+from jaxrnn.cells.base import AnyCell, State
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class GeneralCell(AnyCell):
     """Any step, with any products inside: the parameters as data, one function.
 
     Attributes:
-        parameters: all of them, names to shapes or to `Parameter`, see `jaxrnn.cells.protocol`.
+        parameters: all of them, names to shapes or to `Parameter`, see `jaxrnn.cells.base`.
         states, output_size: see `AnyCell`.
 
     Example:
@@ -80,7 +80,7 @@ class LinearCell(GeneralCell):
         y_t = output(x_t, s_t)             s_t itself, if it is real
 
     All coefficients are computed at once, and all states by `jax.lax.associative_scan`, or by a
-    loop where that is faster (`jaxrnn.backends.LINEAR`).
+    loop where that is faster (`jaxrnn.backends.select.LINEAR`).
 
     Attributes:
         states: one, H real numbers by default.

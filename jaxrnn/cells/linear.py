@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import log_sigmoid, sigmoid
 
+from jaxrnn.cells.base import Parameter, State, StateSpec
 from jaxrnn.cells.general import LinearCell
-from jaxrnn.cells.protocol import Parameter, State, StateSpec
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import sigmoid
 
+from jaxrnn.cells.base import Parameter, State
 from jaxrnn.cells.gated import Cell
-from jaxrnn.cells.protocol import Parameter, State
 
 
 @dataclass(frozen=True)

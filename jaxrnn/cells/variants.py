@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from jaxrnn import torch_checks
+from jaxrnn.cells._check import check_nonlinearity
+from jaxrnn.cells.base import Parameter, State
 from jaxrnn.cells.gated import Cell
 from jaxrnn.cells.general import GeneralCell
-from jaxrnn.cells.protocol import Parameter, State
 
 
 def _peepholes(gates: str) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class IndRNN(Cell):
     nonlinearity: str = "relu"
 
     def __post_init__(self) -> None:
-        torch_checks.nonlinearity(self.nonlinearity)
+        check_nonlinearity(self.nonlinearity)
 
     def step(self, z: jax.Array, state: State, params: Any) -> State:
         z = z + params["weight_u"] * state[0]

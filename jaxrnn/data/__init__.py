@@ -12,8 +12,8 @@
     waves      wave, half_waves          sines
 """
 
+from jaxrnn.data._samples import sample
 from jaxrnn.data.batches import Batches, Bucket, buckets, epoch, streams
-from jaxrnn.data.samples import sample
 from jaxrnn.data.scaling import Scaling, min_max, standard
 from jaxrnn.data.series import Windows, split, windows
 from jaxrnn.data.sources import WindowSource

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 
 
 class Batches(NamedTuple):
@@ -116,7 +116,7 @@ def buckets(
     """Sequences sorted into few lengths, so that little of a padded batch is padding.
 
     A compiled step is compiled once for each bucket, as the batches of one have one shape. Found on
-    the host. To lay short sequences end to end instead, without any buckets, see `jaxrnn.rows`.
+    the host. To lay short sequences end to end instead, without any buckets, see `jaxrnn.sequences.rows`.
 
     Args:
         lengths: the length of each sequence (M,), integers, on the host.

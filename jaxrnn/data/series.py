@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 
 
 def windows(values: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:

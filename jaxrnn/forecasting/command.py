@@ -25,7 +25,8 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxrnn import checks, data, plotting
+from jaxrnn import _checks as checks
+from jaxrnn import data, plotting
 from jaxrnn.data.tables import column_names, listed
 from jaxrnn.forecasting.figure import draw
 from jaxrnn.forecasting.learning import Fitted, fit_forecaster

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrnn import checks, data
+from jaxrnn import _checks as checks
+from jaxrnn import data
 from jaxrnn.forecasting.options import Options
 from jaxrnn.forecasting.series import as_rows
 from jaxrnn.forecasting.units import Units
-from jaxrnn.models import LAYERS, Regressor
+from jaxrnn.layers.models import LAYERS, Regressor
 
 
 @dataclass(frozen=True)

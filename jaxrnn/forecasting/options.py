@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxrnn import checks
-from jaxrnn.models import LAYERS
+from jaxrnn import _checks as checks
+from jaxrnn.layers.models import LAYERS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxrnn import checks, data, plotting
+from jaxrnn import _checks as checks
+from jaxrnn import data, plotting
 from jaxrnn.forecasting.forecaster import Forecaster, check_ahead
 from jaxrnn.forecasting.report import ahead_table, write_ahead
 from jaxrnn.forecasting.saved import load

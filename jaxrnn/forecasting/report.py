@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from jaxrnn import plotting
-from jaxrnn.files import write_whole
+from jaxrnn._files import write_whole
 from jaxrnn.forecasting.learning import LINEAR, PERSISTENCE, Fitted
 
 MOST, LONGEST = 12, 24

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 import jaxrnn
-from jaxrnn import data, described
+from jaxrnn import _model_files as described
+from jaxrnn import data
 from jaxrnn.forecasting.forecaster import Forecaster, check_ahead, make_model
 from jaxrnn.forecasting.options import Options
 from jaxrnn.forecasting.units import Units
-from jaxrnn.models import LAYERS
-from jaxrnn.weights import load_state_dict
+from jaxrnn.interop.torch import load_state_dict
+from jaxrnn.layers.models import LAYERS
 
 ENTRY = "jaxrnn.forecaster"
 """Where in the header of the file the description is."""

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrnn import checks
-from jaxrnn.checks import ShapeError
+from jaxrnn import _checks as checks
+from jaxrnn._checks import ShapeError
 from jaxrnn.generation.steps import Step, check_rows, check_token_step, compilable, first_tokens
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from jaxrnn import checks
-from jaxrnn.checks import ShapeError
+from jaxrnn import _checks as checks
+from jaxrnn._checks import ShapeError
 from jaxrnn.generation.steps import Step, check_step, check_token_step, compilable, first_tokens
 
 
@@ -201,7 +201,7 @@ def roll_out(step: Step, state: Any, x: Any, length: int) -> tuple[jax.Array, An
         >>> import jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
         >>> from jaxrnn.generation import roll_out, rows_first, value_step
-        >>> from jaxrnn.models import ManyToMany
+        >>> from jaxrnn.layers.models import ManyToMany
         >>> rngs = nnx.Rngs(0)
         >>> model = ManyToMany(jaxrnn.RNN(1, 32, batch_first=True, rngs=rngs), 1, rngs=rngs)
         >>> y, h_n = model(jnp.ones((3, 20, 1)))

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.checks import ShapeError
-from jaxrnn.products import wide_dtype
+from jaxrnn._checks import ShapeError
+from jaxrnn.cells.base import compute_dtype
 
 Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 
@@ -215,7 +215,7 @@ def check_token_step(step: Step, state: Any, tokens: jax.Array, eos: Any) -> tup
         )
     if eos is not None and not 0 <= eos < shape[1]:
         raise ValueError(f"eos should be a token, from 0 to {shape[1] - 1}, got {eos}")
-    return shape[1], wide_dtype(logits.dtype)
+    return shape[1], compute_dtype(logits.dtype)
 
 
 def _shapes(tree: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.interpreters import ad
 
-from jaxrnn.operations import ruled
+from jaxrnn.backends.operations import ruled
 
 
 def gather(x: Any, there: Any, back: Any, device: Any = None) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from jaxrnn import tuning
+from jaxrnn.backends import platform as tuning
 from jaxrnn.packing.checks import PackingError, PairError, shown, whole_numbers
 
 PLATFORMS = ("gpu", *tuning.PLATFORMS)

@@ -25,7 +25,7 @@ from typing import Any
 
 from flax import nnx
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 from jaxrnn.training import written
 from jaxrnn.training.written import (
     ARRAYS,

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from jaxrnn import devices
+from jaxrnn.backends import sharding as devices
 from jaxrnn.training import meshes, sources
 from jaxrnn.training.steps import Trained, train_steps
 

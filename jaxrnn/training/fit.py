@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 from jaxrnn.training import meshes, processes, sources
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.compiled import Form, Job, MeanLoss, takes_key
@@ -151,7 +151,7 @@ def fit(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
         >>> from flax import nnx
-        >>> from jaxrnn.models import ManyToMany
+        >>> from jaxrnn.layers.models import ManyToMany
         >>> from jaxrnn.training import EarlyStopping, fit
         >>> rngs = nnx.Rngs(0)
         >>> lstm = jaxrnn.LSTM(1, 16, batch_first=True, rngs=rngs)

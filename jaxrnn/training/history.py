@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrnn.files import write_whole
+from jaxrnn._files import write_whole
 from jaxrnn.training import processes
 
 

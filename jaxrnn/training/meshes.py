@@ -22,7 +22,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import checks, devices
+from jaxrnn import _checks as checks
+from jaxrnn.backends import sharding as devices
 from jaxrnn.training.written import name_of, named
 
 DATA, MODEL = "data", "model"

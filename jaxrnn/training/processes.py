@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks, devices
+from jaxrnn import _checks as checks
+from jaxrnn.backends import sharding as devices
 from jaxrnn.training.written import plain
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -46,7 +47,7 @@ def initialize(
 
     .. code-block:: sh
 
-        python -m jaxrnn.launch -n 2 train.py            # two processes on this machine
+        python -m jaxrnn.training.launch -n 2 train.py            # two processes on this machine
         srun --ntasks=16 python train.py                 # sixteen, wherever SLURM puts them
         JAX_COORDINATOR_ADDRESS=node0:9999 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python train.py
 

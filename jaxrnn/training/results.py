@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 from jaxrnn.training.sweeps import Swept
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn import devices
+from jaxrnn.backends import sharding as devices
 from jaxrnn.training import meshes, processes, sources
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.history import History, Recorder

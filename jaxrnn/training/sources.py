@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks, devices
+from jaxrnn import _checks as checks
+from jaxrnn.backends import sharding as devices
 from jaxrnn.training.meshes import Layout
 
 Take = Callable[[Any, jax.Array], Any]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 from jaxrnn.training.progress import Progress
 
 Loss = Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]]

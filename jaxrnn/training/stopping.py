@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 
 
 @dataclass(frozen=True)

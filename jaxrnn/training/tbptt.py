@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrnn import checks
+from jaxrnn import _checks as checks
 from jaxrnn.training.progress import Progress
 from jaxrnn.training.steps import Loss, Trained, train_steps
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import devices
+from jaxrnn.backends import sharding as devices
 
 FORMAT = "jaxrnn checkpoint 2"
 MANIFEST, ARRAYS = "manifest.json", "arrays"
