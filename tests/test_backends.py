@@ -16,7 +16,7 @@ from jaxrnn.backends import kernels
 from jaxrnn.backends import platform as tuning
 from jaxrnn.backends import select as backends
 from jaxrnn.core import stack
-from jaxrnn.core.stack import Stack
+from jaxrnn.core.stack import StackOptions
 from tests.test_fused import Mixing
 
 pytest.importorskip("llvmlite", reason="the kernels for CPUs need llvmlite")
@@ -34,15 +34,15 @@ def test_the_table_says_what_the_kernels_do(row: backends.Row) -> None:
     """Its dtypes and cells are those for which a module of kernels has no objection."""
     module = kernels.of(row.platform)
     for dtype in DTYPES:
-        own = module.why_not(cells.LSTM(), jnp.dtype(dtype), 50, 3, 4, 7)
+        own = module.unsupported_reason(cells.LSTM(), jnp.dtype(dtype), 50, 3, 4, 7)
         assert (own is None) == (dtype in row.dtypes)
-        by_table = backends.why_not("kernel", asked(cells.LSTM(), dtype), row.platform)
+        by_table = backends.unsupported_reason("kernel", asked(cells.LSTM(), dtype), row.platform)
         assert (by_table is None) == (dtype in row.dtypes)
     assert row.cells == "elementwise"
-    assert "unit by unit" in str(module.why_not(Mixing(), jnp.float32, 50, 3, 4, 7))
+    assert "unit by unit" in str(module.unsupported_reason(Mixing(), jnp.float32, 50, 3, 4, 7))
     for option in row.without:
         run = asked(cells.LSTM())._replace(options=frozenset([option]))
-        assert backends.why_not("kernel", run, row.platform) == backends.OPTIONS[option]
+        assert backends.unsupported_reason("kernel", run, row.platform) == backends.OPTIONS[option]
 
 
 def test_every_kernel_is_in_the_table() -> None:
@@ -93,7 +93,6 @@ def test_a_layer_explains() -> None:
     assert text.splitlines()[0] == "on tpu:"
     assert 'layer 1, reverse: scan ("auto" takes no other on tpu)' in text
     assert text.count("kernel: could serve") == 4
-    assert "there is none for tpu" in text
     with jax.default_device(jax.devices("cpu")[0]):
         here = layer.explain(jnp.ones((50, 2, 3), jnp.float32))
     assert {c.backend for c in here.choices} == {"kernel"}
@@ -148,7 +147,5 @@ def test_layers_choose_each_for_itself() -> None:
     """An input that no kernel takes does not keep the layers above from theirs."""
     weights = stack.init(jax.random.key(0), cells.LSTM(), 3, 4, num_layers=2)
     x: Any = jax.ShapeDtypeStruct((50, 2, 3), jnp.float32)
-    choices = backends.explain(Stack(cells.LSTM(), platform="cpu"), weights, x).choices
+    choices = backends.explain(StackOptions(cells.LSTM(), platform="cpu"), weights, x).choices
     assert [c.backend for c in choices] == ["kernel", "kernel"]
-    with pytest.raises(ValueError, match="there is none for cpu"):
-        backends.explain(Stack(cells.LSTM(), backend="cudnn", platform="cpu"), weights, x)

@@ -332,7 +332,7 @@ def test_derivatives(cell: Any, remat: bool) -> None:
 
     Without `remat` one cell of each kind; of others, kernels and `tests/test_recurrence.py` tell.
     """
-    plan = stack.Stack(cell, bidirectional=not remat, remat=remat, backend="scan")
+    plan = stack.StackOptions(cell, bidirectional=not remat, remat=remat, backend="scan")
     if isinstance(cell, LinearCell) and not remat:
         plan = dataclasses.replace(plan, backend="parallel")
     weights = made(cell, 1, plan.bidirectional).weights()

@@ -54,7 +54,7 @@ def served(cell: Any) -> bool:
     if type(cell).__module__ == "jaxrnn.cells.standard":
         return False
     asked = backends.Asked(cell, jnp.dtype("float64"), T, N, D, H)
-    return backends.why_not("kernel", asked, "cpu") is None
+    return backends.unsupported_reason("kernel", asked, "cpu") is None
 
 
 @pytest.mark.parametrize("cell", [c for c in CELLS + ALIKE if served(c)], ids=repr)

@@ -679,7 +679,7 @@ def test_weights_that_do_not_fit_each_other_are_refused(name: str, backend: str)
     size = P if name == "weight_hr" else 0
     (weights,) = stack.init(jax.random.key(0), cell, D, H, proj_size=size)
     wrong = weights._replace(**{name: getattr(weights, name)[:-1]})
-    plan = stack.Stack(cell, backend=backend)
+    plan = stack.StackOptions(cell, backend=backend)
     with pytest.raises(checks.ShapeError, match=r"should have the shapes .*, got .*"):
         stack.run(plan, (wrong,), fill(X))
 

@@ -25,7 +25,7 @@ from jaxrnn.backends import cpu as native
 from jaxrnn.backends import primitives as fused
 from jaxrnn.backends import select as backends
 from jaxrnn.backends.operands import flags_of
-from jaxrnn.core.unroll import Masks, Weights, unroll
+from jaxrnn.core.unroll import StepMasks, Weights, unroll
 from tests import compiling
 from tests.test_recurrence import CELLS, PlainGRU, PlainLSTM
 
@@ -45,7 +45,7 @@ def draw(cell: cells.Cell, sizes: tuple[int, ...], dtype: Any, seed: int = 0) ->
     own = {n: array(*s) for n, s in cell.own_shapes(cells.Sizes(D, H, H)).items()}
     weights = weights._replace(own=own or None)
     state = tuple(array(N, H) for _ in cell.states)
-    masks = Masks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
+    masks = StepMasks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
     ct = (array(T, N, H), tuple(array(N, H) for _ in cell.states))
     return weights, array(T, N, D), state, masks, ct
 
@@ -86,7 +86,7 @@ def test_a_kernel_is_its_scan(cell: cells.Cell, masked: bool, reverse: bool) -> 
     for sizes in some[-1:] if reverse and cell == cells.LSTM() else some:
         compiling.optimise(sizes == SIZES[1] or (sizes == some[0] and cell == cells.LSTM()))
         weights, x, state, masks, ct = draw(cell, sizes, jnp.float64)
-        args = weights, x, state, masks if masked else Masks(), ct
+        args = weights, x, state, masks if masked else StepMasks(), ct
         kernel, scan = (
             value_and_pulled(backend, cell, reverse=reverse)(*args)
             for backend in ("kernel", "scan")
@@ -121,7 +121,7 @@ class Gained(cells.Cell):
 @pytest.mark.parametrize("cell", [cells.PeepholeLSTM(), Gained()], ids=str)
 def test_parameters_of_a_cell_s_own(cell: cells.Cell, masked: bool) -> None:
     weights, x, state, masks, ct = draw(cell, SIZES[masked], jnp.float64 if masked else jnp.float32)
-    args = weights, x, state, masks if masked else Masks(), ct
+    args = weights, x, state, masks if masked else StepMasks(), ct
     kernel, scan = (value_and_pulled(b, cell, reverse=masked)(*args) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-12 if masked else 1e-5)
 
@@ -137,13 +137,13 @@ def test_one_parameter_of_many() -> None:
     slope, w = jax.grad(loss), weights.own["weight_cf"]
     close(slope(w, "kernel"), slope(w, "scan"), 1e-12)
     text = str(jax.make_jaxpr(slope, static_argnums=1)(w, "kernel"))
-    assert "wanted=(False, False, False, False, True)" in text
+    assert "requested=(False, False, False, False, True)" in text
 
 
-@pytest.mark.parametrize("only", ["resets", "valid"])
+@pytest.mark.parametrize("only", ["reset_mask", "valid_mask"])
 def test_one_mask(only: str) -> None:
     *args, masks, ct = draw(cells.LSTM(), SIZES[0], jnp.float64)
-    masks = Masks(**{only: getattr(masks, only)})
+    masks = StepMasks(**{only: getattr(masks, only)})
     kernel, scan = (value_and_pulled(b, cells.LSTM())(*args, masks, ct) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
 
@@ -170,7 +170,7 @@ def test_no_bias_and_frozen_parts() -> None:
                     for b in ("kernel", "scan"))  # fmt: skip
     close(kernel, scan, 1e-12)
     text = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(weights.weight_hh, "kernel"))
-    assert "wanted=(False, False, True, False)" in text  # the others cost nothing
+    assert "requested=(False, False, True, False)" in text  # the others cost nothing
 
 
 @pytest.mark.parametrize("cell", [cells.GRU(), cells.PeepholeLSTM()], ids=str)
@@ -248,7 +248,7 @@ def test_inputs_of_more_features_than_rows(monkeypatch: pytest.MonkeyPatch, mask
     """W_ih is then put in order a panel at a time, and all steps are one block."""
     cell = cells.GRU()
     *args, masks, ct = draw(cell, (3, 3, 70, 33), jnp.float64)
-    args = (*args, masks if masked else Masks(), ct)
+    args = (*args, masks if masked else StepMasks(), ct)
     shared_out(monkeypatch, 2, units=True)
     kernel, scan = (value_and_pulled(backend, cell)(*args) for backend in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
@@ -498,18 +498,18 @@ def test_the_operations_know_their_shapes() -> None:
         flags = flags_of(masks)
         how = dict(cell=cell, reverse=False, masked=True)
         operands = (x, *weights[:4], *state, *flags)
-        for keep in (False, True):
-            options = how | dict(keep=keep)
+        for store_residuals in (False, True):
+            options = how | dict(store_residuals=store_residuals)
             said, scan, kernel = shapes(fused.forward_p.bind, fused._forward_reference,
                                         on_a_cpu("forward"), operands, options)  # fmt: skip
             assert said == scan == kernel
         h, *more = said
         residuals = (x, *weights[:2], *state, h, *more, *flags)
-        for wanted in ((True, True, True, True), (False, True, False, False)):
-            options = how | dict(wanted=wanted)
+        for requested in ((True, True, True, True), (False, True, False, False)):
+            options = how | dict(requested=requested)
             bias = weights[2 : 3 + cell.split]
-            some = [a for a, yes in zip((x, *weights[:2]), wanted, strict=False) if yes]
-            some += bias if wanted[3] else []
+            some = [a for a, yes in zip((x, *weights[:2]), requested, strict=False) if yes]
+            some += bias if requested[3] else []
             said, scan, _ = shapes(fused.linear_p.bind, fused._linear_reference, None,
                                    (*some, *state, *residuals), options)  # fmt: skip
             assert said == scan
@@ -535,7 +535,7 @@ def test_vmap_over_the_data_is_a_larger_batch(masked: bool) -> None:
     cell = cells.LSTM()
     weights, x, state, masks, _ = draw(cell, SIZES[0], jnp.float64)
     xs = jnp.stack([x, 2 * x, -x], axis=2)
-    masks = Masks(masks.resets if masked else None, masks.valid if masked else None)
+    masks = StepMasks(masks.reset_mask if masked else None, masks.valid_mask if masked else None)
 
     def loss(w: Any, x: jax.Array, state: Any, backend: str) -> jax.Array:
         y, last = unroll(cell, w, x, state, masks=masks, backend=backend)

@@ -113,15 +113,15 @@ def both(
     with jax.default_matmul_precision("float32"):
         operands = (x, *weights[:4], *state, *flags)
         forward = fused._forward_kernel, fused._forward_reference
-        kept = pair(*forward, how | dict(keep=True), operands)
+        kept = pair(*forward, how | dict(store_residuals=True), operands)
         last: Any = ([], [])
         if len(state) > 1:  # else it gives out the same
-            last = pair(*forward, how | dict(keep=False), operands)
+            last = pair(*forward, how | dict(store_residuals=False), operands)
         after = [a.astype(dtype) for a in kept[0]]
         back = pair(
             fused._backward_kernel,
             fused._backward_reference,
-            how | dict(wanted=(True,) * 4),
+            how | dict(requested=(True,) * 4),
             (dh, *wide, x, *weights[:2], *state, *after, *flags),
         )
     return [a + b + c for a, b, c in zip(last, kept, back, strict=True)]
@@ -272,10 +272,13 @@ def test_a_split_number_keeps_22_bits() -> None:
 )
 def test_which_sizes_fit(cell: Any, dtype: Any, H: int, cluster: bool, group: bool) -> None:
     """Into a cluster, which "auto" takes; into a group of clusters, which is to be asked for."""
-    reason, tiles = hopper.why_not(cell, dtype, 10, 32, 8, H), hopper.tiles_of(cell, dtype, 32, H)
+    reason, tiles = (
+        hopper.unsupported_reason(cell, dtype, 10, 32, 8, H),
+        hopper.tiles_of(cell, dtype, 32, H),
+    )
     assert (reason is None) == (tiles is not None) == group
     assert group or f"W_hh of H {H}" in str(reason)
-    how = stack.Stack(cell, platform="cuda")
+    how = stack.StackOptions(cell, platform="cuda")
     x = jax.ShapeDtypeStruct((10, 32, 8), dtype)
     weights = jax.eval_shape(lambda k: stack.init(k, cell, 8, H, dtype=dtype), jax.random.key(0))
     (auto,) = backends.explain(how, weights, x).choices
@@ -337,6 +340,10 @@ def test_a_group_is_on_the_machine_at_once(C: int) -> None:
 
 
 def test_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "not in float64" in str(hopper.why_not(cells.LSTM(), jnp.float64, 2, 2, 2, 16))
+    assert "not in float64" in str(
+        hopper.unsupported_reason(cells.LSTM(), jnp.float64, 2, 2, 2, 16)
+    )
     monkeypatch.setattr(jax, "__version_info__", (0, 13, 0))
-    assert "0.10.2 to 0.12" in str(hopper.why_not(cells.LSTM(), jnp.float32, 2, 2, 2, 16))
+    assert "0.10.2 to 0.12" in str(
+        hopper.unsupported_reason(cells.LSTM(), jnp.float32, 2, 2, 2, 16)
+    )

@@ -23,7 +23,7 @@ from jaxrnn.backends.elementwise.derivative import rule
 from jaxrnn.backends.operands import flags_of
 from jaxrnn.backends.tpu import kernels as tpu
 from jaxrnn.backends.tpu import tiles as tpu_tiles
-from jaxrnn.core.unroll import Masks, unroll
+from jaxrnn.core.unroll import StepMasks, unroll
 from jaxrnn.interop.export import export
 from tests.test_fused import SIZES, Mixing, close, draw, value_and_pulled
 from tests.test_recurrence import CELLS
@@ -75,8 +75,8 @@ def compare(cell: cells.Cell, sizes: Any, dtype: Any, tolerance: float, **option
     masked = options.pop("masked", False)
     weights, x, state, masks, ct = draw(cell, sizes, dtype)
     if masked:  # nothing is to reach anything from a step that is not the row's own
-        x = jnp.where(masks.valid[..., None], x, jnp.nan)
-    args = weights, x, state, masks if masked else Masks(), ct
+        x = jnp.where(masks.valid_mask[..., None], x, jnp.nan)
+    args = weights, x, state, masks if masked else StepMasks(), ct
     kernel, scan = (
         value_and_pulled(backend, cell, platform="tpu", **options)(*args)
         for backend in ("kernel", "scan")
@@ -177,12 +177,12 @@ def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> 
         assert not found.races_found
         return out
 
-    forward = functools.partial(fused._forward_kernel, "tpu", **how, keep=True)
+    forward = functools.partial(fused._forward_kernel, "tpu", **how, store_residuals=True)
     h, *more = run(forward, *operands)
-    reference = jax.jit(functools.partial(fused._forward_reference, **how, keep=True))
+    reference = jax.jit(functools.partial(fused._forward_reference, **how, store_residuals=True))
     close((h, *more), reference(*operands), 1e-5)
     residuals = (x, *weights[:2], *state, h, *more, *flags)
-    how |= dict(wanted=(True, True, True, True))
+    how |= dict(requested=(True, True, True, True))
     expected = jax.jit(functools.partial(fused._backward_reference, **how))(dh, *dlast, *residuals)
     got = run(functools.partial(fused._backward_kernel, "tpu", **how), dh, *dlast, *residuals)
     close(got, expected, 1e-5)
@@ -216,7 +216,7 @@ LOWERED = [
 @pytest.mark.parametrize(("cell", "dtype", "masked"), LOWERED, ids=str)
 def test_lowered_for_a_tpu(cell: cells.Cell, dtype: Any, masked: bool) -> None:
     weights, x, state, masks, ct = draw(cell, BLOCKS, dtype)
-    masks = masks if masked else Masks()
+    masks = masks if masked else StepMasks()
     f = value_and_pulled("kernel", cell, platform="tpu")
     text = jax.export.export(f, platforms=["tpu"])(weights, x, state, masks, ct).mlir_module()
     assert text.count("@tpu_custom_call") == 2
@@ -261,7 +261,7 @@ def test_what_fits() -> None:
                 need = tpu_tiles.bytes_needed(cell, jnp.dtype(dtype), p.rows, p.steps, H)
                 assert max(need) <= memory
                 assert (p.limit is None) == (max(need) <= tpu_tiles.LEAST * 9 // 10)
-    reason = tpu.why_not(cells.LSTM(), jnp.float32, 10, 10, 10, 2048)
+    reason = tpu.unsupported_reason(cells.LSTM(), jnp.float32, 10, 10, 10, 2048)
     assert reason is not None
     assert "W_hh of H 2048 takes 64.0 MiB and does not fit" in reason
 
@@ -281,5 +281,7 @@ def test_a_cell_s_numbers_are_its_graph_s(cell: cells.Cell) -> None:
 
 
 def test_a_cell_that_has_no_such_graph() -> None:
-    assert values.why_not(Mixing()) == tpu.why_not(Mixing(), jnp.float32, 5, 3, 4, 7)
-    assert "unit by unit" in str(values.why_not(Mixing()))
+    assert values.unsupported_reason(Mixing()) == tpu.unsupported_reason(
+        Mixing(), jnp.float32, 5, 3, 4, 7
+    )
+    assert "unit by unit" in str(values.unsupported_reason(Mixing()))

@@ -16,7 +16,7 @@ from jaxrnn import cells
 from jaxrnn.backends.elementwise.cell import pointwise
 from jaxrnn.backends.elementwise.derivative import rule
 from jaxrnn.backends.elementwise.graph import NotElementwise
-from jaxrnn.core.unroll import Masks, Weights, unroll
+from jaxrnn.core.unroll import StepMasks, Weights, unroll
 from tests.test_recurrence import PlainGRU, PlainLSTM
 
 H, N = 3, 2
@@ -114,7 +114,7 @@ def test_steps_that_are_not_a_row_s_own_give_no_nan() -> None:
     valid = jnp.array([[True, False]] * 4)
 
     def loss(weights: Any) -> jax.Array:
-        return unroll(Root(), weights, jnp.ones((4, N, 1)), masks=Masks(None, valid))[0].sum()
+        return unroll(Root(), weights, jnp.ones((4, N, 1)), masks=StepMasks(None, valid))[0].sum()
 
     for slope in (jax.grad(loss), lambda w: jax.jvp(jax.grad(loss), (w,), (w,))[1]):
         found = jax.tree.leaves(jax.jit(slope)(weights))

@@ -18,7 +18,7 @@ from jaxrnn.backends.blocks import block_length, scan_blocks
 from jaxrnn.backends.step import advance, gate_inputs
 from jaxrnn.core import stack
 from jaxrnn.core import unroll as recurrence
-from jaxrnn.core.unroll import Masks, Weights, unroll
+from jaxrnn.core.unroll import StepMasks, Weights, unroll
 
 T, N, D, H = 5, 2, 3, 4
 
@@ -59,27 +59,27 @@ def draw(cell: cells.Cell, *, proj: int = 0, bias: bool = True, seed: int = 0) -
     named: dict[str, Any] = {name: array(*shape) for name, shape in shapes.items()}
     weights = Weights(**named)
     state = (array(N, proj or H), array(N, H))[: len(cell.states)]
-    masks = Masks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
+    masks = StepMasks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
     return weights, array(T, N, D), state, masks, array(T, N, proj or H)
 
 
 def loop(
-    cell: cells.Cell, weights: Any, x: Any, state: Any, masks: Masks, reverse: bool
+    cell: cells.Cell, weights: Any, x: Any, state: Any, masks: StepMasks, reverse: bool
 ) -> tuple[Any, Any]:
     """The definition, one step after another in Python."""
     hs: dict[int, Any] = {}
     for t in reversed(range(T)) if reverse else range(T):
         old = state
-        if masks.resets is not None:
-            state = tuple(jnp.where(masks.resets[t][:, None], 0.0, s) for s in state)
+        if masks.reset_mask is not None:
+            state = tuple(jnp.where(masks.reset_mask[t][:, None], 0.0, s) for s in state)
         zx, zh = x[t] @ weights.weight_ih.T, state[0] @ weights.weight_hh.T
         if weights.bias_ih is not None:
             zx, zh = zx + weights.bias_ih[None], zh + weights.bias_hh[None]
         z = (zx.T, zh.T) if cell.split else (zx + zh).T
         h, *rest = (s.T for s in cell.step(z, tuple(s.T for s in state)))
         state = (h if weights.weight_hr is None else h @ weights.weight_hr.T, *rest)
-        if masks.valid is not None:
-            state = tuple(jnp.where(masks.valid[t][:, None], s, o) for s, o in zip(state, old))
+        if masks.valid_mask is not None:
+            state = tuple(jnp.where(masks.valid_mask[t][:, None], s, o) for s, o in zip(state, old))
         hs[t] = state[0]
     return jnp.stack([hs[t] for t in range(T)]), state
 
@@ -104,7 +104,7 @@ def expected(
 ) -> Any:
     """Results and gradients of the loop for what `draw` gives, computed once, step by step."""
     weights, x, state, masks, cotangent = draw(cell, proj=proj, bias=bias)
-    masks = masks if masked else Masks()
+    masks = masks if masked else StepMasks()
     run = functools.partial(loop, cell, masks=masks, reverse=reverse)
     return results_and_grads(run, cotangent)(weights, x, state)
 
@@ -136,7 +136,7 @@ def test_values_and_gradients_equal_a_loop(way: tuple[cells.Cell, bool, bool, bo
     """Blocks of two, the last of one; resets and steps that are not the row's own."""
     cell, reverse, remat, masked = way
     weights, x, state, masks, cotangent = draw(cell)
-    masks = masks if masked else Masks()
+    masks = masks if masked else StepMasks()
     run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=2)
     both = results_and_grads(run, cotangent)
     # The forward pass alone keeps nothing, and is another program.

@@ -172,7 +172,7 @@ def case(name: str) -> tuple[Any, Any, Any, Any]:
     )
     made = Regularisers.of(cell, **options)
     assert made is not None
-    plan = stack.Stack(
+    plan = stack.StackOptions(
         cell, bidirectional=bidirectional, regularisers=made.of_mode(training), **more
     )
     weights = stack.init(
@@ -436,7 +436,7 @@ def test_dropout_is_not_on_the_way_around() -> None:
     layer = LSTM(H, H, 2, dropout=1.0, input_dropout=1.0, skip="residual", rngs=nnx.Rngs(0))
     x = jnp.ones((T, N, H), jnp.float32)
     blank = jnp.zeros_like(x)
-    each = [stack.run(stack.Stack(layer.cell), (w,), blank)[0] for w in layer.weights()]
+    each = [stack.run(stack.StackOptions(layer.cell), (w,), blank)[0] for w in layer.weights()]
     close(layer(x)[0], x + each[0] + each[1], 1e-6)
 
 

@@ -20,7 +20,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxrnn import cells
 from jaxrnn.backends import platform as tuning
 from jaxrnn.core import stack
-from jaxrnn.core.unroll import Masks, Weights, unroll
+from jaxrnn.core.unroll import StepMasks, Weights, unroll
 
 T, N, D, H = 10, 3, 4, 5
 CELLS = {"rnn": cells.Elman(), "lstm": cells.LSTM(), "gru": cells.GRU()}
@@ -75,9 +75,11 @@ def count(jaxpr: Any, name: str) -> int:
 def test_the_numbers_are_the_same(name: str, kind: str) -> None:
     cell, weights, x = case(name, 1 if kind == "one feature" else D)
     rng = np.random.default_rng(0)
-    masks = Masks()
+    masks = StepMasks()
     if "masked" in kind:
-        masks = Masks(jnp.asarray(rng.random((T, N)) < 0.2), jnp.asarray(rng.random((T, N)) < 0.8))
+        masks = StepMasks(
+            jnp.asarray(rng.random((T, N)) < 0.2), jnp.asarray(rng.random((T, N)) < 0.8)
+        )
 
     def run(weights: Weights, x: jax.Array) -> Any:
         y, last = unroll(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrnn.backends.step import Masks, gives_output
+from jaxrnn.backends.step import StepMasks, gives_output
 from jaxrnn.cells import State
 
 
@@ -85,6 +85,6 @@ class Block(NamedTuple):
 
     x: jax.Array
     start: State
-    masks: Masks
+    masks: StepMasks
     hs: jax.Array
     kept: Kept | None

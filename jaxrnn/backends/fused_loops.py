@@ -17,7 +17,7 @@ from jaxrnn.backends import scan as loops
 from jaxrnn.backends import sharding as devices
 from jaxrnn.backends.base import Block, Keep, Kept, Plan
 from jaxrnn.backends.blocks import block_length, scan_blocks
-from jaxrnn.backends.step import Masks
+from jaxrnn.backends.step import StepMasks
 from jaxrnn.cells import Cell, State
 from jaxrnn.cells.weights import Weights
 
@@ -27,7 +27,12 @@ ROWS = 2048
 
 
 def forward(
-    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: Keep
+    plan: Plan,
+    weights: Weights,
+    x: jax.Array,
+    state: State,
+    masks: StepMasks,
+    keep: Keep,
 ) -> tuple[State, State, Kept | None, State]:
     """As `loops.forward`, rows first."""
     flags = operands.flags_of(masks)
@@ -36,7 +41,7 @@ def forward(
     last = 0 if plan.reverse else -1
     length = length_of_blocks(plan, x, keep)
     if keep is Keep.ALL:
-        h, *more = fused.forward_p.bind(x, *parameters, *state, *flags, **how, keep=True)
+        h, *more = fused.forward_p.bind(x, *parameters, *state, *flags, **how, store_residuals=True)
         kept = _kept(state, more)
         ends = (h, *kept.rest)
         starts = tuple(map(functools.partial(loops.before_blocks, plan, length), state, ends))
@@ -46,7 +51,7 @@ def forward(
         del nothing
         x, masks = steps
         h, *rest = fused.forward_p.bind(
-            x, *parameters, *state, *operands.flags_of(masks), **how, keep=False
+            x, *parameters, *state, *operands.flags_of(masks), **how, store_residuals=False
         )
         return (h[last], *rest), (h,), state
 
@@ -83,18 +88,18 @@ def linear_block(
     how = _how(plan, flags)
     if kept is None:
         parameters = _parameters(weights, own)
-        _, *more = fused.forward_p.bind(x, *parameters, *start, *flags, **how, keep=True)
+        _, *more = fused.forward_p.bind(x, *parameters, *start, *flags, **how, store_residuals=True)
         kept = _kept(start, more)
     *products, by_x, by_h = dweights.weight_ih, dweights.weight_hh, *_biases(cell, dweights)
     bias = [b for b in (by_x, by_h) if b is not None]
     linear = [d for d in (dx, *products) if d is not None]
-    wanted = (*(d is not None for d in (dx, *products)), bool(bias), *(bool(down) for _ in own))
+    requested = (*(d is not None for d in (dx, *products)), bool(bias), *(bool(down) for _ in own))
     residuals = (
         *(x, weights.weight_ih, weights.weight_hh, *own),
         *(*start, hs, *kept.rest, *kept.saved, *flags),
     )
     dh, *last = fused.linear_p.bind(
-        *linear, *bias, *down, *dstate, *residuals, **how, wanted=wanted
+        *linear, *bias, *down, *dstate, *residuals, **how, requested=requested
     )
     return tuple(last), (dh,)
 

@@ -4,8 +4,8 @@ A module of kernels has
 
 .. code-block:: text
 
-    why_not(cell, dtype, T, N, D, H)    why they can't serve, or None; dtype is that of x
-    rather_not(cell, dtype, T, N, D, H)     why "auto" should not take them, or None; optional
+    unsupported_reason(cell, dtype, T, N, D, H)    why they can't serve, or None; dtype is that of x
+    unprofitable_reason(cell, dtype, T, N, D, H)     why "auto" should not take them, or None; optional
     run_forward(operands, *, cell, masked, reverse, keep)       as `fused.forward_p`
     run_backward(operands, *, cell, masked, reverse)            dz, and by the first states
 
@@ -51,9 +51,9 @@ def of(platform: str) -> Any:
     return found and importlib.import_module(found.module)
 
 
-def rather_not(platform: str, *asked: Any) -> str | None:
+def unprofitable_reason(platform: str, *asked: Any) -> str | None:
     """Why "auto" should not take a platform's kernels though they can serve, or None."""
-    advice = getattr(of(platform), "rather_not", None)
+    advice = getattr(of(platform), "unprofitable_reason", None)
     return advice and advice(*asked)
 
 

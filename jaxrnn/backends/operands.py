@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.backends.elementwise.derivative import own_counts, rule
-from jaxrnn.backends.step import Masks
+from jaxrnn.backends.step import StepMasks
 from jaxrnn.cells import Cell
 
 
@@ -41,12 +41,12 @@ def own_of(cell: Cell, vector: tuple[jax.Array, ...]) -> dict[str, jax.Array] | 
     return own
 
 
-def flags_of(masks: Masks) -> tuple[jax.Array, ...]:
+def flags_of(masks: StepMasks) -> tuple[jax.Array, ...]:
     """The masks as one array uint8 (T, N), 1 for a reset, and 2 for a step of the row's own.
 
     Nothing where there are none; zoneout is no operation's business.
     """
-    resets, valid = masks.resets, masks.valid
+    resets, valid = masks.reset_mask, masks.valid_mask
     if resets is not None and valid is not None:
         resets = resets & valid  # a reset at a step that is not the row's own changes nothing
     two = jnp.uint8(2)
@@ -55,11 +55,11 @@ def flags_of(masks: Masks) -> tuple[jax.Array, ...]:
     return (resets.astype(jnp.uint8) + (two if valid is None else valid.astype(jnp.uint8) * two),)
 
 
-def masks_of(flags: tuple[jax.Array, ...]) -> Masks:
+def masks_of(flags: tuple[jax.Array, ...]) -> StepMasks:
     """The other way round."""
     if not flags:
-        return Masks()
-    return Masks((flags[0] & 1) != 0, (flags[0] & 2) != 0)
+        return StepMasks()
+    return StepMasks((flags[0] & 1) != 0, (flags[0] & 2) != 0)
 
 
 def split(operands: Any, *counts: int) -> Any:
@@ -71,15 +71,15 @@ def split(operands: Any, *counts: int) -> Any:
     return [*pieces, tuple(operands)]
 
 
-Wanted = tuple[bool, ...]
+Requested = tuple[bool, ...]
 """By what the derivatives are: x, W_ih, W_hh, the biases, the cell's own parameters, of a cell that
 has some; those by the states always are."""
 
 
-def linear_counts(cell: Cell, wanted: Wanted) -> list[int]:
+def linear_counts(cell: Cell, requested: Requested) -> list[int]:
     """How many arrays the linear operation is linear in: dx, dW_ih, dW_hh, biases, own, states."""
-    *some, bias = wanted[:4]
-    return [*map(int, some), bias * (1 + cell.split), int(any(wanted[4:])), len(cell.states)]
+    *some, bias = requested[:4]
+    return [*map(int, some), bias * (1 + cell.split), int(any(requested[4:])), len(cell.states)]
 
 
 def state_counts(cell: Cell) -> list[int]:

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.backends.step import Masks, leave
+from jaxrnn.backends.step import StepMasks, leave
 
 Pair = tuple[jax.Array, jax.Array]
 
 
-def states(coefficients: Pair, before: jax.Array, masks: Masks, *, reverse: bool) -> jax.Array:
+def states(coefficients: Pair, before: jax.Array, masks: StepMasks, *, reverse: bool) -> jax.Array:
     """The state after each step (K, S, N).
 
     Args:
@@ -36,14 +36,14 @@ def states(coefficients: Pair, before: jax.Array, masks: Masks, *, reverse: bool
     a, b = coefficients
     if masks.zoneout is not None:
         # What keeps the state of a step is the step a = 1, b = 0.
-        kept = masks._replace(resets=None, valid=None)
+        kept = masks._replace(reset_mask=None, valid_mask=None)
         ones, zeros = (jnp.ones_like(a),), (jnp.zeros_like(b),)
         (a,), (b,) = leave((a,), ones, (a,), kept), leave((b,), zeros, (b,), kept)
-    if masks.resets is not None:
-        a = jnp.where(masks.resets[:, None], jnp.zeros_like(a), a)
-    if masks.valid is not None:
-        a = jnp.where(masks.valid[:, None], a, jnp.ones_like(a))
-        b = jnp.where(masks.valid[:, None], b, jnp.zeros_like(b))
+    if masks.reset_mask is not None:
+        a = jnp.where(masks.reset_mask[:, None], jnp.zeros_like(a), a)
+    if masks.valid_mask is not None:
+        a = jnp.where(masks.valid_mask[:, None], a, jnp.ones_like(a))
+        b = jnp.where(masks.valid_mask[:, None], b, jnp.zeros_like(b))
     first = -1 if reverse else 0
     b = b.at[first].add(a[first] * before)
     return lax.associative_scan(_after, (a, b), reverse=reverse)[1]

@@ -31,7 +31,7 @@ from jaxrnn.backends.base import Keep, Plan
 from jaxrnn.backends.blocks import first_and_shifted, known
 from jaxrnn.backends.elementwise.derivative import rule
 from jaxrnn.backends.operands import (
-    Wanted,
+    Requested,
     linear_counts,
     masks_of,
     own_of,
@@ -51,40 +51,40 @@ from jaxrnn.cells.weights import Weights, own_parameters
 
 
 def _forward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, keep: bool, **_: Any
+    *operands: jax.Array, cell: Cell, reverse: bool, store_residuals: bool, **_: Any
 ) -> list[jax.Array]:
     (x,), weights, own, state, flags = split(operands, 1, 4, *state_counts(cell))
     plan = Plan(cell, reverse)
-    how = Keep.ALL if keep else Keep.NOTHING
+    how = Keep.ALL if store_residuals else Keep.NOTHING
     weights = Weights(*weights, own=own_of(cell, own))
     masks = masks_of(flags)
-    x = zero_padding(masks.valid, x)
+    x = zero_padding(masks.valid_mask, x)
     (h,), last, kept = loops.forward(plan, weights, x, turned(state), masks, how)[:3]
-    if not keep:
+    if not store_residuals:
         return [h, *turned(last[1:])]
     assert kept is not None
     return [h, *turned(kept.rest), *turned(tuple(jax.tree.leaves(kept.saved)))]
 
 
 def _linear_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, wanted: Wanted, **_: Any
+    *operands: jax.Array, cell: Cell, reverse: bool, requested: Requested, **_: Any
 ) -> list[jax.Array]:
-    pieces = split(operands, *linear_counts(cell, wanted), *residual_counts(cell))
+    pieces = split(operands, *linear_counts(cell, requested), *residual_counts(cell))
     dx, dw_ih, dw_hh, bias, down, dstate, (x, w_ih, w_hh), own, start, after, saved, flags = pieces
     masks, plan, derivative = masks_of(flags), Plan(cell, reverse), rule(cell)
     weights = Weights(w_ih, w_hh, own=own_of(cell, own))
     params = own_parameters(cell, weights.own)
     # Of steps that are not a row's own, a kernel reads no input and saves nothing.
-    x = zero_padding(masks.valid, x)
-    saved = _only_saved(cell, params, masks.valid, saved, start)
+    x = zero_padding(masks.valid_mask, x)
+    saved = _only_saved(cell, params, masks.valid_mask, saved, start)
     shift = functools.partial(first_and_shifted, reverse=reverse)
-    old = enter(turned(tuple(map(shift, start, after))), masks.resets)
+    old = enter(turned(tuple(map(shift, start, after))), masks.reset_mask)
     tree = jax.tree.structure(saved_tree(cell))
     coefficients = jax.vmap(lambda saved, old, new: derivative.linearize(saved, old, new, *params))(
         *upcast((jax.tree.unflatten(tree, turned(saved)), old, turned(after)))
     )
     # All that does not come through the state of the step before, for all steps at once.
-    old_h = entered_rows(shift(start[0], after[0]), masks.resets)
+    old_h = entered_rows(shift(start[0], after[0]), masks.reset_mask)
     dz = turned(_gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h))
     zeros = jax.tree.map(jnp.zeros_like, upcast(old))
     if params:
@@ -142,11 +142,11 @@ def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.
 
 
 def _backward_reference(
-    *operands: jax.Array, cell: Cell, wanted: Wanted, **how: Any
+    *operands: jax.Array, cell: Cell, requested: Requested, **how: Any
 ) -> list[jax.Array]:
     cts, residuals = split(operands, 1 + len(cell.states))
-    linear = functools.partial(_linear_reference, cell=cell, wanted=wanted, **how)
-    kinds = _backward_kinds(operands, cell=cell, wanted=wanted)
+    linear = functools.partial(_linear_reference, cell=cell, requested=requested, **how)
+    kinds = _backward_kinds(operands, cell=cell, requested=requested)
     zeros = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds]
     transpose = jax.linear_transpose(lambda *a: linear(*a, *residuals), *zeros)
     return list(transpose(list(cts)))
@@ -155,26 +155,34 @@ def _backward_reference(
 # The operations
 
 
-def _forward_kinds(operands: Any, *, cell: Cell, keep: bool, **_: Any) -> operations.Kinds:
+def _forward_kinds(
+    operands: Any, *, cell: Cell, store_residuals: bool, **_: Any
+) -> operations.Kinds:
     x, H = operands[0], operands[2].shape[1]
     steps = (*x.shape[:2], H)
-    rest = [steps if keep else steps[1:]] * (len(cell.states) - 1)
-    saved = [(*x.shape[:2], H * count.shape[0]) for count in saved_kinds(cell)] if keep else []
+    rest = [steps if store_residuals else steps[1:]] * (len(cell.states) - 1)
+    saved = (
+        [(*x.shape[:2], H * count.shape[0]) for count in saved_kinds(cell)]
+        if store_residuals
+        else []
+    )
     return [operations.kind(shape, x) for shape in (steps, *rest, *saved)]
 
 
-def _linear_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> operations.Kinds:
-    pieces = split(operands, *linear_counts(cell, wanted), 3)
+def _linear_kinds(operands: Any, *, cell: Cell, requested: Requested, **_: Any) -> operations.Kinds:
+    pieces = split(operands, *linear_counts(cell, requested), 3)
     dstate, x = pieces[-3], pieces[-2][0]
     steps = (*x.shape[:2], dstate[0].shape[1])
     return [operations.kind(steps, x), *(operations.kind(d.shape, d) for d in dstate)]
 
 
-def _backward_kinds(operands: Any, *, cell: Cell, wanted: Wanted, **_: Any) -> operations.Kinds:
+def _backward_kinds(
+    operands: Any, *, cell: Cell, requested: Requested, **_: Any
+) -> operations.Kinds:
     cts, arrays, own, _ = split(operands, 1 + len(cell.states), 3, *state_counts(cell)[:1])
-    some = [operations.kind(a.shape, a) for a, yes in zip(arrays, wanted, strict=False) if yes]
-    bias = [operations.kind(arrays[2].shape[:1], arrays[2])] * linear_counts(cell, wanted)[3]
-    down = [operations.kind(a.shape, a) for a, yes in zip(own, wanted[4:], strict=True) if yes]
+    some = [operations.kind(a.shape, a) for a, yes in zip(arrays, requested, strict=False) if yes]
+    bias = [operations.kind(arrays[2].shape[:1], arrays[2])] * linear_counts(cell, requested)[3]
+    down = [operations.kind(a.shape, a) for a, yes in zip(own, requested[4:], strict=True) if yes]
     return [*some, *bias, *down, *(operations.kind(d.shape, d) for d in cts[1:])]
 
 
@@ -183,19 +191,19 @@ def _serving(platform: str, cell: Cell, x: jax.Array, w_hh: jax.Array) -> Any:
     module = kernels.of(platform)
     if not known(*x.shape):
         return None
-    return None if module.why_not(cell, x.dtype, *x.shape, w_hh.shape[1]) else module
+    return None if module.unsupported_reason(cell, x.dtype, *x.shape, w_hh.shape[1]) else module
 
 
 def _forward_kernel(platform: str, *operands: jax.Array, cell: Cell, **how: Any) -> Any:
     x, *more = operands
     module = _serving(platform, cell, x, operands[2])
     if module is not None and not kernels.PLATFORMS[platform].products:
-        x = zero_padding(masks_of(tuple(more[4 + sum(state_counts(cell)) :])).valid, x)
+        x = zero_padding(masks_of(tuple(more[4 + sum(state_counts(cell)) :])).valid_mask, x)
     return module and module.run_forward((x, *more), cell=cell, **how)
 
 
 def _backward_kernel(
-    platform: str, *operands: jax.Array, cell: Cell, wanted: Wanted, **how: Any
+    platform: str, *operands: jax.Array, cell: Cell, requested: Requested, **how: Any
 ) -> Any:
     counts = residual_counts(cell)
     pieces = split(operands, 1 + len(cell.states), *counts[:4])
@@ -204,20 +212,20 @@ def _backward_kernel(
     if module is None:
         return None
     if kernels.PLATFORMS[platform].products:
-        return module.run_backward(operands, cell=cell, wanted=wanted, **how)
+        return module.run_backward(operands, cell=cell, requested=requested, **how)
     assert not own  # the kernels without products serve no cell that has some
     out = module.run_backward((*cts, w_hh, *start, *after, *more), cell=cell, **how)
     dz, dstart = split([a.astype(compute_dtype(x.dtype)) for a in out], 1 + cell.split)
     masks = masks_of(more[counts[4] :])
     before = first_and_shifted(start[0], after[0], reverse=how["reverse"])
-    old_h = entered_rows(before, masks.resets)
-    x = zero_padding(masks.valid, x)
+    old_h = entered_rows(before, masks.reset_mask)
+    x = zero_padding(masks.valid_mask, x)
 
     def gate_inputs(*linear: jax.Array) -> Any:
-        dx, dw_ih, dw_hh, bias, _ = split(linear, *linear_counts(cell, wanted)[:4])
+        dx, dw_ih, dw_hh, bias, _ = split(linear, *linear_counts(cell, requested)[:4])
         return _gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h)
 
-    kinds = _backward_kinds(operands, cell=cell, wanted=wanted)[: -len(dstart)]
+    kinds = _backward_kinds(operands, cell=cell, requested=requested)[: -len(dstart)]
     return [*(jax.linear_transpose(gate_inputs, *kinds)(dz) if kinds else ()), *dstart]
 
 
@@ -229,8 +237,8 @@ def _forward_shared(cell: Cell, **_: Any) -> set[int]:
     return set(range(1, 5 + bool(cell.parameters)))
 
 
-def _linear_shared(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
-    dx, *weights, states = linear_counts(cell, wanted)
+def _linear_shared(cell: Cell, requested: Requested, **_: Any) -> set[int]:
+    dx, *weights, states = linear_counts(cell, requested)
     x = dx + sum(weights) + states
     return {*range(dx, dx + sum(weights)), *range(x + 1, x + 3 + bool(cell.parameters))}
 
@@ -240,8 +248,8 @@ def _backward_shared(cell: Cell, **_: Any) -> set[int]:
     return set(range(x + 1, x + 3 + bool(cell.parameters)))
 
 
-def _backward_sums(cell: Cell, wanted: Wanted, **_: Any) -> set[int]:
-    counts = linear_counts(cell, wanted)  # by x, by parameters, by the states
+def _backward_sums(cell: Cell, requested: Requested, **_: Any) -> set[int]:
+    counts = linear_counts(cell, requested)  # by x, by parameters, by the states
     return set(range(counts[0], sum(counts[:-1])))
 
 
@@ -264,5 +272,5 @@ backward_p = operations.operation(
     kernels.portable,
 )
 operations.transposed_by(
-    linear_p, backward_p, lambda cell, wanted, **_: sum(linear_counts(cell, wanted))
+    linear_p, backward_p, lambda cell, requested, **_: sum(linear_counts(cell, requested))
 )

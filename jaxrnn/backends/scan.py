@@ -21,7 +21,7 @@ from jaxrnn.backends.blocks import block_length, first_and_shifted, known, scan_
 from jaxrnn.backends.platform import choices
 from jaxrnn.backends.products import paired_product, product_of_rows
 from jaxrnn.backends.step import (
-    Masks,
+    StepMasks,
     advance,
     dropped,
     dropped_rows,
@@ -45,7 +45,7 @@ from jaxrnn.cells.weights import Weights, one_bias, own_parameters, two_columns
 
 
 def forward(
-    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks, keep: Keep
+    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: StepMasks, keep: Keep
 ) -> tuple[State, State, Kept | None, State]:
     """The loop: what it gives out, final state, what was kept of each step, states before blocks.
 
@@ -160,7 +160,7 @@ def linear_block(
     if kept is None or kept.saved is None:
         kept = _replay(plan, weights, block)
     hs_last = hs.swapaxes(1, 2)
-    old = enter(tuple(map(shift, start, (hs_last, *kept.rest))), masks.resets)
+    old = enter(tuple(map(shift, start, (hs_last, *kept.rest))), masks.reset_mask)
     new = (hs_last if kept.m is None else kept.m, *kept.rest)
     derivative = rule(cell, masks)
     coefficients = jax.vmap(lambda saved, old, new: derivative.linearize(saved, old, new, *own))(
@@ -168,7 +168,7 @@ def linear_block(
     )
 
     # All that does not come through the state of the step before, for all steps at once.
-    old_h = dropped_rows(weights, entered_rows(shift(start[0].T, hs), masks.resets))
+    old_h = dropped_rows(weights, entered_rows(shift(start[0].T, hs), masks.reset_mask))
     from_x = [product_of_rows(dweights.weight_ih, x), dweights.bias_ih]
     if dx is not None:
         # The barrier keeps XLA from exchanging the operands of the transposed product for the sake
@@ -201,7 +201,7 @@ def linear_loop(
     coefficients: Any,
     direct: State,
     from_hr: jax.Array | None,
-    masks: Masks,
+    masks: StepMasks,
     dstate: State,
 ) -> tuple[State, State]:
     """The part of the derivative that goes from step to step.
@@ -226,7 +226,7 @@ def linear_loop(
     def step(dstate: State, inputs: Any) -> tuple[State, State]:
         coefficients, direct, from_hr, masks = inputs
         before = dstate
-        dstate = entered = enter(dstate, masks.resets)
+        dstate = entered = enter(dstate, masks.reset_mask)
         if w_hh is None:
             rows = len(cell.gates) * dstate[0].shape[0]
             dz = jnp.zeros((rows, dstate[0].shape[1]), dstate[0].dtype)
@@ -258,7 +258,7 @@ def _replay(plan: Plan, weights: Weights, block: Block) -> Kept:
     x, start, masks, hs, kept = block
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     before = shift(start[0].T, hs)
-    old_h = dropped_rows(weights, entered_rows(before, masks.resets))
+    old_h = dropped_rows(weights, entered_rows(before, masks.reset_mask))
     zh = product_of_rows(weights.weight_hh, old_h)
     z = joined(cell, weights, gate_inputs(cell, weights, x), zh)
     own = own_parameters(cell, weights.own)
@@ -267,7 +267,7 @@ def _replay(plan: Plan, weights: Weights, block: Block) -> Kept:
 
     def step(rest: State, inputs: Any) -> tuple[State, Kept]:
         z, old_h, masks = inputs
-        _, *entered = state = enter((old_h, *rest), masks.resets)
+        _, *entered = state = enter((old_h, *rest), masks.reset_mask)
         (m, *new), saved = save(z, upcast(state), *own)
         rest = leave(like(new, rest), tuple(entered), rest, masks._replace(zoneout=of_rest(masks)))
         m = m.astype(hs.dtype) if _projects(weights) else None

@@ -31,7 +31,7 @@ from jaxrnn.backends.blocks import known
 from jaxrnn.cells import Cell, LinearCell
 from jaxrnn.cells.weights import sizes_of
 
-CHOICES = ("auto", "scan", "kernel", "parallel", "cudnn")
+CHOICES = ("auto", "scan", "kernel", "parallel")
 
 ORDER = {"cpu": ("kernel", "scan"), "tpu": ("scan",), "cuda": ("kernel", "scan")}
 """What "auto" tries on a platform for a cell of gates; the scan elsewhere.
@@ -77,12 +77,7 @@ class Row(NamedTuple):
 OPTIONS = {
     "projection": "it does not project h",
     "all states": "it does not give out all states",
-    "resets": "it does not reset a row between its first step and its last",
-    "dropout": "it draws no dropout between layers that could be repeated",
-    "remat": "it keeps all that its derivative needs, whatever `remat` says",
-    "one layer": "it runs whole stacks: `jaxrnn.core.stack.run` and the layers",
     "masks": "it has no recurrent dropout and no zoneout",
-    "around": "its layers are of one size, with no skip and no regulariser",
 }
 """What a run may ask for, and what a backend without it says."""
 
@@ -102,22 +97,6 @@ TABLE = (
         *("kernel", "cuda", "elementwise"),
         *(("float32", "bfloat16", "float16"), "W_hh in shared memory; Hopper"),
         *(("projection", "all states"), "reverse mode once", True),
-    ),
-    Row(
-        *("cudnn", "cuda", "LSTM", ("float32",), "all; needs JAX's CUDA plugin"),
-        *(
-            (
-                "projection",
-                "all states",
-                "resets",
-                "dropout",
-                "remat",
-                "one layer",
-                "masks",
-                "around",
-            ),
-        ),
-        *("reverse mode once", True),
     ),
 )
 
@@ -207,7 +186,7 @@ def choose(
     Raises:
         ValueError: for a backend that can't serve: why.
     """
-    options = {"one layer": True, "all states": all_states, "masks": masks}
+    options = {"all states": all_states, "masks": masks}
     return decide(backend, _asked(cell, weights, x, options), _for(platform))
 
 
@@ -222,7 +201,7 @@ def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> 
         tried = LINEAR.get(platform, ("parallel", "scan"))
     reasons: dict[str, str | None] = {}
     for name in CHOICES[1:] if full else tried:
-        reasons[name] = why_not(name, asked, platform)
+        reasons[name] = unsupported_reason(name, asked, platform)
         if reasons[name] is None and not full:
             break
     chosen = next((name for name in tried if reasons[name] is None), None)
@@ -233,7 +212,7 @@ def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> 
         why = f"the first that can serve of {', '.join(tried)}"
         if len(tried) == 1:
             why = f'"auto" takes no other on {platform}'
-        advice = _rather_not(asked, platform) if chosen == "kernel" else None
+        advice = _unprofitable_reason(asked, platform) if chosen == "kernel" else None
         if advice is not None:
             chosen, why = "scan", advice
         elif not _row(chosen, platform).measured:
@@ -246,7 +225,7 @@ def decide(backend: str, asked: Asked, platform: str, *, full: bool = False) -> 
     return Choice(chosen, why, others)
 
 
-def why_not(backend: str, asked: Asked, platform: str) -> str | None:
+def unsupported_reason(backend: str, asked: Asked, platform: str) -> str | None:
     """Why a backend can't serve; None if it can."""
     row = _row(backend, platform)
     if row is None:
@@ -271,11 +250,7 @@ def why_not(backend: str, asked: Asked, platform: str) -> str | None:
     dtype = jnp.dtype(asked.dtype).name
     if dtype not in row.dtypes:
         return f"it computes in {' or '.join(row.dtypes)}, not in {dtype}"
-    if backend == "cudnn":
-        from jaxrnn.backends import cudnn
-
-        return cudnn.why_not(asked.cell)
-    return kernels.of(platform).why_not(asked.cell, asked.dtype, *sizes)
+    return kernels.of(platform).unsupported_reason(asked.cell, asked.dtype, *sizes)
 
 
 def _row(backend: str, platform: str) -> Any:
@@ -294,9 +269,9 @@ def _asked(cell: Any, weights: Any, x: Any, options: dict[str, bool]) -> Asked:
     return Asked(cell, x.dtype, T, N, D, H, frozenset(k for k, on in options.items() if on))
 
 
-def _rather_not(asked: Asked, platform: str) -> str | None:
+def _unprofitable_reason(asked: Asked, platform: str) -> str | None:
     sizes = asked.T, asked.N, asked.D, asked.H
-    return kernels.rather_not(platform, asked.cell, asked.dtype, *sizes)
+    return kernels.unprofitable_reason(platform, asked.cell, asked.dtype, *sizes)
 
 
 class Explanation(NamedTuple):
@@ -327,10 +302,8 @@ def explain(
 ) -> Explanation:
     """Who runs each layer and direction of a stack: what `jaxrnn.core.stack.run` asks before it runs.
 
-    cuDNN runs a whole stack or nothing of it.
-
     Args:
-        stack: `jaxrnn.core.stack.Stack`; its `platform` may be one that this machine does not have.
+        stack: `jaxrnn.core.stack.StackOptions`; its `platform` may be one that this machine does not have.
         weights: F*L of `jaxrnn.core.unroll.Weights`, or of what has their shapes.
         x: (T, N, D), or ``jax.ShapeDtypeStruct``.
         resets: whether rows are reset.
@@ -347,22 +320,16 @@ def explain(
         >>> from jaxrnn.core import stack
         >>> weights = stack.init(jax.random.key(0), cells.LSTM(), 3, 4)
         >>> x = jax.ShapeDtypeStruct((5, 2, 3), jnp.float16)
-        >>> print(backends.explain(stack.Stack(cells.LSTM(), platform="tpu"), weights, x))
+        >>> print(backends.explain(stack.StackOptions(cells.LSTM(), platform="tpu"), weights, x))
         on tpu:
         layer 0: scan ("auto" takes no other on tpu)
             kernel: it computes in float32 or bfloat16, not in float16
             parallel: LSTM is not linear in its state, as a LinearCell is
-            cudnn: there is none for tpu
     """
     platform, noise = _for(stack.platform), stack.regularisers
-    sizes = {tuple(s.shape for s in (w.weight_hh, w.weight_hr) if s is not None) for w in weights}
     options = {
         "masks": noise is not None and bool(noise.recurrent_dropout or noise.zoneout),
-        "around": noise is not None or stack.skip is not None or len(sizes) > 1,
         "all states": stack.all_states,
-        "dropout": stack.dropout > 0 and len(weights) > stack.directions,
-        "remat": stack.remat,
-        "resets": resets,
     }
     choices, features = [], x.shape[2]
     for index, w in enumerate(weights):
@@ -372,12 +339,4 @@ def explain(
         seen = jax.ShapeDtypeStruct((*x.shape[:2], features), x.dtype)
         asked = _asked(stack.cell, w, seen, options)
         choices.append(decide(stack.backend, asked, platform, full=full))
-    if len({choice.backend for choice in choices}) > 1:
-        choices = [_scan_instead(c) if c.backend == "cudnn" else c for c in choices]
     return Explanation(platform, tuple(choices), stack.directions)
-
-
-def _scan_instead(choice: Choice) -> Choice:
-    others = {k: v for k, v in choice.others.items() if k != "scan"}
-    others["cudnn"] = "it runs whole stacks, and a kernel runs other layers of this one"
-    return Choice("scan", "no kernel can serve", others)

@@ -23,18 +23,18 @@ from jaxrnn.cells.base import upcast
 from jaxrnn.cells.weights import Weights, own_parameters
 
 
-class Masks(NamedTuple):
+class StepMasks(NamedTuple):
     """What is done to the state around a step; None where nothing is.
 
     Attributes:
-        resets: bool (T, N); True at t sets the row's state to zero before x_t is consumed.
-        valid: bool (T, N); False at t leaves the row's state as it was before step t.
+        reset_mask: bool (T, N); True at t sets the row's state to zero before x_t is consumed.
+        valid_mask: bool (T, N); False at t leaves the row's state as it was before step t.
         zoneout: for each state what of it step t leaves as it came in: bool (T, S, N), or numbers
             (T, 1, 1), the part of each; None for a state that has none.
     """
 
-    resets: jax.Array | None = None
-    valid: jax.Array | None = None
+    reset_mask: jax.Array | None = None
+    valid_mask: jax.Array | None = None
     zoneout: tuple[jax.Array | None, ...] | None = None
 
 
@@ -50,7 +50,7 @@ def zero_padding(valid_mask: jax.Array | None, x: jax.Array) -> jax.Array:
 
 
 def advance(
-    cell: AnyCell, weights: Weights, zx: Any, state: State, masks: Masks = Masks()
+    cell: AnyCell, weights: Weights, zx: Any, state: State, masks: StepMasks = StepMasks()
 ) -> tuple[State, Any, Any]:
     """One step, all arrays with rows last: the new state, m before projection, what is saved.
 
@@ -62,7 +62,7 @@ def advance(
         masks: of this one step, each (N,).
     """
     old = state
-    state = enter(state, masks.resets)
+    state = enter(state, masks.reset_mask)
     own = own_parameters(cell, weights.own)
     if not isinstance(cell, Cell):
         general = cast(GeneralCell, cell)
@@ -155,15 +155,15 @@ def entered_rows(hs: jax.Array, resets: jax.Array | None) -> jax.Array:
     return hs if resets is None else jnp.where(resets[..., None], jnp.zeros_like(hs), hs)
 
 
-def leave(new: State, entered: State, old: State, masks: Masks) -> State:
+def leave(new: State, entered: State, old: State, masks: StepMasks) -> State:
     """The state after a step: what zoneout keeps of the one that the step saw, `entered`; the one
     before that, `old`, where the step is not the row's.
     """
     if masks.zoneout is not None:
         new = tuple(map(_kept, masks.zoneout, new, entered))
-    if masks.valid is None:
+    if masks.valid_mask is None:
         return new
-    return tuple(jnp.where(masks.valid[None], n, o) for n, o in zip(new, old, strict=True))
+    return tuple(jnp.where(masks.valid_mask[None], n, o) for n, o in zip(new, old, strict=True))
 
 
 def _kept(keep: jax.Array | None, new: jax.Array, entered: jax.Array) -> jax.Array:
@@ -184,7 +184,7 @@ def dropped_rows(weights: Weights, hs: jax.Array) -> jax.Array:
     return hs if weights.mask_hh is None else hs * weights.mask_hh.T[None]
 
 
-def rule(cell: Any, masks: Masks) -> Rule:
+def rule(cell: Any, masks: StepMasks) -> Rule:
     """The pointwise derivative of a cell; under zoneout that which JAX makes of its step.
 
     All others may count on the states after a step being what the step has given.

@@ -33,7 +33,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.backends.step import Masks
+from jaxrnn.backends.step import StepMasks
 from jaxrnn.cells import AnyCell, Cell, Sizes
 from jaxrnn.cells.base import compute_dtype
 from jaxrnn.cells.weights import Weights, sizes_of
@@ -133,8 +133,8 @@ class Regularisers:
         return x * _scaled(keep(key, "input_dropout", index, p, shape), p, x.dtype)[None]
 
     def on_loop(
-        self, cell: AnyCell, key: Any, index: int, weights: Weights, x: jax.Array, masks: Masks
-    ) -> tuple[Weights, Masks]:
+        self, cell: AnyCell, key: Any, index: int, weights: Weights, x: jax.Array, masks: StepMasks
+    ) -> tuple[Weights, StepMasks]:
         """The weights and masks of one direction's loop over x (T, N, D)."""
         steps, rows, features = x.shape
         sizes = sizes_of(cell, weights, features)

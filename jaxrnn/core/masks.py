@@ -1,6 +1,6 @@
 """Rows of unequal length and episodes that end inside of a row: lengths and resets.
 
-To the loop both are masks on the state (`jaxrnn.backends.step.Masks`): a step past a row's length leaves
+To the loop both are masks on the state (`jaxrnn.backends.step.StepMasks`): a step past a row's length leaves
 the state as it is, a reset sets it to zero before the step. Axis letters: N batch, T time.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.backends.step import Masks
+from jaxrnn.backends.step import StepMasks
 
 
-def direction_masks(steps: int, lengths: Any, resets: Any) -> tuple[Masks, Masks]:
+def direction_masks(steps: int, lengths: Any, resets: Any) -> tuple[StepMasks, StepMasks]:
     """What lengths (N,) and resets (T, N), or None, are to the forward and the reverse direction.
 
     A cut before step t is, to the direction that reads t before t - 1, a reset before step t - 1.
@@ -26,18 +26,18 @@ def direction_masks(steps: int, lengths: Any, resets: Any) -> tuple[Masks, Masks
         >>> import jax.numpy as jnp
         >>> cuts = jnp.array([[False], [True], [False]])
         >>> forward, reverse = direction_masks(3, jnp.array([2]), cuts)
-        >>> forward.valid[:, 0].tolist(), forward.resets[:, 0].tolist()
+        >>> forward.valid_mask[:, 0].tolist(), forward.reset_mask[:, 0].tolist()
         ([True, True, False], [False, True, False])
-        >>> reverse.resets[:, 0].tolist()
+        >>> reverse.reset_mask[:, 0].tolist()
         [True, False, False]
     """
     valid = None if lengths is None else valid_mask(lengths, steps).T
     if resets is None:
-        return Masks(None, valid), Masks(None, valid)
+        return StepMasks(None, valid), StepMasks(None, valid)
     # A cut past the length, moved by one step, would fall on the row's last.
     cuts = resets if valid is None else resets & valid
     after = jnp.concatenate([cuts[1:], jnp.zeros_like(cuts[:1])])
-    return Masks(cuts, valid), Masks(after, valid)
+    return StepMasks(cuts, valid), StepMasks(after, valid)
 
 
 def valid_mask(lengths: jax.Array, steps: int) -> jax.Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxrnn.backends import select as backends
 from jaxrnn.backends.step import zero_padding
 from jaxrnn.cells import AnyCell, check
-from jaxrnn.cells.weights import Weights, sizes_of, zero_state
+from jaxrnn.cells.weights import Weights
 from jaxrnn.core import masks as ragged
 from jaxrnn.core import skips
 from jaxrnn.core import state as states_of
@@ -25,11 +25,11 @@ from jaxrnn.core.dropout import Regularisers
 from jaxrnn.core.params import init, shapes
 from jaxrnn.core.unroll import outputs_and_states
 
-__all__ = ["Stack", "init", "run", "shapes"]
+__all__ = ["StackOptions", "init", "run", "shapes"]
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackOptions:
     """The static description of a stack of recurrent layers.
 
     Attributes:
@@ -68,7 +68,7 @@ class Stack:
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(
-    stack: Stack,
+    options: StackOptions,
     weights: Sequence[Weights],
     x: jax.Array,
     states: tuple[Any, ...] | None = None,
@@ -80,9 +80,9 @@ def run(
     """Run a stack of layers over a batch of sequences.
 
     Args:
-        stack: what the stack is.
+        options: static options of the stack.
         weights: F*L of them, layer by layer, the forward direction of a layer first.
-        x: the input, its axes as `stack.layout` says.
+        x: the input, its axes as `options.layout` says.
         states: the initial states, h (F*L, N, R) first, each other (F*L, N, H), without N if the
             input has no batch; where they differ from layer to layer, as `jaxrnn.core.state` says;
             None for zeros.
@@ -91,7 +91,7 @@ def run(
             padding, whose content reaches nothing. The output there is zero, and the last state is
             that after the row's last step; the reverse direction begins there. Below 0 is taken as
             0, beyond T as T.
-        resets: bool, axes as `stack.layout` without D: True at t cuts the row before step t, in
+        resets: bool, axes as `options.layout` without D: True at t cuts the row before step t, in
             every layer and both directions, so that its pieces are independent. The forward
             direction begins each piece but the first from zeros, the reverse direction each but
             the last.
@@ -99,7 +99,7 @@ def run(
 
     Returns:
         The output, axes as the input's with F*R features, and the last states, shaped as `states`.
-        With `stack.all_states` these are the states after each step, with a leading axis T, zero
+        With `options.all_states` these are the states after each step, with a leading axis T, zero
         past a row's length.
 
     Example:
@@ -107,101 +107,81 @@ def run(
         >>> from jaxrnn import cells
         >>> from jaxrnn.core import stack
         >>> weights = stack.init(jax.random.key(0), cells.GRU(), 3, 4, num_layers=2)
-        >>> y, (h_n,) = stack.run(stack.Stack(cells.GRU()), weights, jnp.ones((7, 2, 3)))
+        >>> y, (h_n,) = stack.run(stack.StackOptions(cells.GRU()), weights, jnp.ones((7, 2, 3)))
         >>> y.shape, h_n.shape
         ((7, 2, 4), (2, 2, 4))
     """
-    if stack.dtype is not None:
-        weights, x = jax.tree.map(lambda a: a.astype(stack.dtype), (weights, x))
-        dtypes = stack.cell.state_dtypes(stack.dtype)
+    if options.dtype is not None:
+        weights, x = jax.tree.map(lambda a: a.astype(options.dtype), (weights, x))
+        dtypes = options.cell.state_dtypes(options.dtype)
         states = states and states_of.cast(states, dtypes)
-        gates = jax.tree.map(lambda a: a.astype(stack.dtype), gates)
-    if stack.layout == "NTD":
+        gates = jax.tree.map(lambda a: a.astype(options.dtype), gates)
+    if options.layout == "NTD":
         x = x.swapaxes(0, 1)
         resets = None if resets is None else resets.T
-    elif stack.layout == "TD":
+    elif options.layout == "TD":
         x, resets = x[:, None], None if resets is None else resets[:, None]
         lengths = None if lengths is None else lengths[None]
         states = jax.tree.map(lambda s: s[:, None], states)
     masks = ragged.direction_masks(x.shape[0], lengths, resets)
-    valid = masks[0].valid
-    check(stack.cell)
-    chosen = backends.explain(stack, weights, x, resets=resets is not None, full=False).choices
+    valid = masks[0].valid_mask
+    check(options.cell)
+    chosen = backends.explain(options, weights, x, resets=resets is not None, full=False).choices
 
-    if chosen[0].backend == "cudnn":
-        x, states = _by_cudnn(stack, weights, zero_padding(valid, x), states, lengths)
-        return _laid_out(stack, zero_padding(valid, x), states)
     # What a row without steps begins with, it ends with; it reaches nothing else.
     begun = states
     states = jax.tree.map(lambda s: ragged.select_nonempty(valid, s, 0), states)
-    last, regularisers = [], stack.regularisers
-    for first in range(0, len(weights), stack.directions):
+    last, regularisers = [], options.regularisers
+    for first in range(0, len(weights), options.directions):
         below = x
-        if first and stack.dropout > 0:
-            x = _dropout(key, first, x, stack.dropout)
+        if first and options.dropout > 0:
+            x = _dropout(key, first, x, options.dropout)
         if regularisers is not None:
             x = regularisers.on_input(key, first, x)
         outputs = []
-        for index in range(first, first + stack.directions):
-            start = None if states is None else states_of.at(states, index, stack.directions)
+        for index in range(first, first + options.directions):
+            start = None if states is None else states_of.at(states, index, options.directions)
             own, around = weights[index], masks[index - first]
             if regularisers is not None:
-                own, around = regularisers.on_loop(stack.cell, key, index, own, x, around)
+                own, around = regularisers.on_loop(options.cell, key, index, own, x, around)
             output, every, final = outputs_and_states(
-                stack.cell,
+                options.cell,
                 own,
                 x,
                 start,
                 reverse=index > first,
                 masks=around,
-                remat=stack.remat,
-                all_states=stack.all_states,
+                remat=options.remat,
+                all_states=options.all_states,
                 backend=chosen[index].backend,
-                platform=stack.platform,
+                platform=options.platform,
             )
             outputs.append(output)
             last.append(final if every is None else tuple(zero_padding(valid, s) for s in every))
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
-        if stack.skip is not None and below.shape == x.shape:
-            gate = None if gates is None else gates[first // stack.directions]
+        if options.skip is not None and below.shape == x.shape:
+            gate = None if gates is None else gates[first // options.directions]
             # Nothing of what is no step of a row may meet the gate, nor its derivative.
             below, x = zero_padding(valid, below), zero_padding(valid, x)
-            x = skips.around(stack.skip, gate, below, x)
+            x = skips.around(options.skip, gate, below, x)
     x = zero_padding(valid, x)
 
-    axis = 1 if stack.all_states else 0  # of the layers and directions, after that of time
-    ends = states_of.stacked(last, stack.directions, axis)
-    if begun is not None and not stack.all_states:
+    axis = 1 if options.all_states else 0  # of the layers and directions, after that of time
+    ends = states_of.stacked(last, options.directions, axis)
+    if begun is not None and not options.all_states:
         ends = jax.tree.map(functools.partial(ragged.select_nonempty, valid), ends, begun)
-    return _laid_out(stack, x, ends)
+    return _laid_out(options, x, ends)
 
 
 def _laid_out(
-    stack: Stack, x: jax.Array, states: tuple[Any, ...]
+    options: StackOptions, x: jax.Array, states: tuple[Any, ...]
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """The output (T, N, F*R) and the states (..., N, R) with the axes of the input."""
-    if stack.layout == "NTD":
+    if options.layout == "NTD":
         x = x.swapaxes(0, 1)
-    elif stack.layout == "TD":
+    elif options.layout == "TD":
         x, states = x[:, 0], jax.tree.map(lambda s: jnp.squeeze(s, -2), states)
     return x, states
-
-
-def _by_cudnn(
-    stack: Stack,
-    weights: Sequence[Weights],
-    x: jax.Array,
-    states: tuple[Any, ...] | None,
-    lengths: jax.Array | None,
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    """All layers at once, see `jaxrnn.backends.cudnn`."""
-    from jaxrnn.backends import cudnn
-
-    if states is None:
-        sizes = sizes_of(stack.cell, weights[0], x.shape[2])
-        zeros = zero_state(stack.cell, sizes, x.shape[1], x.dtype)
-        states = tuple(jnp.broadcast_to(z, (len(weights), *z.shape)) for z in zeros)
-    return cudnn.run(weights, x, states, lengths, bidirectional=stack.bidirectional)
 
 
 def _dropout(key: jax.Array | None, index: int, x: jax.Array, p: float) -> jax.Array:

@@ -36,13 +36,13 @@ from jaxrnn.backends import select as backends
 from jaxrnn.backends.base import Block, Keep, Plan
 from jaxrnn.backends.blocks import known, scan_blocks
 from jaxrnn.backends.platform import choices
-from jaxrnn.backends.step import Masks, like, turned, zero_padding
+from jaxrnn.backends.step import StepMasks, like, turned, zero_padding
 from jaxrnn.cells import AnyCell, State, check
 from jaxrnn.cells._check import check_step
 from jaxrnn.cells.base import compute_dtype
 from jaxrnn.cells.weights import Weights, completed, sizes_of, zero_state
 
-__all__ = ["Masks", "Plan", "Weights", "unroll"]
+__all__ = ["Plan", "StepMasks", "Weights", "unroll"]
 
 
 def unroll(
@@ -52,7 +52,7 @@ def unroll(
     state: State | None = None,
     *,
     reverse: bool = False,
-    masks: Masks = Masks(),
+    masks: StepMasks = StepMasks(),
     remat: bool = False,
     block: int | None = None,
     all_states: bool = False,
@@ -67,7 +67,7 @@ def unroll(
         x: (T, N, D), T at least 1.
         state: the initial states, h (N, R) first, each other one (N, H); None for zeros.
         reverse: read the sequence from its last step to its first.
-        masks: resets and valid steps, see `Masks`; x at a step that is not valid reaches nothing.
+        masks: resets and valid steps, see `StepMasks`; x at a step that is not valid reaches nothing.
         remat: trade arithmetic for memory in the derivative, see `Plan`.
         block: steps in a block; the default is chosen from the shapes.
         all_states: give out every state at each step.
@@ -114,7 +114,7 @@ def outputs_and_states(
     state: State | None,
     *,
     reverse: bool,
-    masks: Masks,
+    masks: StepMasks,
     remat: bool,
     block: int | None = None,
     all_states: bool,
@@ -136,7 +136,7 @@ def outputs_and_states(
     who = backends.choose(backend, cell, weights, x, **how).backend
     plan = Plan(cell, reverse, remat, block, all_states, who)
     if who != "kernel":  # which reads nothing there
-        x = zero_padding(masks.valid, x)
+        x = zero_padding(masks.valid_mask, x)
     if cell.gates:
         given, last = _unroll(plan, weights, x, tuple(state), masks)
     else:
@@ -152,7 +152,7 @@ KEPT_BYTES = 256_000_000
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _unroll(
-    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks
+    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: StepMasks
 ) -> tuple[State, State]:
     if plan.backend == "kernel":
         return fused_loops.forward(plan, weights, x, state, masks, Keep.NOTHING)[:2]
@@ -160,7 +160,7 @@ def _unroll(
 
 
 def _scan(
-    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: Masks
+    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: StepMasks
 ) -> tuple[State, State]:
     given, last, _, _ = loops.forward(plan, weights, x, turned(state), masks, Keep.NOTHING)
     return given, turned(last)

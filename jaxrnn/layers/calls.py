@@ -62,7 +62,7 @@ def check(
     return layout, initial
 
 
-def dropout_key(layer: Any, plan: stack.Stack, rngs: Any) -> Any:
+def dropout_key(layer: Any, plan: stack.StackOptions, rngs: Any) -> Any:
     """A key where randomness is needed; otherwise no random stream is touched."""
     drawn = {} if plan.regularisers is None else plan.regularisers.drawn
     if 0 < plan.dropout < 1:

@@ -230,9 +230,9 @@ class Recurrent(Parameters):
             output = packing.repacked(packed, output)
         return output, self.hx_of(last)
 
-    def plan(self, layout: str, *, training: bool, all_states: bool = False) -> stack.Stack:
+    def plan(self, layout: str, *, training: bool, all_states: bool = False) -> stack.StackOptions:
         """The layer as `jaxrnn.core.stack.run` takes it; `layout` are the axes of the input."""
-        return stack.Stack(
+        return stack.StackOptions(
             self.cell,
             bidirectional=bool(self.bidirectional),
             layout=layout,
@@ -276,7 +276,6 @@ class Recurrent(Parameters):
             layer 0: scan ("auto" takes no other on tpu)
                 kernel: it does not project h
                 parallel: LSTM is not linear in its state, as a LinearCell is
-                cudnn: there is none for tpu
         """
         dtype = self.param_dtype if self.dtype is None else self.dtype
         packed = isinstance(input, PackedSequence)

@@ -22,7 +22,7 @@ def installed() -> bool:
     return find_spec("llvmlite") is not None
 
 
-def why_not(cell: Any, dtype: Any, *sizes: int) -> str | None:
+def unsupported_reason(cell: Any, dtype: Any, *sizes: int) -> str | None:
     """Why a cell can't run in a kernel here; None if it can, whatever the sizes."""
     del sizes
     if not installed():
@@ -42,7 +42,7 @@ def why_not(cell: Any, dtype: Any, *sizes: int) -> str | None:
     return None
 
 
-def rather_not(cell: Any, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
+def unprofitable_reason(cell: Any, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
     """Why a scan is quicker although a kernel can serve, or None.
 
     Measured on two cores: at H 128 and 512 the scan is ahead below some 32 rows in all, up to ten

@@ -23,11 +23,11 @@ from jaxrnn.backends.cpu.variant import flags_of, own_of
 def write(m: Module, kind: Backward) -> None:
     """``work(context, number)``: what one thread of a call does."""
     tiles.write_product(m, "product", kind.tile)
-    if kind.wanted.x:
+    if kind.requested.x:
         tiles.write_product(m, "product_x", kind.x_tile)
-    if kind.wanted.weight_ih:
+    if kind.requested.weight_ih:
         outer.write(m, "outer_x", kind.x_patch)
-    if any(kind.wanted[1:]):
+    if any(kind.requested[1:]):
         outer.write(m, "outer_h", kind.h_patch)
     _Loop(m, kind).work()
 
@@ -61,7 +61,7 @@ class _Loop(Call):
         with f.loop(first, end) as p:
             to = f.at(self.w_hh, f.mul(self.panel, p))
             tiles.pack_columns(f, self.tile, c["w_hh"], to, p, self.features, c["H"])
-        if self.kind.wanted.x:
+        if self.kind.requested.x:
             tile = self.kind.x_tile
             size = f.mul(self.features, tile.vectors * m.lanes)
             first, end = threads.share(f, c["XPANELS"], "%number", c["THREADS"])
@@ -74,12 +74,12 @@ class _Loop(Call):
             with f.loop(0, zeros) as i:
                 f.store("0.0", f.at(self.nothing, i), m.scalar)
             f.store("1.0", self.one, m.scalar)
-            wanted = self.kind.wanted
-            if wanted.x:
+            requested = self.kind.requested
+            if requested.x:
                 memory.ask(f, c["dx"], f.mul(f.mul(c["T"], c["N"]), c["D"]))
-            if wanted.weight_ih:
+            if requested.weight_ih:
                 memory.ask(f, c["dw_ih"], f.mul(self.features, c["D"]))
-            if wanted.weight_hh:
+            if requested.weight_hh:
                 memory.ask(f, c["dw_hh"], f.mul(self.features, c["H"]))
         with f.loop(0, f.mul(c["BLOCK"], c["N"])) as i:
             f.store(self.one, f.at(self.own["ONES"], i, 8), "ptr")
@@ -236,7 +236,7 @@ class _Loop(Call):
                 half, gate = divmod(index, variant.gates)
                 at = f.add(f.mul(c["H"], gate), first) if gate else first
                 f.store_some(value, f.at(targets[half], at), there)
-            if self.kind.wanted.own:
+            if self.kind.requested.own:
                 for index, value in enumerate(values[gates + variant.states :], variant.gates):
                     at = f.add(f.mul(c["H"], index), first)
                     f.store_some(value, f.at(targets[0], at), there)

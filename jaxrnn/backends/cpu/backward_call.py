@@ -21,8 +21,8 @@ NUMBERS = (
 """What a call is told, see `plan`."""
 
 
-class Wanted(NamedTuple):
-    """Which derivatives beside those by the first states are wanted."""
+class Requested(NamedTuple):
+    """Which derivatives beside those by the first states are requested."""
 
     x: bool = True
     weight_ih: bool = True
@@ -37,7 +37,7 @@ class Backward:
 
     Attributes:
         forward: what the forward kernel was.
-        wanted: by what the derivatives are wanted.
+        requested: by what the derivatives are requested.
         tile: of the product with W_hh.
         x_tile: of the product with W_ih.
         x_patch: of the derivative by W_ih.
@@ -45,7 +45,7 @@ class Backward:
     """
 
     forward: Variant
-    wanted: Wanted
+    requested: Requested
     tile: Tile
     x_tile: Tile
     x_patch: Patch
@@ -71,11 +71,11 @@ class Backward:
 
     @property
     def outputs(self) -> list[str]:
-        """The results: those wanted, by the first states, scratch memory."""
+        """The results: those requested, by the first states, scratch memory."""
         bias = [f"db{half}" for half in range(self.halves)]
-        some = zip(self.wanted, (["dx"], ["dw_ih"], ["dw_hh"], bias, ["down"]), strict=True)
-        wanted = [name for yes, names in some if yes for name in names]
-        return [*wanted, *(f"dfirst{k}" for k in range(self.forward.states)), "scratch"]
+        some = zip(self.requested, (["dx"], ["dw_ih"], ["dw_hh"], bias, ["down"]), strict=True)
+        requested = [name for yes, names in some if yes for name in names]
+        return [*requested, *(f"dfirst{k}" for k in range(self.forward.states)), "scratch"]
 
 
 def plan(
@@ -89,7 +89,7 @@ def plan(
     features = kind.forward.gates * sizes.H
     # Rows of dz are a line of the cache apart from what a power of two would make them, so that a
     # column of them is not all in one place of it. Behind it is what the cell's own parameters get.
-    more = kind.forward.graph.own * sizes.H if kind.wanted.own else 0
+    more = kind.forward.graph.own * sizes.H if kind.requested.own else 0
     line = -(-(features + more) * itemsize // 64) * 64 // itemsize + 64 // itemsize
     sharing = layout.sharing(
         machine, tile, kind.forward.gates, sizes, panels, panels * features * sums
@@ -98,7 +98,7 @@ def plan(
     rows = -(-sizes.N // sharing.row_groups)
     areas, private = Areas(), Areas()
     areas.add("W_HH", panels * features * sums)
-    areas.add("W_IH", x_panels * features * x_sums if kind.wanted.x else 0)
+    areas.add("W_IH", x_panels * features * x_sums if kind.requested.x else 0)
     areas.add("NOTHING", max(line, sizes.D, sizes.H) * itemsize)
     areas.add("ONE", itemsize)
     areas.add("RING", kind.halves * 2 * block * sizes.N * line * itemsize)
@@ -110,7 +110,7 @@ def plan(
     wide = max(kind.x_patch.wide, kind.h_patch.wide)
     private.add("PANEL", min(block * sizes.N, outer.ROWS) * wide * lanes * itemsize)
     for name in ("OWN", "OWN_DX"):
-        private.add(name, (block * rows + 1) * 8 if kind.wanted.x else 0)
+        private.add(name, (block * rows + 1) * 8 if kind.requested.x else 0)
     for name in ("X_ROWS", "H_ROWS", "Z0_ROWS", "Z1_ROWS", "P_ROWS", "ONES"):
         private.add(name, (block * sizes.N + outer.AHEAD) * 8)
     numbers = layout.numbers(

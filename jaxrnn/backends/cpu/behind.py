@@ -16,10 +16,10 @@ from jaxrnn.backends.cpu.variant import flags_of
 
 def write(call: Call, turn0: str, steps: str) -> None:
     """What dz of a block of steps is needed for past the loop."""
-    f, c, wanted = call.f, call.c, call.kind.wanted
-    if wanted.x:
+    f, c, requested = call.f, call.c, call.kind.requested
+    if requested.x:
         _by_x(call, turn0, steps)
-    if not any(wanted[1:]):
+    if not any(requested[1:]):
         return
     count = _rows_of_block(call, turn0, steps)
     first = f.compare("eq", turn0, 0)
@@ -41,18 +41,18 @@ def write(call: Call, turn0: str, steps: str) -> None:
                   first=first, **where)  # fmt: skip
 
     last = f"Z{call.kind.halves - 1}_ROWS"
-    if wanted.weight_hh:
+    if requested.weight_hh:
         add("outer_h", last, "H_ROWS", c["H"], "dw_hh")
-    if wanted.weight_ih:
+    if requested.weight_ih:
         with f.when(f.compare("ugt", c["D"], 1)):
             add("outer_x", "Z0_ROWS", "X_ROWS", c["D"], "dw_ih")
         # With a single feature the gates are what makes a vector.
         with f.when(f.compare("eq", c["D"], 1)):
             add("outer_h", "X_ROWS", "Z0_ROWS", call.features, "dw_ih")
-    if wanted.bias:
+    if requested.bias:
         for half in range(call.kind.halves):
             add("outer_h", "ONES", f"Z{half}_ROWS", call.features, f"db{half}")
-    if wanted.own:
+    if requested.own:
         add("outer_h", "ONES", "P_ROWS", f.mul(c["H"], call.variant.graph.own), "down")
 
 
@@ -77,7 +77,7 @@ def _rows_of_block(call: Call, turn0: str, steps: str) -> str:
             rows = {"X_ROWS": x, "H_ROWS": h}
             for half in range(call.kind.halves):
                 rows[f"Z{half}_ROWS"] = call.dz(half, turn, n)
-            if call.kind.wanted.own:
+            if call.kind.requested.own:
                 rows["P_ROWS"] = f.at(rows["Z0_ROWS"], call.features)
             for name, row in rows.items():
                 f.store(row, f.at(call.own[name], at, 8), "ptr")

@@ -100,7 +100,9 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
     mine = threads.Share(f, c)
     panel0, panel1 = mine.panel0, mine.panel1
     rows = f.sub(mine.row1, mine.row0)
-    if not variant.keep:  # the other states are then a single (N, H), changed at each step
+    if (
+        not variant.store_residuals
+    ):  # the other states are then a single (N, H), changed at each step
         for k in range(1, variant.states):
             tiles.copy_states(f, tile, c, mine, f"first{k}", f"state{k}")
 
@@ -158,9 +160,9 @@ def write(m: Module, variant: Variant, tile: Tile) -> None:
 def _in_large_pages(f: Function, variant: Variant, c: dict[str, str]) -> None:
     """What is written of all steps."""
     every = f.mul(f.mul(c["T"], c["N"]), c["H"])
-    for k in range(variant.states if variant.keep else 1):
+    for k in range(variant.states if variant.store_residuals else 1):
         memory.ask(f, c[f"state{k}"], every)
-    if variant.keep:
+    if variant.store_residuals:
         for index, count in enumerate(variant.graph.saved):
             memory.ask(f, c[f"saved{index}"], f.mul(every, count))
 
@@ -205,7 +207,7 @@ def _hold(
     before: str,
 ) -> None:
     """The states of rows that have no step of their own stay what they were."""
-    kept = range(variant.states if variant.keep else 1)
+    kept = range(variant.states if variant.store_residuals else 1)
     with f.loop(mine.row0, mine.row1) as n, f.unless(flags_of(f, c, t, n)[1]):
         own = f.mul(n, c["H"])
         from_ = f.add(f.mul(before, c["H"]), own)
@@ -262,7 +264,7 @@ def _cell(
         places = [f.at(c["state0"], f.add(f.mul(row, c["H"]), first))]
         for k in range(1, variant.states):
             own = f.add(f.mul(n, c["H"]), first)
-            if variant.keep:
+            if variant.store_residuals:
                 kept = f.add(f.mul(before, c["H"]), own)
                 old = f.choose(begin, f.at(c[f"first{k}"], own), f.at(c[f"state{k}"], kept), "ptr")
                 places.append(f.at(c[f"state{k}"], f.add(f.mul(row, c["H"]), first)))
@@ -295,7 +297,7 @@ def _cell(
         values = functions.emit(f, variant.graph.forward, leaf)
         for value, place in zip(values, places):
             f.store_some(value, place, there)
-        if not variant.keep:
+        if not variant.store_residuals:
             continue
         saved = iter(values[variant.states :])
         for index, count in enumerate(variant.graph.saved):

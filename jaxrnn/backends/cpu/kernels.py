@@ -21,7 +21,7 @@ from jaxrnn.backends.cpu import (
     threads,
     tiles,
 )
-from jaxrnn.backends.cpu.backward_call import Backward, Wanted
+from jaxrnn.backends.cpu.backward_call import Backward, Requested
 from jaxrnn.backends.cpu.ir import Module
 from jaxrnn.backends.cpu.layout import Sizes
 from jaxrnn.backends.cpu.variant import Variant
@@ -34,9 +34,9 @@ _compiling = threading.Lock()
 
 
 @functools.cache
-def variant(cell: Any, dtype: str, masked: bool, keep: bool) -> Variant:
+def variant(cell: Any, dtype: str, masked: bool, store_residuals: bool) -> Variant:
     """What a kernel is written for; see `Variant`."""
-    return Variant(cell, np.dtype(dtype), masked, keep)
+    return Variant(cell, np.dtype(dtype), masked, store_residuals)
 
 
 def _handler(kind: Variant | Backward, dtype: str, tile: tiles.Tile, machine: tiles.Machine) -> str:
@@ -76,7 +76,7 @@ def run_forward(
     operands: Sequence[jax.Array],
     *,
     masked: bool,
-    keep: bool,
+    store_residuals: bool,
     reverse: bool,
     at_once: int = 1,
 ) -> list[jax.Array]:
@@ -88,21 +88,21 @@ def run_forward(
             vector, if it has some, the first states (N, H), and, if `masked`, flags uint8 (T, N): 1
             for a reset, and 2 for a step that is the row's own.
         masked: whether there are flags.
-        keep: give out the other states at each step (T, N, H), and what is saved (T, N, s*H),
+        store_residuals: give out the other states at each step (T, N, H), and what is saved (T, N, s*H),
             instead of the last other states (N, H).
         reverse: from the last step to the first.
         at_once: how many such calls share the processor: one for each device there is.
     """
     x, _, w_hh = operands[:3]
     sizes, dtype = Sizes(x.shape[0], x.shape[1], x.shape[2], w_hh.shape[1]), x.dtype.name
-    kind = variant(cell, dtype, masked, keep)
+    kind = variant(cell, dtype, masked, store_residuals)
     machine = compiler.machine().shared(at_once)
     lanes = machine.bits // 8 // x.dtype.itemsize
     tile = tiles.choose(machine, lanes, kind.gates, sizes.H)
     planned = forward.plan(kind, machine, tile, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
     steps = (sizes.T, sizes.N, sizes.H)
-    results = [steps, *[steps if keep else steps[1:]] * (kind.states - 1)]
-    if keep:
+    results = [steps, *[steps if store_residuals else steps[1:]] * (kind.states - 1)]
+    if store_residuals:
         results += [(*steps[:2], count * sizes.H) for count in kind.graph.saved]
     name = _handler(kind, dtype, tile, machine)
     return _call(name, planned, results, x.dtype, operands)
@@ -114,10 +114,10 @@ def run_backward(
     *,
     masked: bool,
     reverse: bool,
-    wanted: Sequence[bool],
+    requested: Sequence[bool],
     at_once: int = 1,
 ) -> list[jax.Array]:
-    """The backward kernel: the derivatives that are wanted, and those by the first states.
+    """The backward kernel: the derivatives that are requested, and those by the first states.
 
     Args:
         cell: which cell.
@@ -126,7 +126,7 @@ def run_backward(
             states, the states at each step, what was saved, and flags.
         masked: whether there are flags.
         reverse: as in the forward kernel.
-        wanted: by x (T, N, D), by W_ih, by W_hh, by the bias (G*H,), or by both biases where the
+        requested: by x (T, N, D), by W_ih, by W_hh, by the bias (G*H,), or by both biases where the
             cell takes its gate inputs apart; of a cell with parameters of its own, by those.
         at_once: as in the forward kernel.
     """
@@ -136,18 +136,18 @@ def run_backward(
     lanes = machine.bits // 8 // x.dtype.itemsize
     kind = Backward(
         variant(cell, dtype, masked, True),
-        Wanted(*wanted),
+        Requested(*requested),
         tiles.choose(machine, lanes, 1, sizes.H),
         tiles.choose(machine, lanes, 1, sizes.D),
         outer.choose(machine, lanes, sizes.D),
         outer.choose(machine, lanes, sizes.H),
     )
     planned = backward_call.plan(kind, machine, lanes, x.dtype.itemsize, sizes, 1 - 2 * reverse)
-    some = zip(wanted, (x, w_ih, w_hh), strict=False)
+    some = zip(requested, (x, w_ih, w_hh), strict=False)
     results = [array.shape for yes, array in some if yes]
-    if wanted[3]:
+    if requested[3]:
         results += [(len(w_hh),)] * kind.halves
-    if kind.wanted.own:
+    if kind.requested.own:
         results.append((kind.forward.graph.own * sizes.H,))
     results += [(sizes.N, sizes.H)] * kind.forward.states
     name = _handler(kind, dtype, kind.tile, machine)

@@ -155,18 +155,18 @@ def write_run(m: Module, cores: int) -> None:
     f.store(counters, slot(BARRIERS), "ptr")
     f.say("store atomic i64 0, ptr %context release, align 8")
     if cores > 1 and available():
-        wanted = f.load(slot(THREADS), INT)
+        requested = f.load(slot(THREADS), INT)
         handles, given = f.array(INT, cores), f.array(INT, 2 * cores)
         count, where = f.array(INT, 1), f.array("ptr", 1)
         attributes = f.array(INT, ATTRIBUTES // 8)
-        several = f.compare("sgt", wanted, 1)
+        several = f.compare("sgt", requested, 1)
         f.store("null", where, "ptr")
         if placed():
             write_elsewhere(m)
             with f.when(several):
                 f.store(f.call("elsewhere", f"ptr {attributes}", result="ptr"), where, "ptr")
         f.store("1", count, INT)
-        with f.loop(1, wanted):
+        with f.loop(1, requested):
             number = f.load(count, INT)
             one = f.at(given, f.mul(number, 2), 8)
             f.store(number, one, INT)
@@ -181,7 +181,7 @@ def write_run(m: Module, cores: int) -> None:
             with f.when(several):
                 f.call("pthread_attr_destroy", f"ptr {attributes}", result="i32")
         threads = f.load(count, INT)
-        with f.when(f.compare("ne", threads, wanted)):
+        with f.when(f.compare("ne", threads, requested)):
             for index in (THREADS, ROW_GROUPS, UNIT_GROUPS):
                 f.store("1", slot(index), INT)
         f.say("store atomic i64 1, ptr %context release, align 8")

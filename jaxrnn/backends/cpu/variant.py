@@ -15,11 +15,11 @@ class Variant:
         cell: of the package.
         dtype: float32 or float64.
         masked: whether steps have flags.
-        keep: whether the derivative needs what the cell saves.
+        store_residuals: whether the derivative needs what the cell saves.
     """
 
-    def __init__(self, cell: Any, dtype: Any, masked: bool, keep: bool):
-        self.cell, self.masked, self.keep = cell, masked, keep
+    def __init__(self, cell: Any, dtype: Any, masked: bool, store_residuals: bool):
+        self.cell, self.masked, self.store_residuals = cell, masked, store_residuals
         self.graph = pointwise(cell, dtype)
         self.gates, self.states = len(cell.gates), len(cell.states)
         self.split = cell.split
@@ -43,7 +43,7 @@ class Variant:
     def outputs(self) -> list[str]:
         """The results: h at each step, the other states, what is saved, scratch memory."""
         rest = [f"state{i}" for i in range(1, self.states)]
-        saved = [f"saved{i}" for i in range(len(self.graph.saved))] if self.keep else []
+        saved = [f"saved{i}" for i in range(len(self.graph.saved))] if self.store_residuals else []
         return ["state0", *rest, *saved, "scratch"]
 
 

@@ -21,7 +21,7 @@ from jaxrnn.cells import Cell
 _FUNCTIONS = arrays.FUNCTIONS | {"expm1": lambda a: lax.exp(a) - 1.0}
 
 
-def why_not(cell: Cell) -> str | None:
+def unsupported_reason(cell: Cell) -> str | None:
     """Why a cell's functions can't be had unit by unit; None if they can."""
     if cell.parameters:
         return f"{type(cell).__name__} has parameters of its own"

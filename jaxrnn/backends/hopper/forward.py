@@ -24,7 +24,7 @@ def forward(
     masked: bool,
     padded: bool,
     reverse: bool,
-    keep: bool,
+    store_residuals: bool,
     dtype: Any,
 ) -> tuple[Callable[..., None], dict[str, Any]]:
     """The forward loop, and the shared memory it takes.
@@ -42,7 +42,7 @@ def forward(
     def body(
         *refs: Any, w: Any, hs: Any, sums: Any, full: Any, copied: Any, inbox: Any = None
     ) -> None:
-        there = 1, cell.split, 1, masked, padded, 1, 1, states > 1, keep and saved
+        there = 1, cell.split, 1, masked, padded, 1, 1, states > 1, store_residuals and saved
         zx, bias, first, flags, inside, weights, h_out, rest_out, saved_out = loops.pick(
             refs, there
         )
@@ -122,7 +122,7 @@ def forward(
                 lambda: send(new[0], s + 1, following[1] if loops.AHEAD else marked(s + 1))
             )
             h_out.at[t, b, me, 0][...] = new[0].astype(dtype)
-            if keep:
+            if store_residuals:
                 for out, arrays in ((rest_out, new[1:]), (saved_out, kept)):
                     for i, array in enumerate(arrays):
                         out.at[t, b, me, i][...] = array.astype(dtype)
@@ -132,7 +132,7 @@ def forward(
         send(state[0], jnp.int32(0), marked(jnp.int32(0)))
         begun = inputs(jnp.int32(0)) if loops.AHEAD else ()
         state, _ = lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, (state, begun))
-        if not keep:
+        if not store_residuals:
             for k in range(1, states):
                 rest_out.at[b, me, k - 1][...] = state[k].astype(dtype)
         device.end()

@@ -54,7 +54,7 @@ INTERPRET = False
 """Whether to run in Mosaic's interpreter, which needs no GPU."""
 
 
-def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
+def unsupported_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
     """Why the kernels can't serve; None if they can."""
     del D
     name = jnp.dtype(dtype).name
@@ -63,7 +63,7 @@ def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | Non
     reason = None if INTERPRET else _why_not_here()
     if reason is None and name not in DTYPES:
         reason = f"it computes in {' or '.join(DTYPES)}, not in {name}"
-    reason = reason or values.why_not(cell)
+    reason = reason or values.unsupported_reason(cell)
     if reason is None and any("sqrt" in _operations(n) for n in _outputs(cell)):
         reason = f"Mosaic has no square root, which {type(cell).__name__} takes"
     if reason is None and tiles_of(cell, dtype, N, H) is None:
@@ -74,7 +74,7 @@ def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | Non
     return reason
 
 
-def rather_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
+def unprofitable_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
     """Why "auto" should not take them though they can serve, or None."""
     del T, D
     tiles = tiles_of(cell, dtype, N, H)
@@ -146,7 +146,7 @@ def tensorfloat32() -> bool:
 
 
 def run_forward(
-    operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool, keep: bool
+    operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool, store_residuals: bool
 ) -> list[jax.Array]:
     """The forward kernel; operands and results are those of `jaxrnn.backends.primitives.forward_p`."""
     x, w_ih, w_hh, b_ih, b_hh, *more = operands
@@ -167,22 +167,22 @@ def run_forward(
     blocks = (order.groups, tiles.blocks)
     results = [shape(T, *blocks, 1)]
     if states > 1:
-        results.append(shape(*((T,) if keep else ()), *blocks, states - 1))
-    if keep and sum(saved):
+        results.append(shape(*((T,) if store_residuals else ()), *blocks, states - 1))
+    if store_residuals and sum(saved):
         results.append(shape(T, *blocks, sum(saved)))
     device = _device(tiles)
     from jaxrnn.backends.hopper import forward as hopper_forward
 
     body, scratch = hopper_forward.forward(
-        device, cell, T, masked, order.padded, reverse, keep, x.dtype
+        device, cell, T, masked, order.padded, reverse, store_residuals, x.dtype
     )
     run = device.launch(body, tuple(results), scratch, order.groups, "rnn_forward")
     h, *kept = run(*inputs)
     out = [order.rows(h)]
     if states > 1:
         rest = kept.pop(0)
-        rest = order.rows(rest if keep else rest[None])
-        rest = rest if keep else rest[0]
+        rest = order.rows(rest if store_residuals else rest[None])
+        rest = rest if store_residuals else rest[0]
         out += jnp.split(rest, states - 1, axis=-1)
     if kept:
         everything, place = order.rows(kept[0]), 0
@@ -234,7 +234,7 @@ def run_backward(
 def _plan(cell: Cell, dtype: Any, N: int, H: int) -> tuple[Tiles, _Order]:
     tiles = tiles_of(cell, dtype, N, H)
     if tiles is None:
-        raise ValueError(why_not(cell, dtype, 1, N, 1, H))
+        raise ValueError(unsupported_reason(cell, dtype, 1, N, 1, H))
     return tiles, _Order(tiles, N, H)
 
 

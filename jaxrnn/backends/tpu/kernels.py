@@ -41,12 +41,12 @@ INTERPRET: Any = False
 """What `pl.pallas_call` takes: True or ``pltpu.InterpretParams()`` to run without a TPU."""
 
 
-def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
+def unsupported_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
     """Why the kernels can't serve; None if they can."""
     del D
     if jnp.dtype(dtype).name not in DTYPES:
         return f"it computes in {' or '.join(DTYPES)}, not in {jnp.dtype(dtype).name}"
-    reason = values.why_not(cell)
+    reason = values.unsupported_reason(cell)
     if reason is None and tiles(cell, jnp.dtype(dtype), T, N, H, budget()) is None:
         size = len(cell.gates) * H * H * jnp.dtype(dtype).itemsize
         reason = (
@@ -57,7 +57,7 @@ def why_not(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | Non
 
 
 def run_forward(
-    operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool, keep: bool
+    operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool, store_residuals: bool
 ) -> list[jax.Array]:
     """The forward kernel; operands and results as of `jaxrnn.backends.primitives.forward_p`."""
     x, w_ih, w_hh, b_ih, b_hh, *start = operands[: 5 + len(cell.states)]
@@ -82,17 +82,21 @@ def run_forward(
     inputs += [(f.astype(jnp.int32)[..., None], step(0)) for f in flags]
     steps = lambda n: (jax.ShapeDtypeStruct((T, N, n * p.Hp), x.dtype), step(n))  # noqa: E731
     outputs = [steps(1)]
-    if keep:
+    if store_residuals:
         outputs += [steps(1) for _ in start[1:]] + [steps(n) for n in saved]
     else:
         outputs += [(jax.ShapeDtypeStruct((N, p.Hp), x.dtype), fixed) for _ in start[1:]]
-    kernel = functools.partial(_forward, cell=cell, p=p, masked=masked, reverse=reverse, keep=keep)
+    kernel = functools.partial(
+        _forward, cell=cell, p=p, masked=masked, reverse=reverse, store_residuals=store_residuals
+    )
     h, *more = _call(kernel, p, inputs, outputs, len(cell.states), "jaxrnn_forward")
     counts = [1] * len(start) + list(saved)
     return [p.narrow(a, n) for a, n in zip((h, *more), counts, strict=False)]
 
 
-def _forward(*refs: Any, cell: Cell, p: Tiles, masked: bool, reverse: bool, keep: bool) -> None:
+def _forward(
+    *refs: Any, cell: Cell, p: Tiles, masked: bool, reverse: bool, store_residuals: bool
+) -> None:
     graph, states = values.graph(cell), len(cell.states)
     (zx, w), refs = refs[:2], refs[2:]
     bias, refs = (refs[0], refs[1:]) if cell.split else (None, refs)
@@ -125,14 +129,14 @@ def _forward(*refs: Any, cell: Cell, p: Tiles, masked: bool, reverse: bool, keep
             state[k][...] = after
             if k == 0:
                 h_out[t] = after.astype(h_out.dtype)
-            elif keep:
+            elif store_residuals:
                 rest[k - 1][t] = after.astype(h_out.dtype)
-        for ref, n in zip(saved, graph.saved if keep else (), strict=True):
+        for ref, n in zip(saved, graph.saved if store_residuals else (), strict=True):
             for k in range(n):
                 ref[t, :, k * p.Hp : (k + 1) * p.Hp] = next(places).astype(ref.dtype)
 
     _each_step(p, step, reverse)
-    if not keep and states > 1:
+    if not store_residuals and states > 1:
 
         @pl.when(pl.program_id(1) == p.blocks - 1)
         def _() -> None:
@@ -254,7 +258,7 @@ def _backward(
 def _tiles(cell: Cell, dtype: Any, T: int, N: int, H: int) -> Tiles:
     found = tiles(cell, jnp.dtype(dtype), T, N, H, budget())
     if found is None:
-        raise ValueError(why_not(cell, dtype, T, N, 0, H))
+        raise ValueError(unsupported_reason(cell, dtype, T, N, 0, H))
     return found
 
 
