@@ -28,7 +28,7 @@ from bench.reference import run_stack
 from bench.runner import build_all, run_suite
 from bench.suites import SUITES, sharings
 from jaxrnn import cells
-from jaxrnn.backends.hopper import tiles as hopper_tiles
+from jaxrnn.backends.hopper import tiling as hopper_tiling
 
 SUITE = SUITES["gpu"]
 
@@ -53,7 +53,7 @@ def test_what_takes_too_long_ahead_is_stopped(tmp_path: Path) -> None:
 
 def test_sharings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert (sharings.UNITS, sharings.ROWS) == (hopper_tiles.UNITS, hopper_tiles.ROWS)
+    assert (sharings.UNITS, sharings.ROWS) == (hopper_tiling.UNITS, hopper_tiling.ROWS)
     found = []
     for name in sharings.NAMED:
         with contextlib.suppress(Unsupported):
@@ -65,7 +65,7 @@ def test_sharings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         with contextlib.suppress(Unsupported):
             groups.append(sharings.sharing(name, cells.LSTM(), jnp.bfloat16, 64, 1024))
     assert sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 64, 1024) in groups
-    assert {t.C for t in groups} == set(hopper_tiles.GROUPED)
+    assert {t.C for t in groups} == set(hopper_tiling.GROUPED)
     with pytest.raises(Unsupported, match="no room"):
         sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 2048)
 

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 
 from jaxrnn import cells
+from jaxrnn.backends import hopper
 from jaxrnn.backends.hopper import device as hopper_device
 from jaxrnn.backends.hopper import far as hopper_far
 from jaxrnn.backends.hopper import group as hopper_group
-from jaxrnn.backends.hopper import kernels as hopper
 from jaxrnn.backends.hopper import loops as hopper_loops
 from jaxrnn.backends.hopper import peers as hopper_peers
 from jaxrnn.backends.hopper.device import Arrivals, Copies, Device
 from jaxrnn.backends.hopper.group import Group
-from jaxrnn.backends.hopper.tiles import Tiles
+from jaxrnn.backends.hopper.tiling import Tiles
 from tests import compiling
 from tests.ptx import Machine, Ref
 from tests.test_fused import close

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 
 from jaxrnn import cells
+from jaxrnn.backends import hopper
 from jaxrnn.backends import primitives as fused
 from jaxrnn.backends import select as backends
-from jaxrnn.backends.hopper import kernels as hopper
-from jaxrnn.backends.hopper import tiles as hopper_tiles
+from jaxrnn.backends.hopper import tiling as hopper_tiling
 from jaxrnn.backends.operands import flags_of
 from jaxrnn.core import stack
 from tests.test_fused import close, draw, value_and_pulled
@@ -41,7 +41,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     launches: list[tuple[str, int]] = []
     device = hopper._device
 
-    def noted(tiles: hopper_tiles.Tiles) -> Any:
+    def noted(tiles: hopper_tiling.Tiles) -> Any:
         made = device(tiles)
         launch = made.launch
 
@@ -53,13 +53,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
         return made
 
     monkeypatch.setattr(hopper, "_device", noted)
-    monkeypatch.setattr(hopper_tiles, "UNITS", (16,))
-    hopper_tiles.choose.cache_clear()
+    monkeypatch.setattr(hopper_tiling, "UNITS", (16,))
+    hopper_tiling.choose.cache_clear()
     if not GPU:
         monkeypatch.setattr(hopper, "INTERPRET", True)
     yield launches
     monkeypatch.undo()
-    hopper_tiles.choose.cache_clear()
+    hopper_tiling.choose.cache_clear()
 
 
 def raced() -> bool:
@@ -82,7 +82,7 @@ def compiled(
 
 def force(monkeypatch: pytest.MonkeyPatch, cell: cells.Cell, tiles: Any) -> None:
     """Share layers of a cell out in this way: parts, item size, and the sizes of `Tiles`."""
-    forced = hopper_tiles.Tiles(len(cell.gates), *tiles)
+    forced = hopper_tiling.Tiles(len(cell.gates), *tiles)
     monkeypatch.setattr(hopper, "tiles_of", lambda *_: forced)
 
 
@@ -308,7 +308,7 @@ def test_shared_memory_is_what_was_counted(cell: Any, itemsize: int, parts: int)
 
     dtype, kinds = {2: jnp.bfloat16, 4: jnp.float32}[itemsize], set()
     for H, processors in itertools.product((100, 456, 1024), (1, 114)):
-        for t in hopper_tiles.sharings(len(cell.gates), itemsize, parts, H, processors):
+        for t in hopper_tiling.sharings(len(cell.gates), itemsize, parts, H, processors):
             if not t.fits():
                 continue
             device: Any = Group(t) if t.K > 1 else Device(t)
@@ -323,7 +323,7 @@ def test_shared_memory_is_what_was_counted(cell: Any, itemsize: int, parts: int)
     assert kinds == {(False, False), (True, False), (True, True)}
 
 
-@pytest.mark.parametrize("C", hopper_tiles.GROUPED)
+@pytest.mark.parametrize("C", hopper_tiling.GROUPED)
 def test_a_group_is_on_the_machine_at_once(C: int) -> None:
     """However its multiprocessors lie in eight parts, each of an even number, at most 18."""
     rng = np.random.RandomState(0)
@@ -333,9 +333,9 @@ def test_a_group_is_on_the_machine_at_once(C: int) -> None:
             while parts.sum() > processors:
                 parts[rng.randint(8)] -= 2
                 parts = np.maximum(parts, 0)
-            assert sum(parts // C) >= hopper_tiles.at_least(C, processors)
+            assert sum(parts // C) >= hopper_tiling.at_least(C, processors)
     for H in range(16, 1800, 80):
-        tiles = hopper_tiles.choose(cells.GRU(), 2, 1, 64, H, 114)
+        tiles = hopper_tiling.choose(cells.GRU(), 2, 1, 64, H, 114)
         assert tiles is None or tiles.K == 1 or tiles.K * tiles.C <= 114
 
 

@@ -16,13 +16,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 import jaxrnn
 from jaxrnn import cells
-from jaxrnn.backends import kernels
+from jaxrnn.backends import kernels, tpu
 from jaxrnn.backends import primitives as fused
 from jaxrnn.backends.elementwise import values
 from jaxrnn.backends.elementwise.derivative import rule
 from jaxrnn.backends.operands import flags_of
-from jaxrnn.backends.tpu import kernels as tpu
-from jaxrnn.backends.tpu import tiles as tpu_tiles
+from jaxrnn.backends.tpu import tiling as tpu_tiling
 from jaxrnn.core.unroll import StepMasks, unroll
 from jaxrnn.interop.export import export
 from tests.test_fused import SIZES, Mixing, close, draw, value_and_pulled
@@ -114,14 +113,14 @@ def test_blocks_and_tiles(
     called: list[str], monkeypatch: pytest.MonkeyPatch, cell: cells.Cell, reverse: bool
 ) -> None:
     """Two blocks of steps and two tiles of rows, the second of each not whole."""
-    monkeypatch.setattr(tpu_tiles, "ROWS", 8)
-    monkeypatch.setattr(tpu_tiles, "STEPS", 4)
-    tpu_tiles.tiles.cache_clear()
-    p = tpu.tiles(cell, jnp.dtype("float32"), 7, 11, 5, tpu_tiles.budget())
+    monkeypatch.setattr(tpu_tiling, "ROWS", 8)
+    monkeypatch.setattr(tpu_tiling, "STEPS", 4)
+    tpu_tiling.tiles.cache_clear()
+    p = tpu.tiles(cell, jnp.dtype("float32"), 7, 11, 5, tpu_tiling.budget())
     assert p is not None
     assert (p.rows, p.row_tiles, p.steps, p.blocks) == (8, 2, 4, 2)
     compare(cell, (7, 11, 1, 5), jnp.float32, 1e-5, masked=True, reverse=reverse)
-    tpu_tiles.tiles.cache_clear()
+    tpu_tiling.tiles.cache_clear()
     assert len(called) == 2
 
 
@@ -161,9 +160,9 @@ def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> 
         out_of_bounds_reads="raise", detect_races=True, num_cores_or_threads=2
     )
     monkeypatch.setattr(tpu, "INTERPRET", params)
-    monkeypatch.setattr(tpu_tiles, "ROWS", 8)
-    monkeypatch.setattr(tpu_tiles, "STEPS", 2)
-    tpu_tiles.tiles.cache_clear()
+    monkeypatch.setattr(tpu_tiling, "ROWS", 8)
+    monkeypatch.setattr(tpu_tiling, "STEPS", 2)
+    tpu_tiling.tiles.cache_clear()
     cell = cells.GRU()
     weights, x, state, masks, (dh, dlast) = draw(cell, (3, 11, 1, 3), jnp.float32)
     flags = flags_of(masks)
@@ -186,7 +185,7 @@ def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> 
     expected = jax.jit(functools.partial(fused._backward_reference, **how))(dh, *dlast, *residuals)
     got = run(functools.partial(fused._backward_kernel, "tpu", **how), dh, *dlast, *residuals)
     close(got, expected, 1e-5)
-    tpu_tiles.tiles.cache_clear()
+    tpu_tiling.tiles.cache_clear()
 
 
 def test_what_the_kernels_have_no_code_for(called: list[str]) -> None:
@@ -247,7 +246,7 @@ def test_what_fits() -> None:
     """The largest H in what every TPU has, and nothing beyond what there is."""
 
     def largest(cell: cells.Cell, dtype: Any, memory: int) -> int:
-        fits = lambda H: tpu_tiles.tiles(cell, jnp.dtype(dtype), 100, 32, H, memory)  # noqa: E731
+        fits = lambda H: tpu_tiling.tiles(cell, jnp.dtype(dtype), 100, 32, H, memory)  # noqa: E731
         return max(H for H in range(128, 2049, 128) if fits(H))
 
     small, large = 15 << 20, 96 << 20
@@ -256,11 +255,11 @@ def test_what_fits() -> None:
         for dtype in (jnp.float32, jnp.bfloat16):
             for memory in (small, large):
                 H = largest(cell, dtype, memory)
-                p = tpu_tiles.tiles(cell, jnp.dtype(dtype), 100, 32, H, memory)
+                p = tpu_tiling.tiles(cell, jnp.dtype(dtype), 100, 32, H, memory)
                 assert p is not None
-                need = tpu_tiles.bytes_needed(cell, jnp.dtype(dtype), p.rows, p.steps, H)
+                need = tpu_tiling.bytes_needed(cell, jnp.dtype(dtype), p.rows, p.steps, H)
                 assert max(need) <= memory
-                assert (p.limit is None) == (max(need) <= tpu_tiles.LEAST * 9 // 10)
+                assert (p.limit is None) == (max(need) <= tpu_tiling.LEAST * 9 // 10)
     reason = tpu.unsupported_reason(cells.LSTM(), jnp.float32, 10, 10, 10, 2048)
     assert reason is not None
     assert "W_hh of H 2048 takes 64.0 MiB and does not fit" in reason

@@ -1,6 +1,6 @@
 """The kernels for Hopper GPUs alone: each way to share a layer out among blocks and clusters.
 
-`jaxrnn` is the sharing that `jaxrnn.backends.hopper.tiles.choose` takes, by a model of a step's time
+`jaxrnn` is the sharing that `jaxrnn.backends.hopper.tiling.choose` takes, by a model of a step's time
 that was fitted to such figures. The products outside the loop and what puts arrays in order around
 it are part of the time, as they are of a call, but small. Layers that have no room in a cluster are
 shared out among groups of clusters, which "auto" does not take until they have been measured here.
@@ -50,8 +50,8 @@ def sharing(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
     """The tiles of a contender."""
     import jax
 
-    from jaxrnn.backends.hopper import kernels as hopper
-    from jaxrnn.backends.hopper import tiles as hopper_tiles
+    from jaxrnn.backends import hopper
+    from jaxrnn.backends.hopper import tiling as hopper_tiling
 
     chosen = hopper.tiles_of(cell, dtype, N, H)
     if jax.default_backend() != "gpu":
@@ -61,7 +61,7 @@ def sharing(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
     if name == "jaxrnn":
         return chosen
     most = 1 if name in NAMED else hopper.processors()
-    for tiles in hopper_tiles.sharings(chosen.gates, chosen.itemsize, chosen.parts, H, most):
+    for tiles in hopper_tiling.sharings(chosen.gates, chosen.itemsize, chosen.parts, H, most):
         if (tiles.U, tiles.L, tiles.C)[: 2 if most == 1 else 3] == (NAMED | GROUPED)[name]:
             break
     else:
@@ -92,8 +92,8 @@ def build(layer: tuple[str, str, int, int], backward: bool, name: str) -> Conten
     import numpy as np
 
     from jaxrnn import cells
+    from jaxrnn.backends import hopper
     from jaxrnn.backends import primitives as fused
-    from jaxrnn.backends.hopper import kernels as hopper
 
     which, kind, N, H = layer
     cell: Any = {"lstm": cells.LSTM(), "gru": cells.GRU(), "rnn": cells.Elman()}[which]

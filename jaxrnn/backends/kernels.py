@@ -40,8 +40,8 @@ class Kernels(NamedTuple):
 
 PLATFORMS: dict[str, Kernels] = {
     "cpu": Kernels("jaxrnn.backends.cpu", portable=False, products=True),
-    "tpu": Kernels("jaxrnn.backends.tpu.kernels", portable=True),
-    "cuda": Kernels("jaxrnn.backends.hopper.kernels", portable=True),
+    "tpu": Kernels("jaxrnn.backends.tpu", portable=True),
+    "cuda": Kernels("jaxrnn.backends.hopper", portable=True),
 }
 
 

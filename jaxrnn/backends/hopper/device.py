@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.backends.hopper import peers
-from jaxrnn.backends.hopper.tiles import Tiles
+from jaxrnn.backends.hopper.tiling import Tiles
 
 BLOCKS, CLUSTERS = "units", "rows"
 

@@ -21,7 +21,7 @@ number that is reached means that all have come that far.
 Whoever waits needs those that it waits for to be on the machine. So a cluster takes its place in
 the order in which clusters begin, and not by its number: of all groups that have begun only the
 last may lack clusters, and these have room as soon as an earlier group has gone, or at once if
-there is none; `jaxrnn.backends.hopper.tiles.at_least` is how many are sure to. What else is on the
+there is none; `jaxrnn.backends.hopper.tiling.at_least` is how many are sure to. What else is on the
 machine must not wait for this kernel. Two of such kernels at the same time might each have the
 places that the other waits for. XLA runs the kernels of a program one after the other, also in a
 CUDA graph, unless ``xla_gpu_command_buffer_scheduling_mode`` is set to CONCURRENT; and a GPU shares

@@ -1,7 +1,7 @@
 """What the loops of the kernels for Hopper have in common, forward and backward.
 
 All arrays in global memory are in the kernel's own order, (T, clusters, blocks, what, tile), so
-that what a block reads or writes at a step is one contiguous piece; see `jaxrnn.backends.hopper.kernels`.
+that what a block reads or writes at a step is one contiguous piece; see `jaxrnn.backends.hopper`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.backends.hopper.device import Device
-from jaxrnn.backends.hopper.tiles import Tiles
+from jaxrnn.backends.hopper.tiling import Tiles
 
 AHEAD = False
 """Whether a step's inputs are fetched during the step before it.
