@@ -111,7 +111,7 @@ def build_all(
 def compiles_by_jax(name: str) -> bool:
     """Whether a contender is of a JAX library, by its name.
 
-    >>> [compiles_by_jax(name) for name in ("jaxrnn+rows", "keras", "torch", "16 units")]
+    >>> [compiles_by_jax(name) for name in ("jaxrnn+bins", "keras", "torch", "16 units")]
     [True, True, False, False]
     """
     entry = PEERS.get(name.split("+")[0])

@@ -54,7 +54,7 @@ INSIDE = {
     "__main__", "blocks", "calls", "checks", "cli", "described", "devices", "experiments", "files",
     "fused", "fused_loops", "initial_weights", "instead", "kernels", "layers", "loops", "native",
     "operands", "operations", "parallel", "parameters", "plan", "pointwise", "products", "ragged",
-    "row_plan", "single", "states", "step", "torch_checks", "weight_arrays",
+    "single", "states", "step", "torch_checks", "weight_arrays",
 }  # fmt: skip
 
 KINDS = ("class", "exception", "function")

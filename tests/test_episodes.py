@@ -19,8 +19,7 @@ from jax import lax
 
 from jaxrnn.examples import episodes
 from jaxrnn.examples.episodes import ActorCritic, Now, Rollout, Settings
-from jaxrnn.sequences.environments import Recall, RecallParams, RecallState
-from jaxrnn.sequences.episodes import resets_from_dones
+from jaxrnn.sequences.episodes import Recall, RecallParams, RecallState, resets_from_dones
 
 # Episodes of 3 or 4 steps in rollouts of 7: most begin in one rollout and end in the next.
 SMALL = Settings(hidden=4, cues=2, silent=2, envs=8, steps=7)

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Sequences of unequal length in one batch, resets inside of rows, and one step at a time."""
+"""Sequences of unequal length in one batch, resets within sequences, and one step at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from bench.core import BASELINE, Case, Contender, Suite
 from bench.layers import NAMES, Spec, draw_input, draw_weights, errors, relative_error
 from bench.peers import PEERS
 
-CONTENDERS = ("jaxrnn", "jaxrnn+lengths", "jaxrnn+rows", "jaxrnn+resets", "torch", "torch+packed")
-ALIKE = {"jaxrnn+rows": "jaxrnn+lengths", "torch+packed": "jaxrnn+lengths", "torch": "jaxrnn"}
+CONTENDERS = ("jaxrnn", "jaxrnn+lengths", "jaxrnn+bins", "jaxrnn+resets", "torch", "torch+packed")
+ALIKE = {"jaxrnn+bins": "jaxrnn+lengths", "torch+packed": "jaxrnn+lengths", "torch": "jaxrnn"}
 """Contenders that compute what another one does."""
 
 RESETS = 0.03
-"""The part of all steps before which a row is cut."""
+"""The part of all steps before which a state is reset."""
 
 STREAMED = 5
 """Steps over which a single step is compared with the whole."""
@@ -47,7 +47,7 @@ def draw_resets(spec: Spec) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ragged:
-    """What a case computes: a layer, and how the lengths of its rows are distributed."""
+    """What a case computes: a layer, and how the lengths of its sequences are distributed."""
 
     spec: Spec
     kind: str
@@ -80,7 +80,7 @@ def ragged_errors(
 
 
 def build_jaxrnn(case: Ragged, name: str) -> Contender:
-    """One of ours, compiled ahead of time, masks and plan as arguments of the compiled call."""
+    """One of ours, compiled ahead of time, masks and bins as arguments of the compiled call."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -88,7 +88,7 @@ def build_jaxrnn(case: Ragged, name: str) -> Contender:
     import jaxrnn
     from bench.peers.base import temporary_bytes
     from bench.peers.ours import module
-    from jaxrnn.sequences.rows import plan_rows, run_rows
+    from jaxrnn.sequences.bin_packing import assign_bins, run_bins
 
     layer = module(case.spec)
     jaxrnn.load_state_dict(layer, draw_weights(case.spec))
@@ -96,17 +96,17 @@ def build_jaxrnn(case: Ragged, name: str) -> Contender:
     params, tree = jax.tree.flatten(state)
     masks: Any = jax.tree.map(jnp.asarray, case.masks(name))
     note = ""
-    if name == "jaxrnn+rows":
-        plan = plan_rows(masks["lengths"])
-        steps, rows = plan.sequence.shape
-        note = f"packed into {rows} rows of {steps} steps and unpacked in the compiled call"
-        masks = jax.tree.map(jnp.asarray, plan)
+    if name == "jaxrnn+bins":
+        bins = assign_bins(masks["lengths"])
+        bin_length, num_bins = bins.sequence.shape
+        note = f"packed into {num_bins} bins of {bin_length} steps, unpacked in the compiled call"
+        masks = jax.tree.map(jnp.asarray, bins)
 
     def backward(params: list[jax.Array], masks: Any, x: jax.Array, dy: jax.Array) -> Any:
         def forward(params: list[jax.Array]) -> jax.Array:
             layer = nnx.merge(graph, jax.tree.unflatten(tree, params))
-            if name == "jaxrnn+rows":
-                return run_rows(layer, x, masks, return_states=False)[0]
+            if name == "jaxrnn+bins":
+                return run_bins(layer, x, masks, return_states=False)[0]
             return layer(x, **masks)[0]
 
         output, pullback = jax.vjp(forward, params)
@@ -273,7 +273,7 @@ def step_case(cell: str, batch: int) -> Case:
 
 SUITE = Suite(
     name="ragged",
-    about="rows of unequal length, resets inside of rows, and single steps",
+    about="sequences of unequal length, resets within sequences, and single steps",
     cases=(
         *(
             ragged_case(Spec(cell, 64, 100, H, H), kind, f"{cell}-{H}-{kind}")
@@ -286,8 +286,8 @@ SUITE = Suite(
     quick=("lstm-128-uniform", "gru-128-lognormal", "step"),
     notes=(
         "jaxrnn and torch take the padded batch as it is, and so compute the padding too; jaxrnn "
-        "is what the ratios are taken against. +lengths gives the lengths to the layer, +rows "
-        "packs the sequences end to end in fewer rows, +packed is PyTorch's PackedSequence, "
+        "is what the ratios are taken against. +lengths gives the lengths to the layer, +bins "
+        "packs the sequences end to end into fewer bins, +packed is PyTorch's PackedSequence, "
         f"+resets the padded batch cut at {100 * RESETS:g} % of its steps. Compute that follows "
         "the sum of the lengths would bring the ratio down to the last number of the second "
         "column.",

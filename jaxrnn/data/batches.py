@@ -116,7 +116,7 @@ def buckets(
     """Sequences sorted into few lengths, so that little of a padded batch is padding.
 
     A compiled step is compiled once for each bucket, as the batches of one have one shape. Found on
-    the host. To lay short sequences end to end instead, without any buckets, see `jaxrnn.sequences.rows`.
+    the host. For sequence packing instead of buckets see `jaxrnn.sequences.bin_packing`.
 
     Args:
         lengths: the length of each sequence (M,), integers, on the host.

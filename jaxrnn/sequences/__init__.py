@@ -1,1 +1,1 @@
-"""sequences."""
+"""Sequence packing, streaming and episodes."""

@@ -1,14 +1,14 @@
-"""Sequences that come piece by piece: a single compiled step, and lengths of a piece.
+"""Streaming: a compiled single step, and the lengths of a chunk of a batch.
 
-The state a layer returns is the state it takes, so a sequence fed in pieces of any size, with the
-state handed on, is the sequence fed at once:
+A layer returns its final state in the format of its initial state. Running a sequence in chunks and
+passing the state on equals one run of the whole sequence:
 
 .. code-block:: text
 
     y_1, state = layer(x[:4], state, lengths=piece_lengths(lengths, 0, 4), resets=resets[:4])
     y_2, state = layer(x[4:], state, lengths=piece_lengths(lengths, 4, 3), resets=resets[4:])
 
-This holds for layers of one direction; a reverse direction begins at the end of the sequence.
+This requires a unidirectional layer: a reverse direction starts at the end of the sequence.
 """
 
 from __future__ import annotations
@@ -30,24 +30,23 @@ from jaxrnn.layers.recurrent import Recurrent
 
 
 def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
-    """One step of a layer as a compiled function, for inference, as after ``eval()``.
+    """Compile a single step of a layer for inference.
 
     Args:
-        layer: an `RNN`, `LSTM`, `GRU` or `Recurrent` of one direction, any number of layers. Its
-            parameters are those of this moment: after an update, make the step anew, which
-            compiles nothing.
+        layer: a unidirectional `RNN`, `LSTM`, `GRU` or `Recurrent` of any number of layers. The
+            step uses its current parameters. Call `jit_step` again after an update; this does not
+            recompile.
 
     Returns:
-        ``step(x, state=None, reset=None) -> (y, state)``, with x (N, D) or (D,), y (N, R) or (R,),
-        the state shaped as the layer's `hx`, (L, N, R) or (L, R), for `LSTM` a pair; None stands
-        for zeros, or for what the layer has learned. `reset`, bool (N,) or (), sets a row's state
-        to zero before x is consumed.
-        It is compiled once for each shape.
+        A function ``step(x, state=None, reset=None) -> (y, state)``, compiled once for each shape,
+        without dropout. `x` is (N, D) or (D,), `y` is (N, R) or (R,), and the state has the shape
+        of the layer's `hx`, (L, N, R) or (L, R), a pair for `LSTM`. None means zeros, or the
+        learned initial state. `reset`, bool (N,) or (), resets the state to zero before x is read.
 
     Raises:
-        TypeError: for what is no layer.
-        ValueError: for a layer of two directions; and, by the step, for wrong axes, sizes or
-            dtypes, as by the layer.
+        TypeError: if `layer` is not a recurrent layer.
+        ValueError: if the layer is bidirectional. The step raises the layer's errors for wrong
+            shapes and dtypes.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -60,40 +59,40 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
         >>> bool(jnp.allclose(y, lstm(jnp.ones((5, 2, 3)))[0][-1], atol=1e-6))
         True
 
-    Differs from PyTorch: a step of a whole stack, where ``torch.nn.LSTMCell`` is one layer's.
+    Differs from PyTorch: ``torch.nn.LSTMCell`` is a single layer; this runs a stack.
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(
-            f"layer should be an RNN, LSTM, GRU or Recurrent, got {type(layer).__name__}: of a "
-            "model, compile a call with one step, nnx.jit(lambda m, x, s: m(x[None], s))"
+            f"`layer` must be an RNN, LSTM, GRU or Recurrent, got {type(layer).__name__}. Compile "
+            "a call of a model with one step: nnx.jit(lambda m, x, s: m(x[None], s))"
         )
     if layer.bidirectional:
         raise ValueError(
-            f"{layer!r} has two directions: the reverse one begins at the end of a sequence, and "
-            "can't be run step by step"
+            f"`layer` must be unidirectional, got {layer!r}. Its reverse direction starts at the "
+            "end of the sequence."
         )
     graph, arrays = nnx.split(layer)
     empty = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
-    step = _compiled(_Form(graph, nnx.merge(graph, empty)))
+    step = _compiled(_Structure(graph, nnx.merge(graph, empty)))
     return functools.partial(step, (layer.weights(), layer.gates(), layer.learned_state()))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Form:
-    """A layer without its numbers; those of one graph are one."""
+class _Structure:
+    """Static structure of a layer, hashed by its graph definition."""
 
     graph: Any
     layer: Recurrent = dataclasses.field(compare=False)
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(form: _Form) -> Any:
-    """The step of all layers of a form, so that new weights compile nothing."""
-    layer = form.layer
+def _compiled(structure: _Structure) -> Any:
+    """Return the compiled step, shared by layers of equal structure."""
+    layer = structure.layer
 
     @jax.jit
-    def step(held: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
-        weights, gates, learned = held
+    def _step(params: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
+        weights, gates, learned = params
         x = jnp.asarray(x)
         torch_checks.cell_input(layer.kind, x)
         layout, initial = layer.check(x[None], state, time_major=True)
@@ -104,16 +103,19 @@ def _compiled(form: _Form) -> Any:
         y, last = stack.run(plan, weights, x[None], initial, resets=resets, gates=gates)
         return y[0], layer.hx_of(last)
 
-    return step
+    return _step
 
 
 def piece_lengths(lengths: Any, start: Any, steps: int) -> jax.Array:
-    """How many steps of a piece are each row's own: ``clip(lengths - start, 0, steps)``.
+    """Return the lengths of a chunk, ``clip(lengths - start, 0, steps)``.
 
     Args:
-        lengths: of the whole sequences, integers (N,).
-        start: the step of the whole at which the piece begins.
-        steps: how many steps the piece has.
+        lengths: lengths of the whole sequences, integers (N,).
+        start: first step of the chunk.
+        steps: number of steps of the chunk.
+
+    Returns:
+        The lengths within the chunk, (N,).
 
     Example:
         >>> import jax.numpy as jnp
