@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.layers.models import ManyToMany
+from jaxrnn.layers.heads import ManyToMany
 from jaxrnn.training import Checkpoints, EarlyStopping, fit, initialize
 
 ROWS, STEPS, BATCH = 24, 8, 8

@@ -20,7 +20,7 @@ import jaxrnn
 from jaxrnn import Recurrent
 from jaxrnn.backends import select as backends
 from jaxrnn.cells import LinearCell
-from jaxrnn.generation import beam_search, generate, rows_first, token_step
+from jaxrnn.generation import batch_major, beam_search, generate, token_step
 from jaxrnn.interop.export import export
 from jaxrnn.training import sweep, truncated_bptt
 from tests.test_cells import (
@@ -120,13 +120,13 @@ def test_generation(cell: Any) -> None:
     head = nnx.Linear(layer.output_size, D, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     head.kernel[...] = 2 * weight
     step = token_step(layer, head)
-    begin = rows_first(alone(tuple(s[:, :2] for s in start(cell, 1))))
+    begin = batch_major(alone(tuple(s[:, :2] for s in start(cell, 1))))
 
     @jax.jit
     def told(tokens: Any, state: Any) -> Any:
         """Logits (N, T, V) of one call, from the tokens that stand before each."""
         x = jax.nn.one_hot(tokens, D, dtype=X.dtype)
-        return head(layer(x.swapaxes(0, 1), rows_first(state))[0]).swapaxes(0, 1)
+        return head(layer(x.swapaxes(0, 1), batch_major(state))[0]).swapaxes(0, 1)
 
     said = generate(step, begin, first, length, key=key, temperature=jnp.array([0.0, 1.5]))
     logits = told(jnp.concatenate([first[:, None], said.tokens[:, :-1]], 1), begin)

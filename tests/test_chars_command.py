@@ -20,7 +20,7 @@ import jaxrnn
 from jaxrnn import text as writing
 from jaxrnn.cli import main
 from jaxrnn.data import Vocabulary, sample
-from jaxrnn.layers.models import CharacterModel
+from jaxrnn.layers.heads import CharacterModel
 from jaxrnn.text import command, learning, saved
 
 SMALL = [*("--hidden", "8", "--embedding", "4", "--steps", "12", "--every", "6"), "--window", "8"]

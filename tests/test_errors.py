@@ -26,7 +26,7 @@ from jaxrnn.backends import select as backends
 from jaxrnn.core import stack
 from jaxrnn.layers import single_step as single
 from jaxrnn.layers._module import INSTEAD
-from jaxrnn.layers.models import linear
+from jaxrnn.layers.heads import linear
 from tests.oracle import torch
 
 N, T, D, H, P = 2, 5, 3, 4, 2
@@ -656,7 +656,7 @@ def test_dropout_that_is_active_without_a_stream_says_what_to_pass(kind: str) ->
 
 def test_dropout_in_a_closure_under_jit_says_what_to_do() -> None:
     layer = ours("LSTM", D, H, 2, dropout=0.5)
-    with pytest.raises(TraceContextError, match=r"give the call a key, rngs=key, or use nnx\.jit"):
+    with pytest.raises(TraceContextError, match=r"Give the call a key, rngs=key, or use nnx\.jit"):
         jax.eval_shape(lambda x: layer(x), fill(X))
     jax.eval_shape(lambda x, key: layer(x, rngs=key), fill(X), jax.random.key(0))
 

@@ -18,7 +18,7 @@ from jax import export as jax_export
 
 import jaxrnn
 from jaxrnn.interop.export import export
-from jaxrnn.layers.models import CharacterModel, Classifier, ManyToMany
+from jaxrnn.layers.heads import CharacterModel, Classifier, ManyToMany
 
 CHILD = """
 import sys

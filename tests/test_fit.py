@@ -16,7 +16,7 @@ from flax import nnx
 from rich.console import Console
 
 from jaxrnn import RNN
-from jaxrnn.layers.models import ManyToMany
+from jaxrnn.layers.heads import ManyToMany
 from jaxrnn.training import EarlyStopping, History, NonFiniteLoss, Progress, fit, train_steps
 
 EXAMPLES, BATCH, STEPS = 10, 4, 8

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import generation
-from jaxrnn.generation import beam_search, generate, roll_out, rows_first, sampling, token_step
+from jaxrnn.generation import batch_major, beam_search, generate, rollout, sampling, token_step
 
 V, H, N = 5, 4, 2
 KEY = jax.random.key(7)
@@ -120,10 +120,10 @@ def test_a_prompt_goes_through_the_layer_in_one_call() -> None:
     whole = generate(step, step.initial_state(N), jnp.array([1, 4]), 6, temperature=0)
     prompt = jnp.concatenate([jnp.array([[1], [4]]), whole.tokens[:, :2]], axis=1)
     _, h_n = layer(embed(prompt[:, :-1]).swapaxes(0, 1))
-    rest = generate(step, rows_first(h_n), prompt[:, -1], 4, temperature=0)
+    rest = generate(step, batch_major(h_n), prompt[:, -1], 4, temperature=0)
     np.testing.assert_array_equal(rest.tokens, whole.tokens[:, 2:])
     more = generate(step, rest.state, rest.tokens[:, -1], 4, temperature=0)
-    again = generate(step, rows_first(h_n), prompt[:, -1], 8, temperature=0)
+    again = generate(step, batch_major(h_n), prompt[:, -1], 8, temperature=0)
     np.testing.assert_array_equal(more.tokens, again.tokens[:, 4:])
 
 
@@ -383,12 +383,12 @@ def test_a_roll_out_hears_what_it_says() -> None:
     head = nnx.Linear(H, 2, rngs=rngs, param_dtype=jnp.float64)
     step = generation.value_step(rnn, head)
     x = jnp.array([[0.3, 0.1], [-0.5, 0.2], [0.9, 0.4]])
-    outputs, state = roll_out(step, step.initial_state(3), x, 5)
+    outputs, state = rollout(step, step.initial_state(3), x, 5)
     told = jnp.concatenate([x[:, None], outputs[:, :-1]], axis=1)
     output, last = rnn(told)
     np.testing.assert_allclose(outputs, head(output), atol=1e-10)
     compare = functools.partial(np.testing.assert_allclose, atol=1e-10)
-    jax.tree.map(compare, rows_first(state), last)
+    jax.tree.map(compare, batch_major(state), last)
 
 
 def test_a_sine_predictor_goes_on_by_itself() -> None:
@@ -399,7 +399,7 @@ def test_a_sine_predictor_goes_on_by_itself() -> None:
     small = 1e-6  # where tanh is the identity to 1e-12
     jaxrnn.load_state_dict(rnn, {"weight_ih_l0": turn * small, "weight_hh_l0": np.zeros((2, 2))})
     step = generation.value_step(rnn, lambda h: h / small)
-    run = jax.jit(lambda x: roll_out(step, step.initial_state(1), x, 20)[0])
+    run = jax.jit(lambda x: rollout(step, step.initial_state(1), x, 20)[0])
     outputs = run(jnp.array([[1.0, 0.0]]))
     np.testing.assert_allclose(
         outputs[0, :, 0], np.cos(angle * np.arange(1, 21)), rtol=0, atol=1e-9
@@ -465,12 +465,12 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "rows of the state": (
         lambda: generate(STEP, jnp.zeros((1, 2, 4)), FIRST, 3, key=KEY),
         RuntimeError,
-        "2 rows along its first axis.*rows_first",
+        "first axis 2, the batch size.*batch_major",
     ),
     "rows of a search": (
         lambda: beam_search(STEP, START[:1], FIRST, 3, beams=2, eos=1),
         RuntimeError,
-        "2 rows along its first axis",
+        "first axis 2, the batch size",
     ),
     "no pair": (
         lambda: generate(lambda s, t: s, START, FIRST, 3, key=KEY),
@@ -488,26 +488,26 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         r"logits \(2, V\) for 2 tokens, got float64\[3\]",
     ),
     "rolled out": (
-        lambda: roll_out(lambda s, x: (x[:, :1], s), (), jnp.ones((2, 3)), 3),
+        lambda: rollout(lambda s, x: (x[:, :1], s), (), jnp.ones((2, 3)), 3),
         RuntimeError,
         r"Expected float64 \(2, 3\), got float64 \(2, 1\)",
     ),
     "roll out length": (
-        lambda: roll_out(lambda s, x: (x, s), (), jnp.ones((2, 3)), 0),
+        lambda: rollout(lambda s, x: (x, s), (), jnp.ones((2, 3)), 0),
         ValueError,
         "length",
     ),
     "directions": (
         lambda: token_step(jaxrnn.GRU(3, 4, bidirectional=True, rngs=nnx.Rngs(0))),
         ValueError,
-        "two directions",
+        "needs a unidirectional layer",
     ),
     "values, directions": (
         lambda: generation.value_step(jaxrnn.RNN(4, 2, bidirectional=True, rngs=nnx.Rngs(0))),
         ValueError,
-        "two directions",
+        "needs a unidirectional layer",
     ),
-    "no size": (lambda: token_step(nnx.Linear(3, 4, rngs=nnx.Rngs(0))), ValueError, "pass embed="),
+    "no size": (lambda: token_step(nnx.Linear(3, 4, rngs=nnx.Rngs(0))), ValueError, "Pass embed="),
 }
 
 
@@ -539,7 +539,7 @@ def test_dropout_is_off_when_a_layer_generates() -> None:
 
 def test_rows_first_is_its_own_inverse() -> None:
     states = (jnp.arange(24.0).reshape(2, 3, 4), jnp.arange(6.0).reshape(2, 3, 1))
-    back = rows_first(rows_first(states))
+    back = batch_major(batch_major(states))
     jax.tree.map(np.testing.assert_array_equal, back, states)
-    assert rows_first(states)[0].shape == (3, 2, 4)
-    assert rows_first(states)[0][1, 0].tolist() == [4.0, 5.0, 6.0, 7.0]
+    assert batch_major(states)[0].shape == (3, 2, 4)
+    assert batch_major(states)[0][1, 0].tolist() == [4.0, 5.0, 6.0, 7.0]

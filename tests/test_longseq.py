@@ -17,7 +17,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn.examples import longseq
 from jaxrnn.examples.longseq import Settings
-from jaxrnn.layers.models import CharacterModel
+from jaxrnn.layers.heads import CharacterModel
 from jaxrnn.training import sweep
 from tests import longseq_oracle
 

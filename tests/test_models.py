@@ -14,7 +14,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import cells, packing
-from jaxrnn.layers.models import (
+from jaxrnn.layers.heads import (
     CharacterModel,
     Classifier,
     ManyToMany,
@@ -212,8 +212,11 @@ def test_one_to_many_without_feedback_sees_its_input_at_each_step(kind: str) -> 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r), "out_features should be 3"),
-        (lambda r: OneToMany(jaxrnn.GRU(3, 4, bidirectional=True, rngs=r), rngs=r), "two directi"),
+        (lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r), "`out_features` must be 3"),
+        (
+            lambda r: OneToMany(jaxrnn.GRU(3, 4, bidirectional=True, rngs=r), rngs=r),
+            "unidirectional",
+        ),
         (
             lambda r: ManyToOne(jaxrnn.GRU(3, 4, rngs=r), 0, rngs=r),
             "out_features should be a whole",
@@ -244,7 +247,7 @@ def test_a_wrong_state_is_refused_as_the_layer_does() -> None:
         rolling("gru")(X[:, 0], 2, jnp.zeros((2, 1, H)))
 
 
-def test_dropout_is_no_part_of_a_roll_out() -> None:
+def test_a_rollout_refuses_active_dropout() -> None:
     rngs = nnx.Rngs(0)
     model = OneToMany(jaxrnn.GRU(3, 4, 2, dropout=0.5, rngs=rngs), rngs=rngs)
     with pytest.raises(ValueError, match=r"dropout=0.5 is active"):
@@ -299,7 +302,7 @@ def test_the_losses_are_the_means_they_say() -> None:
     close(classifier.loss(X[2, :3], labels[2]), -np.log(odds[2, 0]))
     with pytest.raises(ValueError, match=r"Expected shape \(3,\), got \(3, 1\)"):
         classifier.loss(X, labels[:, None])
-    with pytest.raises(TypeError, match="y should be integers, got float64"):
+    with pytest.raises(TypeError, match="`y` must be integers, got float64"):
         classifier.loss(X, labels + 0.5)
 
 
@@ -340,13 +343,15 @@ def test_a_character_model_refuses_what_it_can_not_say() -> None:
     model.eval()
     with pytest.raises(ValueError, match="'y' at place 2"):
         model.generate("hey", 2, temperature=0)
-    with pytest.raises(ValueError, match="prompt should have at least one character"):
+    with pytest.raises(ValueError, match="`prompt` must have at least one character"):
         model.generate("", 2, temperature=0)
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="needs a PRNG key"):
         model.generate("he", 2)
-    with pytest.raises(TypeError, match="should be integers, got float32"):
+    with pytest.raises(TypeError, match="must be integers, got float32"):
         model(jnp.ones((T, N), jnp.float32))
-    with pytest.raises(ValueError, match=r"y should be shaped as x. Expected \(5, 3\), got \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"must have the shape of x. Expected \(5, 3\), got \(5,\)"
+    ):
         model.loss(np.zeros((T, N), int), np.zeros(T, int))
 
 

@@ -13,9 +13,10 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn.generation import generate
+from jaxrnn.layers import seq2seq
 from jaxrnn.layers.attention import Attention
-from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq, cross_entropy
-from jaxrnn.layers.seq2seq import model as seq2seq_model
+from jaxrnn.layers.heads import cross_entropy
+from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from tests import oracle
 from tests import seq2seq_oracle as twin
 from tests.seq2seq_oracle import BOS, CASES, EOS, SOURCE_LENGTHS, TARGET_LENGTHS, H, N, S, T
@@ -286,7 +287,7 @@ def test_samples_come_from_a_key_and_are_what_generate_draws() -> None:
 
 
 def test_decoding_compiles_once_and_sees_new_parameters() -> None:
-    compiled: Any = seq2seq_model._sample
+    compiled: Any = seq2seq._sample
     model = nnx.clone(model_of(DOT))
     model_of(DOT).greedy(SOURCE, T, SOURCE_LENGTHS)
     size = compiled._cache_size()
@@ -306,7 +307,7 @@ def test_memory_past_the_length_may_be_anything() -> None:
     def run(params: Any, memory: Any, queries: Any) -> Any:
         def loss(params: Any, memory: Any, queries: Any) -> Any:
             attention = nnx.merge(graph, params)
-            remembered = attention.remember(memory, jnp.array([2, 0]))
+            remembered = attention.prepare(memory, jnp.array([2, 0]))
             return (attention(queries, remembered)[0] ** 2).sum()
 
         return jax.value_and_grad(loss, (0, 1, 2))(params, memory, queries)
@@ -366,7 +367,7 @@ def test_dropout_draws_from_the_streams_and_is_off_in_evaluation() -> None:
     one = run(key)
     np.testing.assert_array_equal(one, run(key))
     assert (one != run(jax.random.key(1))).any()
-    keys = jax.random.key_data(jnp.stack(seq2seq_model.scheduled.two(key)))
+    keys = jax.random.key_data(jnp.stack(seq2seq._split_rngs(key)))
     assert (keys[0] != keys[1]).any()  # encoder and decoder draw apart
     # In a loop over steps no stream can be advanced: it gives one key for all steps.
     slow = functools.partial(model, *RAGGED, teacher_forcing=0.0)
@@ -389,7 +390,7 @@ def test_a_mask_for_all_steps_is_no_mask_of_a_step() -> None:
         recurrent_dropout=0.5,
         rngs=nnx.Rngs(0),
     )
-    with pytest.raises(ValueError, match=r"recurrent_dropout=0\.5 of the decoder is one mask"):
+    with pytest.raises(ValueError, match=r"recurrent_dropout=0\.5 of the decoder needs one mask"):
         model(*RAGGED, teacher_forcing=0.0, rngs=jax.random.key(0))
 
 
@@ -413,8 +414,8 @@ def parts(**options: Any) -> tuple[Any, Any]:
 
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    "bos": (lambda m: Seq2Seq(*parts(), bos=7, eos=1), ValueError, "bos .* 0 to 6, got 7"),
-    "eos": (lambda m: Seq2Seq(*parts(), bos=0, eos=-1), ValueError, "eos .* 0 to 6, got -1"),
+    "bos": (lambda m: Seq2Seq(*parts(), bos=7, eos=1), ValueError, "bos` .* 0 to 6, got 7"),
+    "eos": (lambda m: Seq2Seq(*parts(), bos=0, eos=-1), ValueError, "eos` .* 0 to 6, got -1"),
     "layers": (lambda m: Seq2Seq(*parts(layers=2), bos=0, eos=1), ValueError, "got 2 and 1"),
     "cells": (
         lambda m: Seq2Seq(*parts(cell=jaxrnn.LSTM), bos=0, eos=1),
@@ -432,7 +433,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
             jaxrnn.GRU(3, 4, bidirectional=True, rngs=nnx.Rngs(0)), 7, rngs=nnx.Rngs(0)
         ),
         ValueError,
-        "one direction",
+        "must be unidirectional",
     ),
     "attention": (
         lambda m: parts(attention="luong"),
@@ -449,10 +450,10 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "vocab_size",
     ),
-    "real tokens": (lambda m: m(SOURCE * 1.0, TARGET), TypeError, "source .*got float64"),
+    "real tokens": (lambda m: m(SOURCE * 1.0, TARGET), TypeError, "source` .*got float64"),
     "one sequence": (lambda m: m.encoder(SOURCE[0]), RuntimeError, r"got shape \(5,\)"),
-    "unknown token": (lambda m: m.greedy(SOURCE + 6, 3), ValueError, "source .* 0 to 5, got "),
-    "unknown target": (lambda m: m(SOURCE, TARGET - 9), ValueError, "target .* 0 to 6, got -"),
+    "unknown token": (lambda m: m.greedy(SOURCE + 6, 3), ValueError, "source` .* 0 to 5, got "),
+    "unknown target": (lambda m: m(SOURCE, TARGET - 9), ValueError, "target` .* 0 to 6, got -"),
     "rows": (lambda m: m(SOURCE[:2], TARGET), RuntimeError, r"\(2, 5\) and \(3, 4\)"),
     "lengths": (lambda m: m(SOURCE, TARGET, [6, 1, 1]), ValueError, "0 to 5.*got 6"),
     "target lengths": (
@@ -471,7 +472,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         r"one number, got shape \(3,\)",
     ),
     "no key": (lambda m: m(SOURCE, TARGET, teacher_forcing=0.5), ValueError, "pass key="),
-    "no memory": (lambda m: m.decoder(TARGET, None), ValueError, r"decoder\.remember"),
+    "no memory": (lambda m: m.decoder(TARGET, None), ValueError, r"decoder\.prepare"),
     "top_k": (
         lambda m: m.sample(SOURCE, 3, key=jax.random.key(0), top_k=8),
         ValueError,

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxrnn.examples import taxonomy
 from jaxrnn.examples.taxonomy import DUTCH, ENGLISH, LETTERS, TASKS, Settings
-from jaxrnn.layers.models import ManyToMany, ManyToOne, OneToMany, OneToOne
+from jaxrnn.layers.heads import ManyToMany, ManyToOne, OneToMany, OneToOne
 from jaxrnn.layers.seq2seq import Seq2Seq
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from rich.console import Console
 
 import jaxrnn
-from jaxrnn.layers.models import ManyToMany
+from jaxrnn.layers.heads import ManyToMany
 from jaxrnn.training import Progress, streams, train_steps, truncated_bptt
 from tests import tbptt_oracle as oracle
 from tests.tbptt_oracle import RATE, WINDOW, D, H, N, T

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxrnn import GRU
-from jaxrnn.layers.models import ManyToMany
+from jaxrnn.layers.heads import ManyToMany
 from jaxrnn.training import jit_steps, sweep, train_steps
 
 OPTIMIZERS = {

@@ -21,7 +21,7 @@ from jaxrnn import cells
 from jaxrnn.core import params as initial_weights
 from jaxrnn.core import stack
 from jaxrnn.interop.torch import StateDictError
-from jaxrnn.layers.models import ManyToMany
+from jaxrnn.layers.heads import ManyToMany
 from tests.oracle import torch
 
 Arrays = dict[str, np.ndarray]

@@ -23,7 +23,7 @@ def model_of(spec: Spec) -> Any:
     from flax import nnx
 
     import jaxrnn
-    from jaxrnn.layers.models import ManyToMany
+    from jaxrnn.layers.heads import ManyToMany
 
     rngs = nnx.Rngs(0)
     rnn = jaxrnn.LSTM(spec.D, spec.H, spec.num_layers, batch_first=True, rngs=rngs)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
-from jaxrnn.layers.models import LAYERS
+from jaxrnn.layers.heads import LAYERS
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
 REPORTED = "'if you want you', 15 of 15 right"

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
-from jaxrnn.layers.models import LAYERS, linear
+from jaxrnn.layers.heads import LAYERS, linear
 from jaxrnn.sequences.episodes import Recall, RecallParams, resets_from_dones
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 

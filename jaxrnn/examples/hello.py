@@ -20,7 +20,7 @@ from flax import nnx
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
 from jaxrnn.examples.packed import one_hot
-from jaxrnn.layers.models import LAYERS
+from jaxrnn.layers.heads import LAYERS
 
 REPORTED = "(3, 5, 4) -> (3, 5, 2)"
 

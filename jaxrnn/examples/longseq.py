@@ -26,7 +26,7 @@ from flax import nnx
 
 from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
-from jaxrnn.layers.models import LAYERS, CharacterModel
+from jaxrnn.layers.heads import LAYERS, CharacterModel
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
 SENTENCE = (

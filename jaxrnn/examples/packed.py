@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
-from jaxrnn.layers.models import LAYERS
+from jaxrnn.layers.heads import LAYERS
 from jaxrnn.packing import PackedSequence, pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 REPORTED = "the topic; packed is to be as each word alone"

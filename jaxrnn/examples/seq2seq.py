@@ -21,7 +21,7 @@ from flax import nnx
 
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
-from jaxrnn.layers.models import LAYERS
+from jaxrnn.layers.heads import LAYERS
 from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 

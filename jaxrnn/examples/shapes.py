@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jaxrnn import RNN, plotting
 from jaxrnn._files import write_whole
-from jaxrnn.layers.models import ManyToMany
+from jaxrnn.layers.heads import ManyToMany
 
 REPORTED = "(1, 20, 1) -> (20, 1), (2, 1, 10); (5, 3, 10) -> (5, 3, 20), (2, 3, 20); then an error"
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
 from jaxrnn.data import half_waves
-from jaxrnn.layers.models import LAYERS, ManyToMany
+from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
 REPORTED = "loss 0.354 0.0550 0.0118 0.00131 0.00089, every 15 steps"

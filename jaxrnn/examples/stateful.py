@@ -22,7 +22,7 @@ from rich.table import Table
 
 from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
-from jaxrnn.layers.models import LAYERS, ManyToMany
+from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
 REPORTED = "PyTorch, seed 42: loss 650 at first, 6.07 at epoch 9, 1.66 at epoch 33"

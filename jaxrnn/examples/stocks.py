@@ -25,7 +25,7 @@ from flax import nnx
 
 from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
-from jaxrnn.layers.models import LAYERS, ManyToMany
+from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
 
 REPORTED = "a picture; persistence is what is to be beaten"

@@ -23,8 +23,15 @@ from rich.table import Table
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
 from jaxrnn.data import Vocabulary
-from jaxrnn.layers.models import LAYERS, ManyToMany, ManyToOne, OneToMany, OneToOne
-from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq, cross_entropy
+from jaxrnn.layers.heads import (
+    LAYERS,
+    ManyToMany,
+    ManyToOne,
+    OneToMany,
+    OneToOne,
+    cross_entropy,
+)
+from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from jaxrnn.training import Progress, compile_and_run, train_steps
 
 GLYPHS = """

@@ -19,7 +19,7 @@ from jaxrnn import data
 from jaxrnn.forecasting.options import Options
 from jaxrnn.forecasting.series import as_rows
 from jaxrnn.forecasting.units import Units
-from jaxrnn.layers.models import LAYERS, Regressor
+from jaxrnn.layers.heads import LAYERS, Regressor
 
 
 @dataclass(frozen=True)

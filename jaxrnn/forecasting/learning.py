@@ -17,7 +17,7 @@ from jaxrnn.forecasting.forecaster import Forecaster, check_ahead, make_model, o
 from jaxrnn.forecasting.options import Options
 from jaxrnn.forecasting.series import Series, prepare
 from jaxrnn.forecasting.units import Units
-from jaxrnn.layers.models import Regressor
+from jaxrnn.layers.heads import Regressor
 from jaxrnn.training import EarlyStopping, History, fit
 
 PERSISTENCE, LINEAR = "persistence", "linear"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jaxrnn import _checks as checks
-from jaxrnn.layers.models import LAYERS
+from jaxrnn.layers.heads import LAYERS
 
 
 @dataclass(frozen=True)

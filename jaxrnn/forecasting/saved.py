@@ -15,7 +15,7 @@ from jaxrnn.forecasting.forecaster import Forecaster, check_ahead, make_model
 from jaxrnn.forecasting.options import Options
 from jaxrnn.forecasting.units import Units
 from jaxrnn.interop.torch import load_state_dict
-from jaxrnn.layers.models import LAYERS
+from jaxrnn.layers.heads import LAYERS
 
 ENTRY = "jaxrnn.forecaster"
 """Where in the header of the file the description is."""

@@ -1,37 +1,43 @@
-"""Generation, one to many: what a network says is what it hears next, as one compiled loop.
+"""Autoregressive generation: sampling, beam search and rollouts, each one compiled loop.
 
-A step is any function of a state and of one input for each row:
+A step is any pure function of a recurrent state and the inputs of one time step:
 
 .. code-block:: text
 
     step(state, tokens (N,)) -> (logits (N, V), state)         for `generate` and `beam_search`
-    step(state, x (N, D))    -> (y (N, D), state)              for `roll_out`
+    step(state, x (N, D))    -> (y (N, D), state)              for `rollout`
 
-The state is any pytree whose leaves have the rows along their first axis, (N, ...). A layer's
-states have them along their second, (L, N, H); `token_step` and `value_step` make a step of a
-layer, and `rows_first` turns the state that a call of a layer leaves into the state of a step.
+The state is any pytree of batch-major arrays (N, ...). `token_step` and `value_step` make a step
+from a layer. A layer's own states (L, N, H) are converted by `batch_major`.
 
-All three functions are pure, and each is one compiled loop. A step that `token_step` or
-`value_step` makes of modules goes into it as an argument: a second call compiles nothing, and finds
-the parameters that the modules have by then. With any other function as a step, or as a part of
-one, put the call under `jax.jit`.
+A step that `token_step` or `value_step` makes from modules is an argument of the compiled loop: a
+second call compiles nothing and uses the current parameters. Any other function is traced at each
+call; put such a call under `jax.jit`.
 
-Axis letters: N rows, V tokens in the vocabulary, B beams, T steps, D features, L layers, H hidden.
+Axis letters: N batch, V vocabulary, B beams, T time, D features, L layers, H hidden size.
 """
 
-from jaxrnn.generation.beams import Beams, beam_search
-from jaxrnn.generation.sampling import Generated, generate, roll_out
-from jaxrnn.generation.steps import LayerStep, Step, rows_first, token_step, value_step
+from jaxrnn.generation.beam_search import Beams, beam_search
+from jaxrnn.generation.sampling import (
+    Generated,
+    LayerStep,
+    Step,
+    batch_major,
+    generate,
+    rollout,
+    token_step,
+    value_step,
+)
 
 __all__ = [
     "Beams",
     "Generated",
     "LayerStep",
     "Step",
+    "batch_major",
     "beam_search",
     "generate",
-    "roll_out",
-    "rows_first",
+    "rollout",
     "token_step",
     "value_step",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flax import nnx
+from flax.errors import TraceContextError
 from flax.nnx import reprlib
 
 _MOVED = "jax.device_put(nnx.state(module), device) moves its arrays, nnx.update puts them back"
@@ -40,6 +41,20 @@ def check_rngs(rngs: Any) -> None:
     if not isinstance(rngs, nnx.Rngs):
         kind = type(rngs).__name__
         raise TypeError(f"rngs should be flax.nnx.Rngs, nnx.Rngs(0) say, got {kind}")
+
+
+def as_key(source: Any) -> Any:
+    """Return a PRNG key from an `nnx.Rngs`, by its ``dropout`` stream, from a stream, or a key."""
+    if isinstance(source, nnx.Rngs):
+        source = source["dropout"]
+    try:
+        return source() if callable(source) else source
+    except TraceContextError as error:
+        raise TraceContextError(
+            "The dropout stream cannot count its keys inside a function that JAX transforms and "
+            "that holds the module. Give the call a key, rngs=key, or use nnx.jit or nnx.grad with "
+            f"the module as an argument. {str(error).split(' (')[0]}"
+        ) from error
 
 
 class Printed:

@@ -1,17 +1,18 @@
-"""Attention over a memory: which of its places matter to a query, and what is there.
+r"""Attention over an encoder's outputs.
 
-.. code-block:: text
+.. math::
 
-    weights = softmax_s(score(q_t, m_s))       0 past the length of a row
-    context = sum_s weights_s * m_s
+    \alpha_{ts} = \mathrm{softmax}_s(\mathrm{score}(q_t, m_s)), \qquad
+    c_t = \sum_s \alpha_{ts} m_s
 
-    dot:       score = q . m
-    general:   score = q . (W m)
-    additive:  score = v . tanh(U q + W m)
+| kind | score | source |
+|---|---|---|
+| dot | :math:`q \cdot m` | M.-T. Luong et al., arXiv:1508.04025 |
+| general | :math:`q \cdot (W m)` | M.-T. Luong et al., arXiv:1508.04025 |
+| additive | :math:`v \cdot \tanh(U q + W m)` | D. Bahdanau et al., arXiv:1409.0473 |
 
-Sources: general and dot, M.-T. Luong et al., arXiv:1508.04025; additive, D. Bahdanau et al.,
-arXiv:1409.0473. Axis letters: N rows, T queries of a row, S places in the memory, Q and M the
-features of a query and of a place, A of the sum in the additive score.
+Axis letters: N batch, T queries, S memory length, Q query features, M memory features, A features
+of the additive score.
 """
 
 from __future__ import annotations
@@ -25,49 +26,49 @@ from flax import nnx
 from jaxrnn import _checks as checks
 from jaxrnn.backends.step import zero_padding
 from jaxrnn.cells.base import compute_dtype
-from jaxrnn.core import masks as ragged
-from jaxrnn.layers.linear import linear
+from jaxrnn.core import masks
+from jaxrnn.layers.heads import linear
 
 KINDS = ("dot", "general", "additive")
 
 
 class Memory(NamedTuple):
-    """What is attended to, see `Attention.remember`.
+    """The memory that queries attend to, see `Attention.prepare`.
 
     Attributes:
-        values: (N, S, M), zero past the length of a row.
-        keys: what the scores are made of, computed once: the values or their product with W.
-        valid: bool (N, S), or None where every place is valid.
+        values: (N, S, M), zero at padding.
+        keys: the values, or their product with W, computed once.
+        valid_mask: bool (N, S), or None if every position is valid.
     """
 
     values: jax.Array
     keys: jax.Array
-    valid: jax.Array | None
+    valid_mask: jax.Array | None
 
 
 class Attention(nnx.Module):
-    """Weights over a memory, and the weighted sum of it.
+    """Attention of queries over a memory.
 
     Args:
         kind: "dot", "general" or "additive".
         query_size: Q.
-        memory_size: M, the same as Q for "dot".
-        hidden_size: A, of the additive score; None for Q.
-        rngs: the stream for the parameters (``params``).
-        options: ``dtype`` and ``param_dtype``, as of the layers.
+        memory_size: M; equal to Q for "dot".
+        hidden_size: A, for "additive". Defaults to Q.
+        rngs: random streams; ``params`` draws the parameters.
+        options: ``dtype`` and ``param_dtype``, as in the layers.
 
-    Parameters: ``memory.weight`` (Q or A, M) of the general and the additive score;
-    ``query.weight`` (A, Q), ``query.bias`` (A,) and ``score.weight`` (1, A) of the additive one.
+    Parameters: ``memory.weight`` (Q or A, M) for "general" and "additive"; ``query.weight`` (A, Q),
+    ``query.bias`` (A,) and ``score.weight`` (1, A) for "additive".
 
     Raises:
-        ValueError: for another kind, or sizes that differ where the score is a dot product.
+        ValueError: for an unknown kind, or if Q and M differ for "dot".
 
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxrnn.layers.attention import Attention
         >>> attention = Attention("additive", 4, 6, rngs=nnx.Rngs(0))
-        >>> memory = attention.remember(jnp.ones((2, 3, 6)), lengths=jnp.array([3, 1]))
+        >>> memory = attention.prepare(jnp.ones((2, 3, 6)), lengths=jnp.array([3, 1]))
         >>> context, weights = attention(jnp.ones((2, 5, 4)), memory)
         >>> context.shape, weights.shape, weights[1, 0].tolist()
         ((2, 5, 6), (2, 5, 3), [1.0, 0.0, 0.0])
@@ -86,8 +87,8 @@ class Attention(nnx.Module):
         checks.choice("attention", kind, KINDS)
         if kind == "dot" and query_size != memory_size:
             raise ValueError(
-                "dot attention needs queries and memory of one size, got "
-                f"{query_size} and {memory_size}. attention='general' has a product between them"
+                "Dot attention needs queries and memory of equal size, got "
+                f"{query_size} and {memory_size}. attention='general' projects the memory."
             )
         self.kind = kind
         size = query_size if hidden_size is None or kind == "general" else hidden_size
@@ -97,34 +98,33 @@ class Attention(nnx.Module):
             self.query = linear(query_size, size, rngs=rngs, **options)
             self.score = linear(size, 1, bias=False, rngs=rngs, **options)
 
-    def remember(self, memory: jax.Array, lengths: Any = None) -> Memory:
-        """Prepare a memory (N, S, M) once for any number of queries.
+    def prepare(self, values: jax.Array, lengths: Any = None) -> Memory:
+        """Return the memory of values (N, S, M), computed once for any number of queries.
 
         Args:
-            memory: what is to be attended to.
-            lengths: the places that each row has, integers (N,), 0 allowed; None for all S. What
-                is past them reaches nothing, whatever it is.
+            values: outputs of an encoder.
+            lengths: number of valid positions, integers (N,), 0 allowed. Defaults to S. Padding has
+                weight 0 and contributes no gradient.
         """
-        valid = None
+        valid_mask = None
         if lengths is not None:
-            rows, places, _ = memory.shape
-            lengths = ragged.check_lengths(lengths, places, rows)
-            valid = ragged.valid_mask(lengths, places)
-            memory = zero_padding(valid, memory)
-        return Memory(memory, memory if self.kind == "dot" else self.memory(memory), valid)
+            batch_size, steps, _ = values.shape
+            lengths = masks.check_lengths(lengths, steps, batch_size)
+            valid_mask = masks.valid_mask(lengths, steps)
+            values = zero_padding(valid_mask, values)
+        return Memory(values, values if self.kind == "dot" else self.memory(values), valid_mask)
 
     def __call__(self, queries: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array]:
-        """Attend.
+        """Attend to the memory.
 
         Args:
-            queries: (N, T, Q); or (N * B, T, Q), where B neighbours share a row of the memory, as
-                the beams of a search do.
-            memory: from `remember`.
+            queries: (N, T, Q), or (N * B, T, Q) where the B beams of an example are neighbours.
+            memory: the result of `prepare`.
 
         Returns:
-            The contexts (N, T, M) and the weights (N, T, S), of a row with no place at all zero.
+            Contexts (N, T, M) and weights (N, T, S); zero for an example without valid positions.
         """
-        values, keys, valid = memory
+        values, keys, valid_mask = memory
         shape = queries.shape[:2]
         queries = queries.reshape(len(values), -1, queries.shape[2])
         if self.kind == "additive":
@@ -132,29 +132,32 @@ class Attention(nnx.Module):
             scores = self.score(jnp.tanh(queries[:, :, None] + keys[:, None]))[..., 0]
         else:
             scores = jnp.einsum("ntq,nsq->nts", queries, keys)
-        weights = masked_softmax(scores, None if valid is None else valid[:, None])
+        weights = masked_softmax(scores, None if valid_mask is None else valid_mask[:, None])
         context = jnp.einsum("nts,nsm->ntm", weights.astype(values.dtype), values)
         return context.reshape(*shape, -1), weights.reshape(*shape, -1)
 
 
-def masked_softmax(scores: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Softmax along the last axis over the valid places; zero elsewhere, and where none is valid.
+def masked_softmax(scores: jax.Array, valid_mask: jax.Array | None = None) -> jax.Array:
+    """Return the softmax of the valid scores along the last axis, and 0 for the others.
 
     Args:
-        scores: of any shape; what is at places that are not valid reaches no value or gradient.
-        valid: bool, with as many axes as the scores; None for all.
+        scores: any shape. Invalid scores contribute neither value nor gradient.
+        valid_mask: bool, broadcastable to the scores. Defaults to all scores.
+
+    Returns:
+        At least float32, with the shape of `scores`; 0 throughout where no score is valid.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> valid = jnp.array([[True, True, False], [False, False, False]])
-        >>> masked_softmax(jnp.array([[1.0, 1.0, jnp.nan], [1.0, 1.0, 1.0]]), valid).tolist()
+        >>> valid_mask = jnp.array([[True, True, False], [False, False, False]])
+        >>> masked_softmax(jnp.array([[1.0, 1.0, jnp.nan], [1.0, 1.0, 1.0]]), valid_mask).tolist()
         [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
     scores = scores.astype(compute_dtype(scores.dtype))
-    if valid is None:
+    if valid_mask is None:
         return jax.nn.softmax(scores)
-    scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
-    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-    odds = jnp.where(valid, jnp.exp(scores - top), 0.0)
-    total = odds.sum(-1, keepdims=True)
-    return odds / jnp.where(total > 0, total, 1.0)
+    scores = jnp.where(valid_mask, scores, jnp.finfo(scores.dtype).min)
+    largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    exponentials = jnp.where(valid_mask, jnp.exp(scores - largest), 0.0)
+    total = exponentials.sum(-1, keepdims=True)
+    return exponentials / jnp.where(total > 0, total, 1.0)

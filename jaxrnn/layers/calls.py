@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from flax.errors import TraceContextError
 
 from jaxrnn.core import stack
 from jaxrnn.core import state as states
 from jaxrnn.layers import _checks as torch_checks
+from jaxrnn.layers._module import as_key
 
 
 def check(
@@ -76,18 +75,4 @@ def dropout_key(layer: Any, plan: stack.StackOptions, rngs: Any) -> Any:
             f"{name}={p} is active but there is no random stream: pass rngs= to the "
             "call, or give the constructor rngs with a 'dropout' or 'default' stream"
         )
-    return key_of(source)
-
-
-def key_of(source: Any) -> Any:
-    """A key from an `nnx.Rngs`, whose ``dropout`` stream gives it, from a stream, or the key."""
-    if isinstance(source, nnx.Rngs):
-        source = source["dropout"]
-    try:
-        return source() if callable(source) else source
-    except TraceContextError as error:
-        raise TraceContextError(
-            "the stream of dropout counts its keys, and can't inside of a function that jax "
-            "transforms and that holds the module: give the call a key, rngs=key, or use nnx.jit, "
-            f"nnx.grad with the module as an argument. {str(error).split(' (')[0]}"
-        ) from error
+    return as_key(source)

@@ -22,7 +22,7 @@ from rich.table import Table
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
 from jaxrnn.data import Vocabulary
-from jaxrnn.layers.models import LAYERS, CharacterModel
+from jaxrnn.layers.heads import LAYERS, CharacterModel
 from jaxrnn.text import Learned, Text, learn, load, make_model, prepare, read_text, save
 from jaxrnn.text.learning import check_sizes
 from jaxrnn.text.texts import check_share

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxrnn import _checks as checks
 from jaxrnn.data import Vocabulary
-from jaxrnn.layers.models import LAYERS, CharacterModel
+from jaxrnn.layers.heads import LAYERS, CharacterModel
 from jaxrnn.text.baselines import counted_loss
 from jaxrnn.text.texts import Text
 from jaxrnn.training import EarlyStopping, History, fit

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxrnn import _model_files as described
 from jaxrnn.data import Vocabulary
 from jaxrnn.interop.torch import load_state_dict
-from jaxrnn.layers.models import LAYERS, CharacterModel
+from jaxrnn.layers.heads import LAYERS, CharacterModel
 
 ENTRY = "jaxrnn.characters"
 """Where in the header of the file the description is."""

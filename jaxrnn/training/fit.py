@@ -151,7 +151,7 @@ def fit(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
         >>> from flax import nnx
-        >>> from jaxrnn.layers.models import ManyToMany
+        >>> from jaxrnn.layers.heads import ManyToMany
         >>> from jaxrnn.training import EarlyStopping, fit
         >>> rngs = nnx.Rngs(0)
         >>> lstm = jaxrnn.LSTM(1, 16, batch_first=True, rngs=rngs)
