@@ -8,6 +8,8 @@
 ((5, 3, 20), (2, 3, 20))
 """
 
+from typing import Any
+
 from jaxrnn import cells
 from jaxrnn.cells import Cell
 from jaxrnn.interop.torch import load_safetensors, load_state_dict, save_safetensors, state_dict
@@ -38,6 +40,7 @@ __all__ = [
     "Recurrent",
     "RecurrentCell",
     "cells",
+    "fit",
     "load_safetensors",
     "load_state_dict",
     "pack_padded_sequence",
@@ -48,4 +51,18 @@ __all__ = [
     "state_dict",
     "unpack_sequence",
     "unpad_sequence",
+    "unroll",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `fit` and `unroll` on first use, which keeps `import jaxrnn` fast."""
+    if name == "fit":
+        from jaxrnn.training import fit
+
+        return fit
+    if name == "unroll":
+        from jaxrnn.core.unroll import unroll
+
+        return unroll
+    raise AttributeError(f"module 'jaxrnn' has no attribute {name!r}")

@@ -61,7 +61,7 @@ def train(mesh: Any, model: Any = None, data: Any = None, **options: Any) -> Any
     usual: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "key": 1, "chunk": 4}
     usual |= {"validation": data if isinstance(data, dict) else None, "evaluate_every": 4}
     usual |= {"early_stopping": EarlyStopping("loss", patience=9), "mesh": mesh}
-    return fit(make() if model is None else model, OPTIMIZER, loss, data, **usual | options)
+    return fit(loss, OPTIMIZER, make() if model is None else model, data, **usual | options)
 
 
 def numbers(run: Any) -> dict[str, Any]:

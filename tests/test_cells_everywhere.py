@@ -159,7 +159,7 @@ def test_a_sweep_of_truncated_backpropagation(cell: Any) -> None:
         return (jnp.sin(y) ** 2).sum(), (hx, y)
 
     def train(rate: Any) -> Any:
-        return truncated_bptt(loss, optax.sgd(rate), params, hx, X, window=2)
+        return truncated_bptt(loss, optax.sgd(rate), params, X, window=2, carry=hx)
 
     swept = sweep(train, rate=rates).results
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))

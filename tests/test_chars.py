@@ -44,7 +44,7 @@ def both(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], Any]:
         stacked = jax.tree.map(lambda *a: jnp.stack(a), *params)
         trained = sweep(charseq.make_training(settings, model), params=stacked).results
         _, _, y = data.next_characters(settings.text)
-        right = (trained.outputs.argmax(-1) == y[None, None]).sum(-1)
+        right = (trained.metrics.argmax(-1) == y[None, None]).sum(-1)
         return expected, (np.asarray(trained.losses), np.asarray(right))
 
 

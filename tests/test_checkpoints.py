@@ -37,9 +37,9 @@ STEPS, EVERY = 240, 20
 def train(checkpoints: Checkpoints | None, resume: bool = False, steps: int = STEPS) -> Any:
     """Dropout, shuffling, an evaluation, the best parameters: all that has to go on."""
     return fit(
-        Net(nnx.Rngs(params=0, dropout=5)),
-        ADAM,
         error,
+        ADAM,
+        Net(nnx.Rngs(params=0, dropout=5)),
         DATA,
         steps=steps,
         batch_size=4,
@@ -152,7 +152,7 @@ def test_batches_go_on_where_they_were(tmp_path: Path, kind: str) -> None:
         return Reader(as_bytes=kind == "bytes")
 
     def run(data: Any, steps: int, **options: Any) -> Any:
-        return fit(jnp.zeros(()), SGD, square, data, steps=steps, chunk=4, **options)
+        return fit(square, SGD, jnp.zeros(()), data, steps=steps, chunk=4, **options)
 
     whole = run(batches(), 24).history.losses[:20]
     saved = Checkpoints(tmp_path, every=8, keep=1)
@@ -174,7 +174,7 @@ def test_every_kind_of_array_goes_on(tmp_path: Path) -> None:
     carry = {"key": jax.random.key(3), "empty": jnp.zeros((2, 0), jnp.int32)}
 
     def run(steps: int, **options: Any) -> Any:
-        return fit(model, ADAM, loss, ALONE, steps=steps, carry=carry, chunk=5, **options)
+        return fit(loss, ADAM, model, ALONE, steps=steps, carry=carry, chunk=5, **options)
 
     whole, saved = run(10), Checkpoints(tmp_path, every=5)
     run(5, checkpoints=saved)
@@ -379,7 +379,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     data = np.where(np.arange(100) == 26, np.inf, 1.0)
     saved = Checkpoints(tmp_path, every=10)
     with pytest.raises(NonFiniteLoss, match=r"step 27 .*checkpoint of step 20"):
-        fit(jnp.zeros(()), SGD, square, data, steps=50, batch_size=1, shuffle=False,
+        fit(square, SGD, jnp.zeros(()), data, steps=50, batch_size=1, shuffle=False,
             checkpoints=saved)  # fmt: skip
     assert saved.steps() == [10, 20]
     np.testing.assert_allclose(saved.load(jnp.zeros(())), 1 - 0.8**20)

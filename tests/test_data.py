@@ -101,12 +101,12 @@ def test_a_training_on_ten_million_points_takes_their_memory_once() -> None:
     series = jax.ShapeDtypeStruct((10_000_000,), jnp.float32)
 
     def training(series: Any, key: Any) -> Any:
-        def loss(w: Any, carry: None, index: Any) -> Any:
+        def loss(w: Any, index: Any) -> Any:
             x, y = cut.take(series, index)
-            return ((x @ w - y[:, 0]) ** 2).mean(), (carry, None)
+            return ((x @ w - y[:, 0]) ** 2).mean()
 
         index = jax.random.randint(key, (100, 64), 0, cut.count(len(series)))
-        return train_steps(loss, optax.sgd(0.01), jnp.zeros(32), None, index).losses
+        return train_steps(loss, optax.sgd(0.01), jnp.zeros(32), index).losses
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     compiled: Any = jax.jit(training).lower(series, key).compile()
@@ -134,9 +134,9 @@ def test_fit_takes_windows_by_their_numbers() -> None:
         return ((x[..., 0] @ w - y[:, 0, 0]) ** 2).mean()
 
     fitted = fit(
-        jnp.zeros(2),
-        optax.adam(0.1),
         loss,
+        optax.adam(0.1),
+        jnp.zeros(2),
         wave,
         take=cut.take,
         examples=len(cut.within(train)),

@@ -122,7 +122,7 @@ OPTIONS: Any = dict(steps=STEPS, batch_size=BATCH, chunk=4, key=3, evaluate_ever
 def fitted() -> tuple[Any, Net]:
     """A run as most tests look at it."""
     model = make_net()
-    return fit(model, OPTIMIZER, error, DATA, validation=DATA, **OPTIONS), model
+    return fit(error, OPTIMIZER, model, DATA, validation=DATA, **OPTIONS), model
 
 
 def test_it_is_the_loop_one_would_write(fitted: Any) -> None:
@@ -137,7 +137,7 @@ def test_it_is_the_loop_one_would_write(fitted: Any) -> None:
 
 def test_it_is_that_loop_for_recurrent_layers_with_dropout() -> None:
     model = make_rnn()
-    run = fit(model, OPTIMIZER, error, DATA, steps=STEPS, batch_size=BATCH, key=4)
+    run = fit(error, OPTIMIZER, model, DATA, steps=STEPS, batch_size=BATCH, key=4)
     params, _, values = by_hand(make_rnn(), *expected_batches(4))
     assert_same(nnx.state(model, nnx.Param), params)
     assert_same(run.history.train, values)
@@ -163,7 +163,7 @@ def test_all_forms_of_data_are_the_same_training(form: str) -> None:
         "arrays": jax.tree.map(lambda *a: np.concatenate(a), *batches),
     }[form]
     model = make_net()
-    run = fit(model, OPTIMIZER, error, data, **options)
+    run = fit(error, OPTIMIZER, model, data, **options)
     used = batches[:4] * 2 if form == "list" else batches
     params, _, values = by_hand(make_net(), used, jax.random.split(jax.random.key(3))[1])
     assert_same(nnx.state(model, nnx.Param), params)
@@ -175,7 +175,7 @@ def test_chunks_change_nothing(fitted: Any) -> None:
     for chunk in (1, 2):
         model = make_net()
         options = OPTIONS | {"chunk": chunk}
-        again = fit(model, OPTIMIZER, error, DATA, validation=DATA, **options)
+        again = fit(error, OPTIMIZER, model, DATA, validation=DATA, **options)
         assert_same(nnx.state(model, nnx.Param), nnx.state(trained, nnx.Param))
         assert_same(again.history, run.history)
 
@@ -190,7 +190,7 @@ def test_a_second_training_of_the_same_is_not_traced_again() -> None:
     counts = []
     for key in range(3):
         w = jnp.ones(())
-        run = fit(w, SGD, counted, ALONE, steps=30, batch_size=2, chunk=10, key=key)
+        run = fit(counted, SGD, w, ALONE, steps=30, batch_size=2, chunk=10, key=key)
         counts.append(len(traced))
         assert float(w) == 1.0  # nobody else's array is given away
         assert run.history.losses.shape == (30,)
@@ -220,17 +220,17 @@ def test_the_mode_and_the_random_streams_of_the_model_stay(fitted: Any) -> None:
 
 
 def test_every_example_is_used_as_often_as_there_are_epochs() -> None:
-    seen = fit(jnp.zeros(6), optax.sgd(1.0), lambda w, index: -w[index].sum(), np.arange(6),
+    seen = fit(lambda w, index: -w[index].sum(), optax.sgd(1.0), jnp.zeros(6), np.arange(6),
                epochs=2, batch_size=4, key=1)  # fmt: skip
     assert seen.history.losses.shape == (3,)  # ceil(2 * 6 / 4)
     assert seen.model.tolist() == [2.0] * 6
-    apart = [fit(jnp.zeros(6), optax.sgd(1.0), lambda w, i: -w[i].sum(), np.arange(6),
+    apart = [fit(lambda w, i: -w[i].sum(), optax.sgd(1.0), jnp.zeros(6), np.arange(6),
                  steps=1, batch_size=3, key=k).model.tolist() for k in range(6)]  # fmt: skip
     assert len(set(map(tuple, apart))) > 1
 
 
 def test_all_of_the_data_at_each_step_is_the_default() -> None:
-    run = fit(jnp.zeros(()), SGD, line, ALONE, steps=5)
+    run = fit(line, SGD, jnp.zeros(()), ALONE, steps=5)
     w = 0.0
     for loss in run.history.losses:
         np.testing.assert_allclose(loss, ((w * ALONE - 1) ** 2).mean(), rtol=1e-12)
@@ -244,21 +244,19 @@ def test_a_carry_goes_on_from_step_to_step_and_from_call_to_call() -> None:
         return (w * carry - 1.0) ** 2, (carry, {"carry": carry})
 
     batches = jnp.arange(12.0).reshape(6, 2) / 10
-    run = fit(jnp.ones(()), SGD, loss, list(batches), steps=6, carry=jnp.ones(()), chunk=2)
-    whole = train_steps(
-        lambda w, c, b: loss(w, c, b), SGD, jnp.ones(()), jnp.ones(()), batches
-    )  # fmt: skip
+    run = fit(loss, SGD, jnp.ones(()), list(batches), steps=6, carry=jnp.ones(()), chunk=2)
+    whole = train_steps(loss, SGD, jnp.ones(()), batches, carry=jnp.ones(()))
     assert_same(
         (run.model, run.carry, run.history.losses), (whole.params, whole.carry, whole.losses)
     )
-    assert_same(run.history.train["carry"], whole.outputs["carry"])
+    assert_same(run.history.train["carry"], whole.metrics["carry"])
 
 
 def test_a_loss_may_have_the_key_of_its_step() -> None:
     def loss(w: Any, batch: Any, *, key: Any) -> Any:
         return w * batch.sum(), {"drawn": jax.random.uniform(key)}
 
-    run = fit(jnp.ones(()), SGD, loss, ALONE, steps=3, key=jax.random.key(7))
+    run = fit(loss, SGD, jnp.ones(()), ALONE, steps=3, key=jax.random.key(7))
     step_key = jax.random.split(jax.random.key(7))[1]
     drawn = [jax.random.uniform(jax.random.fold_in(step_key, k)) for k in range(3)]
     assert_same(run.history.train["drawn"], np.array(drawn))
@@ -278,7 +276,7 @@ def test_other_variables_are_trained_along_and_what_is_not_chosen_stays() -> Non
     model, data = Normed(), {"x": x, "y": x[:, :1]}
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model)))
     chosen = nnx.All(nnx.Param, nnx.PathContains("fc"))
-    fit(model, SGD, error, data, steps=3, wrt=chosen)
+    fit(error, SGD, model, data, steps=3, wrt=chosen)
     after = nnx.to_pure_dict(nnx.state(model))
     assert (after["norm"]["scale"] == before["norm"]["scale"]).all()
     assert (after["fc"]["kernel"] != before["fc"]["kernel"]).any()
@@ -297,14 +295,14 @@ def test_early_stopping_ends_with_the_best() -> None:
 
     options: Any = dict(steps=60, evaluate=evaluate, validation=np.float64(1.0), evaluate_every=2)
     stopping = EarlyStopping("distance", patience=3)
-    run = fit(jnp.zeros(()), SGD, away_from_one, ALONE, early_stopping=stopping, **options)
+    run = fit(away_from_one, SGD, jnp.zeros(()), ALONE, early_stopping=stopping, **options)
     np.testing.assert_allclose(run.model, 1.0)
     assert run.stopped
     assert run.history.evaluated.tolist() == list(range(2, 18, 2))  # the best is at 10
     assert run.history.losses.shape == (16,)
     np.testing.assert_allclose(run.history.validation["w"][-1], 1.6)
     most = EarlyStopping("w", patience=3, mode="max")
-    run = fit(jnp.zeros(()), SGD, away_from_one, ALONE, early_stopping=most, **options)
+    run = fit(away_from_one, SGD, jnp.zeros(()), ALONE, early_stopping=most, **options)
     assert not run.stopped
     np.testing.assert_allclose(run.model, 6.0)
 
@@ -326,7 +324,7 @@ def test_a_loss_that_is_not_finite_stops_it_and_says_where(chunk: int) -> None:
         return (model(jnp.ones((1, 3))) ** 2).sum() * batch.sum()
 
     with pytest.raises(NonFiniteLoss, match="loss of step 7 is nan") as caught:
-        fit(model, SGD, loss, data, steps=12, batch_size=1, shuffle=False, chunk=chunk)
+        fit(loss, SGD, model, data, steps=12, batch_size=1, shuffle=False, chunk=chunk)
     assert isinstance(caught.value, FloatingPointError)
     assert caught.value.step == 7
     assert_same(start, leaves(nnx.state(model, nnx.Param)))
@@ -339,8 +337,8 @@ def test_an_interrupted_training_leaves_what_it_has_done() -> None:
 
     interrupted, short = make_net(), make_net()
     with pytest.raises(KeyboardInterrupt):
-        fit(interrupted, SGD, error, batches(), steps=20, chunk=3)
-    fit(short, SGD, error, [{"x": X, "y": X[..., :1]}], steps=6, chunk=3)
+        fit(error, SGD, interrupted, batches(), steps=20, chunk=3)
+    fit(error, SGD, short, [{"x": X, "y": X[..., :1]}], steps=6, chunk=3)
     assert_same(nnx.state(interrupted, nnx.Param), nnx.state(short, nnx.Param))
 
 
@@ -362,11 +360,11 @@ def test_a_terminal_sees_steps_loss_and_speed(capsys: pytest.CaptureFixture[str]
     file = io.StringIO()
     terminal = Console(file=file, force_terminal=True, width=120)
     bar = Progress("learning", 40, console=terminal)
-    run = fit(jnp.zeros(()), SGD, line, ALONE, steps=40, chunk=10, progress=bar)
+    run = fit(line, SGD, jnp.zeros(()), ALONE, steps=40, chunk=10, progress=bar)
     text = file.getvalue()
     for words in ("learning", "40/40", "steps/s", f"loss {run.history.losses[-1]:.3g}"):
         assert words in text
-    fit(jnp.zeros(()), SGD, line, ALONE, steps=40, chunk=10)  # no terminal, no word
+    fit(line, SGD, jnp.zeros(()), ALONE, steps=40, chunk=10)  # no terminal, no word
     assert capsys.readouterr() == ("", "")
 
 
@@ -387,6 +385,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "take alone": ({"take": rows_in_order}, ValueError, ["take", "batch_size"]),
     "a batch of words": ({"data": ["words"]}, TypeError, ["batch", "str"]),
     "an empty list": ({"data": []}, ValueError, ["no batches"]),
+    "an unknown option": ({"patience": 3}, TypeError, ["fit", "patience", "early_stopping"]),
     "chunk": ({"chunk": 0}, ValueError, ["chunk", "0"]),
     "key": ({"key": "seed"}, TypeError, ["key", "'seed'"]),
     "negative seed": ({"key": -1}, ValueError, ["seed", "-1"]),
@@ -439,11 +438,11 @@ def test_what_can_not_be_is_one_clear_error(name: str) -> None:
 
 def test_batches_that_end_or_are_not_alike_say_so() -> None:
     with pytest.raises(ValueError, match="ended after 3 steps"):
-        fit(jnp.ones(()), SGD, line, iter([ALONE] * 3), steps=5, chunk=2)
+        fit(line, SGD, jnp.ones(()), iter([ALONE] * 3), steps=5, chunk=2)
     uneven = [ALONE, ALONE, ALONE[:4]]
     with pytest.raises(ValueError, match=r"step 3 .*chunk=1"):
-        fit(jnp.ones(()), SGD, line, uneven, steps=3, chunk=3)
-    assert fit(jnp.ones(()), SGD, line, uneven, steps=3, chunk=1).history.losses.shape == (3,)
+        fit(line, SGD, jnp.ones(()), uneven, steps=3, chunk=3)
+    assert fit(line, SGD, jnp.ones(()), uneven, steps=3, chunk=1).history.losses.shape == (3,)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def compiled() -> Callable[..., Any]:
 
 def trained(stream: Any = STREAM, window: int = WINDOW, **options: Any) -> Any:
     model, _, hx = job()
-    return compiled()(nnx.state(model, nnx.Param), hx, stream, window=window, **options)
+    return compiled()(nnx.state(model, nnx.Param), stream, window=window, carry=hx, **options)
 
 
 def test_it_is_pytorchs_loop_with_detach() -> None:
@@ -66,7 +66,7 @@ def test_it_is_pytorchs_loop_with_detach() -> None:
     nnx.update(model, result.params)
     ours = {f"after.{name}": value for name, value in jaxrnn.state_dict(model).items()}
     ours |= dict(zip(("h_n", "c_n"), result.carry))
-    ours |= {"losses": result.losses, "predictions": result.outputs["each"]}
+    ours |= {"losses": result.losses, "predictions": result.metrics["each"]}
     assert {name for name in expected if not name.startswith("before.")} == set(ours)
     close(ours, {name: expected[name] for name in ours})
 
@@ -93,12 +93,12 @@ def test_it_is_a_loop_written_by_hand(window: int) -> None:
     params, opt_state, hx, losses, predictions = by_hand(window)
     count = -(-T // window)
     assert result.losses.shape == (count,)
-    assert result.outputs["each"].shape == (T, N, 1)
-    assert result.outputs["mean"].shape == (count,)
+    assert result.metrics["each"].shape == (T, N, 1)
+    assert result.metrics["mean"].shape == (count,)
     close(result.losses, jnp.stack(losses))
-    close(result.outputs["each"], jnp.concatenate(predictions))
+    close(result.metrics["each"], jnp.concatenate(predictions))
     means = [STREAM[0][start : start + window].mean() for start in range(0, T, window)]
-    close(result.outputs["mean"], jnp.stack(means))
+    close(result.metrics["mean"], jnp.stack(means))
     close((result.params, result.opt_state, result.carry), (params, opt_state, hx))
 
 
@@ -106,12 +106,12 @@ def test_a_window_of_all_steps_or_more_is_full_backpropagation() -> None:
     model, loss, hx = job()
     params = nnx.state(model, nnx.Param)
     once = jax.tree.map(lambda a: a[None], STREAM)
-    full = jax.jit(functools.partial(train_steps, loss, SGD))(params, hx, once)
+    full = jax.jit(functools.partial(train_steps, loss, SGD))(params, once, carry=hx)
     for window in (T, T + 5):
         result = trained(window=window)
         assert result.losses.shape == (1,)
         close(result[:4], full[:4])
-        close(result.outputs["each"], full.outputs["each"][0])
+        close(result.metrics["each"], full.metrics["each"][0])
 
 
 def test_what_was_before_reaches_a_window_through_the_state_alone() -> None:
@@ -127,7 +127,7 @@ def test_what_was_before_reaches_a_window_through_the_state_alone() -> None:
 
     for kind, same in ((loss, False), (forgetful, True)):
         run = jax.jit(functools.partial(truncated_bptt, kind, frozen, window=WINDOW))
-        first, second = (run(params, hx, stream).losses for stream in (STREAM, changed))
+        first, second = (run(params, stream, carry=hx).losses for stream in (STREAM, changed))
         assert first[0] != second[0]
         assert bool((first[1:] == second[1:]).all()) == same
 
@@ -145,7 +145,8 @@ def test_no_gradient_passes_from_a_window_to_the_one_before() -> None:
         return s**2, (s, None)
 
     x, rate = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]), 1e-3
-    result = truncated_bptt(loss, optax.sgd(rate), jnp.asarray(2.0), jnp.asarray(0.5), x, window=2)
+    p, s = jnp.asarray(2.0), jnp.asarray(0.5)
+    result = truncated_bptt(loss, optax.sgd(rate), p, x, window=2, carry=s)
     p, s, losses = 2.0, 0.5, []
     for a in (3.0, 7.0, 5.0):
         s = s + p * a
@@ -153,7 +154,7 @@ def test_no_gradient_passes_from_a_window_to_the_one_before() -> None:
         p -= rate * 2 * s * a
     close((result.params, result.carry), (jnp.asarray(p), jnp.asarray(s)))
     close(result.losses, jnp.array(losses))
-    assert result.outputs is None
+    assert result.metrics is None
 
 
 def test_two_calls_are_one_and_may_overwrite_their_state() -> None:
@@ -168,7 +169,9 @@ def test_two_calls_are_one_and_may_overwrite_their_state() -> None:
     for piece in (slice(0, split), slice(split, T)):
         before = jax.tree.leaves((params, opt_state, carry))
         stream = tuple(a[piece] for a in STREAM)
-        params, opt_state, carry, some, _ = in_place(params, carry, stream, opt_state=opt_state)
+        params, opt_state, carry, some, _ = in_place(
+            params, stream, carry=carry, opt_state=opt_state
+        )
         assert all(a.is_deleted() for a in before)
         losses.append(some)
     close((params, opt_state, carry), whole[:3])
@@ -182,14 +185,14 @@ def test_the_bar_counts_all_windows_the_last_too() -> None:
         progress._update = lambda index, loss: seen.append((int(index), float(loss)))  # type: ignore[method-assign]
         model, loss, hx = job()
         run = functools.partial(truncated_bptt, loss, SGD, window=WINDOW, progress=progress)
-        losses = jax.jit(run)(nnx.state(model, nnx.Param), hx, STREAM).losses
+        losses = jax.jit(run)(nnx.state(model, nnx.Param), STREAM, carry=hx).losses
         jax.effects_barrier()
     assert [index for index, _ in seen] == [0, 1, 2]
     close([loss for _, loss in seen], list(losses))
 
 
-def nothing(params: Any, carry: Any, piece: Any) -> Any:
-    return params.sum(), (carry, None)
+def nothing(params: Any, piece: Any) -> Any:
+    return params.sum()
 
 
 @pytest.mark.parametrize(
@@ -208,16 +211,18 @@ def nothing(params: Any, carry: Any, piece: Any) -> Any:
 )
 def test_what_can_not_be_cut_is_refused_at_once(stream: Any, window: Any, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        truncated_bptt(nothing, SGD, jnp.ones(1), None, stream, window=window)
+        truncated_bptt(nothing, SGD, jnp.ones(1), stream, window=window)
     assert all(word in str(caught.value) for word in words)
 
 
 def test_an_output_without_an_axis_is_refused() -> None:
-    def loss(params: Any, carry: Any, piece: Any) -> Any:
-        return params.sum(), (carry, params.sum())
+    def loss(params: Any, piece: Any) -> Any:
+        return params.sum(), params.sum()
 
-    with pytest.raises(ValueError, match=r"first axis is laid end to end.*got a scalar"):
-        truncated_bptt(loss, SGD, jnp.ones(1), None, jnp.ones(4), window=2)
+    with pytest.raises(
+        ValueError, match=r"first axis, concatenated over the windows.*got a scalar"
+    ):
+        truncated_bptt(loss, SGD, jnp.ones(1), jnp.ones(4), window=2)
 
 
 def test_streams_are_the_parts_of_a_series_side_by_side() -> None:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxrnn import GRU
 from jaxrnn.layers.heads import ManyToMany
-from jaxrnn.training import jit_steps, sweep, train_steps
+from jaxrnn.training import jit_steps, sweep, train_steps, truncated_bptt
 
 OPTIMIZERS = {
     "adam": optax.adam(0.01),
@@ -49,13 +49,15 @@ def test_chunks_in_place_are_the_steps_in_one_call(name: str) -> None:
     model, loss, batches = job()
     optimizer, hidden = OPTIMIZERS[name], model.rnn.initial_state(4)
     params = nnx.state(model, nnx.Param)
-    whole = train_steps(loss, optimizer, params, hidden, batches)
+    whole = train_steps(loss, optimizer, params, batches, carry=hidden)
     steps, opt_state, losses = jit_steps(loss, optimizer), optimizer.init(params), []
     for start in (0, 2, 4):
         part = chunk(batches, start, start + 2)
-        params, opt_state, hidden, some, outputs = steps(params, opt_state, hidden, part)
+        params, opt_state, hidden, some, metrics = steps(
+            params, part, carry=hidden, opt_state=opt_state
+        )
         losses.append(some)
-        assert outputs.shape == (2, 4, 1)
+        assert metrics.shape == (2, 4, 1)
     np.testing.assert_allclose(jnp.concatenate(losses), whole.losses, rtol=1e-5)
     ours, theirs = (jax.tree.leaves(t) for t in ((params, opt_state, hidden), whole[:3]))
     for a, b in zip(ours, theirs, strict=True):
@@ -79,7 +81,9 @@ def test_steps_overwrite_their_state_and_are_traced_once(name: str) -> None:
     for start in (0, 2, 4):
         before = jax.tree.leaves(state)
         places = [a.unsafe_buffer_pointer() for a in before]
-        state = steps(*state, chunk(batches, start, start + 2))[:3]
+        params, opt_state, hidden = state
+        part = chunk(batches, start, start + 2)
+        state = steps(params, part, carry=hidden, opt_state=opt_state)[:3]
         after = jax.tree.leaves(state)
         assert all(a.is_deleted() for a in before)
         # The first weights were put there by the host, which the first call may not write to.
@@ -97,10 +101,10 @@ def runs(key: Any, lr: Any = 0.1) -> Any:
     """A run with results of several shapes, one of which depends on the key only."""
     start = jax.random.normal(key, (3,))
 
-    def loss(w: Any, carry: Any, x: Any) -> Any:
-        return ((w - x) ** 2).sum(), (carry, None)
+    def loss(w: Any, x: Any) -> Any:
+        return ((w - x) ** 2).sum()
 
-    trained = train_steps(loss, optax.adam(lr), start, None, jnp.ones((5, 3)))
+    trained = train_steps(loss, optax.adam(lr), start, jnp.ones((5, 3)))
     return {"losses": trained.losses, "params": trained.params, "start": start}
 
 
@@ -143,7 +147,7 @@ def test_a_sweep_over_the_parameters_of_models() -> None:
 
     def train(params: Any) -> jax.Array:
         hidden = model.rnn.initial_state(4)
-        return train_steps(loss, optax.adam(0.01), params, hidden, batches).losses
+        return train_steps(loss, optax.adam(0.01), params, batches, carry=hidden).losses
 
     together = sweep(train, params=many).results
     alone = train(jax.tree.map(lambda a: 2 * a, params))
@@ -206,4 +210,51 @@ def test_batches_without_steps_are_one_clear_error(batches: Any) -> None:
     with pytest.raises(
         ValueError, match=r"batches should be arrays .*got (none|\(\)|\(3,\), \(4,\))"
     ):
-        train_steps(lambda w, c, x: (w, (c, x)), optax.sgd(0.1), jnp.ones(()), None, batches)
+        train_steps(lambda w, x: (w, x), optax.sgd(0.1), jnp.ones(()), batches)
+
+
+def test_every_form_of_a_loss_is_the_same_steps() -> None:
+    """With and without metrics, a carry and a key; the metrics are those of each step."""
+    batches, w, sgd = jnp.arange(1.0, 7.0), jnp.asarray(0.5), optax.sgd(0.01)
+
+    def value(w: Any, x: Any) -> Any:
+        return (w * x - 1.0) ** 2
+
+    def with_metrics(w: Any, x: Any) -> Any:
+        return value(w, x), {"x": x}
+
+    def with_carry(w: Any, carry: Any, x: Any) -> Any:
+        return value(w, x), (carry + x, {"x": x})
+
+    def with_key(w: Any, x: Any, *, key: Any) -> Any:
+        return value(w, x), jax.random.uniform(key)
+
+    plain = train_steps(value, sgd, w, batches)
+    assert plain.carry is None
+    assert plain.metrics is None
+    measured = train_steps(with_metrics, sgd, w, batches)
+    carried = train_steps(with_carry, sgd, w, batches, carry=jnp.zeros(()))
+    keyed = train_steps(with_key, sgd, w, batches, key=jax.random.key(3))
+    windows = truncated_bptt(
+        lambda w, x, key: (value(w, x[0]), jax.random.uniform(key)[None]),
+        *(sgd, w, batches),
+        window=1,
+        key=jax.random.key(3),
+    )
+    for trained in (measured, carried, keyed, windows):
+        np.testing.assert_array_equal(trained.losses, plain.losses)
+        np.testing.assert_array_equal(trained.params, plain.params)
+    np.testing.assert_array_equal(measured.metrics["x"], batches)
+    np.testing.assert_array_equal(carried.metrics["x"], batches)
+    assert carried.carry == batches.sum()
+    drawn = [jax.random.uniform(jax.random.fold_in(jax.random.key(3), k)) for k in range(6)]
+    np.testing.assert_array_equal(keyed.metrics, drawn)
+    np.testing.assert_array_equal(windows.metrics, drawn)
+    with pytest.raises(ValueError, match=r"argument `key`: pass key="):
+        train_steps(with_key, sgd, w, batches)
+    with pytest.raises(TypeError, match=r"\(value, \(carry, metrics\)\) if there is a carry"):
+        train_steps(lambda w, c, x: value(w, x), sgd, w, batches, carry=w)
+    with pytest.raises(TypeError, match=r"value or \(value, metrics\), got"):
+        train_steps(lambda w, x: (w, x, x), sgd, w, batches)
+    with pytest.raises(ValueError, match=r"scalar value, got shape \(2,\)"):
+        train_steps(lambda w, x: w * jnp.ones(2), sgd, w, batches)

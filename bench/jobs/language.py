@@ -85,13 +85,13 @@ def jaxrnn_job(weights: Weights) -> Any:
     model, batches = Model(nnx.Rngs(0)), jnp.asarray(tokens())
     graph = nnx.graphdef(model)
 
-    def loss(params: Any, carry: None, batch: Any) -> Any:
+    def loss(params: Any, batch: Any) -> Any:
         logits = nnx.merge(graph, params)(batch[:-1])
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
-        return entropy.mean(), (carry, None)
+        return entropy.mean()
 
     def training(params: Any) -> Any:
-        return train_steps(loss, optax.adam(RATE), params, None, batches)
+        return train_steps(loss, optax.adam(RATE), params, batches)
 
     return training, load_jaxrnn(model, weights)
 
@@ -109,13 +109,13 @@ def flax_job(weights: Weights) -> Any:
     own = {name.removeprefix("rnn."): value for name, value in arrays.items() if name not in start}
     start["rnn"] = layers.convert(own)
 
-    def loss(params: Any, carry: None, batch: Any) -> Any:
+    def loss(params: Any, batch: Any) -> Any:
         x = jnp.take(params["embed.weight"], batch[:-1], axis=0)
         logits = layers.apply(params["rnn"], x) @ params["fc.weight"].T + params["fc.bias"]
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
-        return entropy.mean(), (carry, None)
+        return entropy.mean()
 
-    return lambda params: train_steps(loss, optax.adam(RATE), params, None, batches), start
+    return lambda params: train_steps(loss, optax.adam(RATE), params, batches), start
 
 
 def operations() -> float:

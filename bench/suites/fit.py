@@ -81,7 +81,7 @@ def call_of_fit(spec: Spec, steps: int, **options: Any) -> Callable[[], Any]:
 
     model, optimizer, data = model_of(spec), optax.adam(RATE), examples(spec)
     how = {"steps": steps, "batch_size": spec.N, **options}
-    return lambda: fit(model, optimizer, mean_error, data, **how)
+    return lambda: fit(mean_error, optimizer, model, data, **how)
 
 
 def build_fit(spec: Spec, steps: int) -> Contender:

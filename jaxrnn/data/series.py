@@ -95,7 +95,7 @@ class Windows:
         .. code-block:: python
 
             train, test = data.split(len(series), (0.8, 0.2))
-            fit(model, optimizer, loss, series, take=cut.take, examples=len(cut.within(train)),
+            fit(loss, optimizer, model, series, take=cut.take, examples=len(cut.within(train)),
                 batch_size=64, epochs=10)
     """
 

@@ -56,7 +56,7 @@ class WindowSource:
         .. code-block:: python
 
             loader = grain.MapDataset.source(source).seed(0).shuffle().repeat().batch(64)
-            fit(model, optimizer, loss, iter(loader.to_iter_dataset()), steps=10_000)
+            fit(loss, optimizer, model, iter(loader.to_iter_dataset()), steps=10_000)
 
     It can be pickled, as other processes need it. A series that is a whole memory map goes to
     them as the name of its file.

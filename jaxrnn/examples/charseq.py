@@ -94,14 +94,14 @@ def make_training(settings: Settings, model: Any, progress: Progress | None = No
     graph = nnx.graphdef(model)
     _, x, y = data.next_characters(settings.text)
 
-    def loss(params: Any, carry: None, step: jax.Array) -> Any:
+    def loss(params: Any, step: jax.Array) -> Any:
         logits, _ = nnx.merge(graph, params)(x[None])
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits[0], y)
-        return entropy.mean(), (carry, logits[0])
+        return entropy.mean(), logits[0]
 
     def training(params: Any, lr: Any = settings.lr) -> Trained:
         steps = jnp.arange(settings.steps)
-        return train_steps(loss, optax.adam(lr), params, None, steps, progress=progress)
+        return train_steps(loss, optax.adam(lr), params, steps, progress=progress)
 
     return training
 
@@ -117,7 +117,7 @@ def train(settings: Settings = Settings(), model: Any = None) -> History:
     nnx.update(model, trained.params)
     return History(
         losses=np.asarray(trained.losses),
-        logits=np.asarray(trained.outputs),
+        logits=np.asarray(trained.metrics),
         targets=np.asarray(targets),
         characters=characters,
         model=model,
@@ -136,7 +136,7 @@ def right_by(settings: Settings, **axes: jax.Array) -> np.ndarray:
     def run(seed: Any = settings.seed, lr: Any = settings.lr) -> jax.Array:
         model = make_model(settings, nnx.Rngs(jax.random.key(seed)))
         trained = make_training(settings, model)(nnx.state(model, nnx.Param), lr)
-        return (trained.outputs[-1].argmax(-1) == y).sum()
+        return (trained.metrics[-1].argmax(-1) == y).sum()
 
     return np.asarray(sweep(run, **axes).results)
 

@@ -242,7 +242,7 @@ def make_training(settings: Settings, model: ActorCritic, progress: Progress | N
     def training(params: Any, key: jax.Array, lr: Any = settings.lr) -> Trained:
         key_begin, key = jax.random.split(key)
         now, keys = begin(settings, model, key_begin), jax.random.split(key, settings.updates)
-        return train_steps(loss, optax.adam(lr), params, now, keys, progress=progress)
+        return train_steps(loss, optax.adam(lr), params, keys, carry=now, progress=progress)
 
     return training
 
@@ -269,7 +269,7 @@ def train(settings: Settings = Settings(), model: ActorCritic | None = None) -> 
     show = jax.jit(lambda params: play(settings, nnx.merge(graph, params), key))
     (before, _), (after, differences) = (show(p) for p in (params, trained.params))
     nnx.update(model, trained.params)
-    returns, right = map(np.asarray, trained.outputs)
+    returns, right = map(np.asarray, trained.metrics)
     return History(
         losses=np.asarray(trained.losses),
         returns=returns,
@@ -293,7 +293,7 @@ def right_by(settings: Settings, **axes: jax.Array) -> np.ndarray:
         rngs = nnx.Rngs(jax.random.key(seed))
         model = make_model(settings, rngs)
         training = make_training(settings, model)
-        return training(nnx.state(model, nnx.Param), rngs.episodes(), lr).outputs[1]
+        return training(nnx.state(model, nnx.Param), rngs.episodes(), lr).metrics[1]
 
     return np.asarray(sweep(run, **axes).results)
 

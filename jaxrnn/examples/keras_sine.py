@@ -132,11 +132,11 @@ def make_training(settings: Settings, network: Network, progress: Progress | Non
     graph, _, rest = nnx.split(network, TRAINED, ...)
     x, y = (jnp.asarray(a, jnp.float32) for a in series(settings))
 
-    def loss(params: Any, carry: None, batch: data.Batches) -> Any:
+    def loss(params: Any, batch: data.Batches) -> Any:
         predicted = nnx.merge(graph, params, rest)(x[batch.index])
         errors = (predicted - y[batch.index])[:, 0] ** 2
         total = (errors * batch.mask).sum()
-        return total / batch.mask.sum(), (carry, total)
+        return total / batch.mask.sum(), total
 
     def training(params: Any, key: Any) -> Trained:
         def epoch(key: Any) -> data.Batches:
@@ -145,7 +145,7 @@ def make_training(settings: Settings, network: Network, progress: Progress | Non
         keys = None if key is None else jax.random.split(key, settings.epochs)
         epochs = jax.vmap(epoch, axis_size=settings.epochs)(keys)
         batches = jax.tree.map(lambda a: a.reshape(-1, settings.batch), epochs)
-        return train_steps(loss, optax.sgd(settings.lr), params, None, batches, progress=progress)
+        return train_steps(loss, optax.sgd(settings.lr), params, batches, progress=progress)
 
     return training
 
@@ -158,7 +158,7 @@ def train(settings: Settings, network: Network, key: Any) -> tuple[Network, np.n
         training = make_training(settings, network, progress)
         trained = jax.jit(training)(nnx.state(network, TRAINED), key)
     nnx.update(network, trained.params)
-    return network, np.asarray(trained.outputs).reshape(settings.epochs, -1).sum(1) / examples
+    return network, np.asarray(trained.metrics).reshape(settings.epochs, -1).sum(1) / examples
 
 
 def run(settings: Settings = Settings()) -> History:

@@ -148,15 +148,15 @@ def make_training(
     graph = nnx.graphdef(model)
     x, y = windows(settings)
 
-    def loss(params: Any, carry: None, step: jax.Array) -> Any:
+    def loss(params: Any, step: jax.Array) -> Any:
         logits, _ = nnx.merge(graph, params)(x)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        return entropy.mean(), (carry, logits.argmax(-1).astype(jnp.int32))
+        return entropy.mean(), logits.argmax(-1).astype(jnp.int32)
 
     def training(params: Any, lr: Any = settings.lr) -> Trained:
         steps = jnp.arange(settings.steps)
         optimizer = make_optimizer(settings, lr)
-        return train_steps(loss, optimizer, params, None, steps, progress=progress)
+        return train_steps(loss, optimizer, params, steps, progress=progress)
 
     return training
 
@@ -174,7 +174,7 @@ def train(settings: Settings = Settings(), model: CharacterModel | None = None) 
     rest = len(settings.text) - len(prompt)
     return History(
         losses=np.asarray(trained.losses),
-        predictions=np.asarray(trained.outputs),
+        predictions=np.asarray(trained.metrics),
         targets=y,
         most=most_right(x, y),
         generated=prompt + model.generate(prompt, rest, temperature=0),
@@ -194,7 +194,7 @@ def accuracies_by(settings: Settings, **axes: jax.Array) -> np.ndarray:
     def run(seed: Any = settings.seed, lr: Any = settings.lr) -> jax.Array:
         model = make_model(settings, nnx.Rngs(jax.random.key(seed)))
         trained = make_training(settings, model)(nnx.state(model, nnx.Param), lr)
-        return (trained.outputs[-1] == y).mean(dtype=jnp.float32)
+        return (trained.metrics[-1] == y).mean(dtype=jnp.float32)
 
     return np.asarray(sweep(run, **axes).results)
 

@@ -199,8 +199,8 @@ def make_training(settings: Settings, model: Seq2Seq, progress: Progress | None 
     graph = nnx.graphdef(model)
     sources, targets = load(settings)
 
-    def loss(params: Any, carry: None, key: jax.Array) -> Any:
-        entropy = nnx.merge(graph, params).loss(
+    def loss(params: Any, key: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params).loss(
             sources.tokens,
             targets.tokens,
             sources.lengths,
@@ -208,11 +208,10 @@ def make_training(settings: Settings, model: Seq2Seq, progress: Progress | None 
             teacher_forcing=settings.teacher_forcing,
             key=key,
         )
-        return entropy, (carry, None)
 
     def training(params: Any, key: jax.Array, lr: Any = settings.lr) -> Trained:
         keys = jax.random.split(key, settings.steps)
-        return train_steps(loss, optax.adam(lr), params, None, keys, progress=progress)
+        return train_steps(loss, optax.adam(lr), params, keys, progress=progress)
 
     return training
 

@@ -89,7 +89,8 @@ def make_training(settings: Settings, model: ManyToMany, progress: Progress | No
 
     def training(params: Any, lr: Any = settings.lr) -> Trained:
         hidden, optimizer = model.rnn.initial_state(1), optax.adam(lr)
-        return train_steps(loss, optimizer, params, hidden, waves(settings), progress=progress)
+        batches = waves(settings)
+        return train_steps(loss, optimizer, params, batches, carry=hidden, progress=progress)
 
     return training
 
@@ -107,7 +108,7 @@ def train(settings: Settings = Settings(), model: ManyToMany | None = None) -> H
         losses=np.asarray(trained.losses),
         inputs=np.asarray(x[..., 0]),
         targets=np.asarray(y[..., 0]),
-        predictions=np.asarray(trained.outputs),
+        predictions=np.asarray(trained.metrics),
         model=model,
         compile_seconds=timed.compile_seconds,
         run_seconds=timed.run_seconds,

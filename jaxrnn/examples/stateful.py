@@ -94,13 +94,13 @@ def make_training(settings: Settings, model: ManyToMany, progress: Progress | No
     graph = nnx.graphdef(model)
     x, y = series(settings)
 
-    def loss(params: Any, carry: None, epoch: jax.Array) -> Any:
+    def loss(params: Any, epoch: jax.Array) -> Any:
         predicted, _ = nnx.merge(graph, params)(x[None])  # one sequence: N = 1, T steps
-        return jnp.sum((predicted[0] - y) ** 2), (carry, params)
+        return jnp.sum((predicted[0] - y) ** 2), params
 
     def training(params: Any, lr: Any = settings.lr) -> Trained:
         epochs = jnp.arange(settings.epochs)
-        return train_steps(loss, optax.adam(lr), params, None, epochs, progress=progress)
+        return train_steps(loss, optax.adam(lr), params, epochs, progress=progress)
 
     return training
 
@@ -122,7 +122,7 @@ def train(settings: Settings = Settings(), model: ManyToMany | None = None) -> H
         # What there is after an epoch is what there is before the next.
         after = jax.tree.map(
             lambda before, last: jnp.concatenate([before[1:], last[None]])[:: settings.every],
-            trained.outputs,
+            trained.metrics,
             trained.params,
         )
         return trained, jax.vmap(lambda p: predict_alone(nnx.merge(graph, p), x))(after)

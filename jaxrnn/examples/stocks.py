@@ -189,18 +189,18 @@ def make_training(
     """
     graph, size = nnx.graphdef(model), min(settings.batch, len(series.train))
 
-    def loss(params: Any, carry: None, batch: data.Batches) -> Any:
+    def loss(params: Any, batch: data.Batches) -> Any:
         x, y = series.cut.take(series.scaled, batch.index)
         predicted = predict(settings, series, nnx.merge(graph, params), x)
         total = ((predicted - y[:, 0, 0]) ** 2 * batch.mask).sum()
-        return total / batch.mask.sum(), (carry, total)
+        return total / batch.mask.sum(), total
 
     def training(params: Any, key: jax.Array) -> tuple[Trained, jax.Array]:
         keys = jax.random.split(key, settings.epochs)
         epochs = jax.vmap(lambda key: data.epoch(series.train, size, key=key))(keys)
         batches = jax.tree.map(lambda a: a.reshape(-1, size), epochs)
         optimizer = optax.adam(settings.lr)
-        trained = train_steps(loss, optimizer, params, None, batches, progress=progress)
+        trained = train_steps(loss, optimizer, params, batches, progress=progress)
 
         def one(number: jax.Array) -> jax.Array:
             x, _ = series.cut.take(series.scaled, number)
@@ -231,7 +231,7 @@ def train(settings: Settings = Settings(), series: Series | None = None) -> Hist
     values = series.table.values[:, series.target]
     days = np.arange(series.test.start, series.test.stop) + settings.window
     predictions = np.asarray(series.scaling.inverse(scaled[:, None])[:, 0], np.float64)
-    totals = np.asarray(trained.outputs).reshape(settings.epochs, -1).sum(1)
+    totals = np.asarray(trained.metrics).reshape(settings.epochs, -1).sum(1)
     return History(
         losses=totals / len(series.train),
         days=days,

@@ -218,18 +218,18 @@ def train(settings: Settings, task: Task) -> History:
     graph, params = nnx.split(task.model)
     targets, lengths = jnp.asarray(task.targets), jnp.asarray(task.lengths)
 
-    def loss(params: Any, carry: None, step: jax.Array) -> Any:
+    def loss(params: Any, step: jax.Array) -> Any:
         logits = task.logits(nnx.merge(graph, params))
         odds = jnp.take_along_axis(jax.nn.softmax(logits), targets[..., None], axis=-1)
         right = logits.argmax(-1) == targets
-        return cross_entropy(logits, targets, lengths), (carry, (odds[..., 0], right))
+        return cross_entropy(logits, targets, lengths), (odds[..., 0], right)
 
     def run(params: Any) -> Any:
         steps = jnp.arange(settings.steps)
         optimizer = optax.adam(settings.lr)
-        trained = train_steps(loss, optimizer, params, None, steps, progress=progress)
-        value, (_, outputs) = loss(trained.params, None, steps[-1])
-        courses = (trained.losses, trained.outputs), (value, outputs)
+        trained = train_steps(loss, optimizer, params, steps, progress=progress)
+        value, outputs = loss(trained.params, steps[-1])
+        courses = (trained.losses, trained.metrics), (value, outputs)
         return trained.params, *jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), *courses)
 
     with Progress(task.kind, settings.steps) as progress:

@@ -157,9 +157,9 @@ def _train(model: Regressor, units: Units, series: Series, options: Options, bar
     # What is learned from and what it stops by, apart: the rest is not even there.
     z = units.scaled(series.values[: stop.stop + cut.span - 1])
     return fit(
-        model,
-        _optimizer(options.learning_rate, steps),
         _loss,
+        _optimizer(options.learning_rate, steps),
+        model,
         (z[: series.train.stop], units),
         steps=steps,
         batch_size=size,

@@ -161,9 +161,9 @@ def learn(
     start = time.perf_counter()
     count, _, rows = text.learned.shape
     fitted = fit(
-        model,
-        _optimizer(lr, steps),
         _carried_loss,
+        _optimizer(lr, steps),
+        model,
         (jnp.arange(count) == 0, *map(jnp.asarray, text.pairs(text.learned))),
         steps=steps,
         batch_size=1,

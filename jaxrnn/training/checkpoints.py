@@ -68,10 +68,10 @@ class Checkpoints:
         ...     return ((w * batch - 1.0) ** 2).mean()
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     saved = Checkpoints(folder, every=10)
-        ...     first = fit(jnp.zeros(()), optax.sgd(0.1), loss, jnp.ones(4), steps=20,
+        ...     first = fit(loss, optax.sgd(0.1), jnp.zeros(()), jnp.ones(4), steps=20,
         ...                 checkpoints=saved)
         ...     steps = saved.steps()
-        ...     more = fit(jnp.zeros(()), optax.sgd(0.1), loss, jnp.ones(4), steps=50,
+        ...     more = fit(loss, optax.sgd(0.1), jnp.zeros(()), jnp.ones(4), steps=50,
         ...                checkpoints=saved, resume=True)
         ...     steps, saved.steps(), len(more.history.losses)
         ([10, 20], [30, 40, 50], 50)
@@ -222,7 +222,7 @@ class Checkpoints:
             ...     return ((w * batch - 1.0) ** 2).mean()
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     saved = Checkpoints(folder, every=50)
-            ...     _ = fit(jnp.zeros(()), optax.sgd(0.1), loss, jnp.ones(4), steps=50,
+            ...     _ = fit(loss, optax.sgd(0.1), jnp.zeros(()), jnp.ones(4), steps=50,
             ...             checkpoints=saved)
             ...     saved.load(jnp.zeros(())).round(3).item()
             1.0

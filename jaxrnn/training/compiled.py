@@ -7,7 +7,6 @@ hashable value, so that JAX keeps what it compiled for the next call and for the
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from jax import lax
 
 from jaxrnn.backends import sharding as devices
 from jaxrnn.training import meshes, sources
-from jaxrnn.training.steps import Trained, train_steps
+from jaxrnn.training.steps import Trained, _adapt_loss, train_steps
 
 
 class Parts(NamedTuple):
@@ -84,8 +83,7 @@ class Job(NamedTuple):
         loss: the loss function.
         optimizer: an optax optimiser.
         how: how to make the batch of a step.
-        carries: whether the loss takes and gives a carry.
-        keyed: whether the loss takes a key.
+        has_carry: True if the loss has a carry.
         places: where the arrays of the state lie, one after another, if among several devices.
     """
 
@@ -93,36 +91,8 @@ class Job(NamedTuple):
     loss: Callable[..., Any]
     optimizer: optax.GradientTransformation
     how: Any
-    carries: bool
-    keyed: bool
+    has_carry: bool
     places: tuple[Any, ...] | None = None
-
-
-def takes_key(loss: Callable[..., Any]) -> bool:
-    """Whether a function has an argument named ``key``."""
-    try:
-        return "key" in inspect.signature(loss).parameters
-    except (TypeError, ValueError):  # a function that is not Python's and does not tell
-        return False
-
-
-def call_loss(
-    loss: Callable[..., Any], carries: bool, model: Any, carry: Any, batch: Any, **key: Any
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The value, the next carry and the metrics of a loss function, checked."""
-    result = loss(model, *([carry] if carries else []), batch, **key)
-    if carries:
-        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], tuple)):
-            raise TypeError("the loss should return (value, (carry, metrics)) if there is a carry")
-        value, (carry, metrics) = result
-    else:
-        value, metrics = result if isinstance(result, tuple) else (result, None)
-    if jnp.shape(value) != ():
-        raise ValueError(f"the loss should be one number, its shape is {jnp.shape(value)}")
-    metrics = numbers("the loss", metrics)
-    if "loss" in metrics:
-        raise ValueError('the metrics of the loss can\'t have the name "loss", it has it')
-    return value, carry, metrics
 
 
 def numbers(what: str, metrics: Any) -> dict[str, Any]:
@@ -134,6 +104,14 @@ def numbers(what: str, metrics: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not sources.is_number(value) or jnp.shape(value) != ():
             got = jnp.shape(value) if sources.is_number(value) else type(value).__name__
             raise TypeError(f"metric {name!r} of {what} should be one number, got {got}")
+    return metrics
+
+
+def loss_metrics(metrics: Any) -> dict[str, Any]:
+    """Check the metrics of a loss in `fit`."""
+    metrics = numbers("the loss", metrics)
+    if "loss" in metrics:
+        raise ValueError('the metrics of the loss can\'t have the name "loss", it has it')
     return metrics
 
 
@@ -154,21 +132,21 @@ def run_steps(
 
     The carry is a pair: the other state of the model, and what the user's loss carries.
     """
+    adapted = _adapt_loss(job.loss, job.has_carry, key)
 
     def loss(params: Any, carry: Any, inputs: Any) -> Any:
-        (state, own), (step, piece) = carry, inputs
+        (state, carry), (step, piece) = carry, inputs
         step_key = jax.random.fold_in(key, step)
         model = job.form.merge(Parts(meshes.gathered(params), state, random), step_key)
         batch = devices.share(job.how.batch(data, devices.share(piece)))
-        keys = {"key": step_key} if job.keyed else {}
-        value, own, metrics = call_loss(job.loss, job.carries, model, own, batch, **keys)
-        return value, ((job.form.split(model).state, own), metrics)
+        value, (carry, metrics) = adapted(model, carry, batch, step)
+        return value, ((job.form.split(model).state, carry), loss_metrics(metrics))
 
     steps = start + jnp.arange(count, dtype=jnp.int32)
     batches = (steps, job.how.pieces(feed, count))
-    trained = train_steps(loss, job.optimizer, params, carry, batches, opt_state=opt_state)
+    trained = train_steps(loss, job.optimizer, params, batches, carry=carry, opt_state=opt_state)
     state = meshes.kept((trained.params, trained.opt_state, trained.carry), job.places)
-    return Trained(*state, *devices.gathered((trained.losses, trained.outputs)))
+    return Trained(*state, *devices.gathered((trained.losses, trained.metrics)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -187,21 +165,18 @@ class MeanLoss(NamedTuple):
     Attributes:
         loss: the loss function, a mean over the examples of a batch.
         size: how many examples at once; None for all.
-        keyed: whether the loss takes a key; it is the same one at each evaluation.
     """
 
     loss: Callable[..., Any]
     size: int | None
-    keyed: bool
 
     def __call__(self, model: Any, data: Any) -> dict[str, Any]:
         """The mean of each over all examples."""
-        keys = {"key": jax.random.key(0)} if self.keyed else {}
+        adapted = _adapt_loss(self.loss, False, jax.random.key(0))
 
         def measure(batch: Any) -> dict[str, Any]:
-            batch = devices.share(batch)
-            value, _, metrics = call_loss(self.loss, False, model, None, batch, **keys)
-            return {"loss": jnp.asarray(value), **metrics}
+            value, (_, metrics) = adapted(model, None, devices.share(batch), 0)
+            return {"loss": jnp.asarray(value), **loss_metrics(metrics)}
 
         if self.size is None:
             return measure(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ from flax import nnx
 from jaxrnn import _checks as checks
 from jaxrnn.training import meshes, processes, sources
 from jaxrnn.training.checkpoints import Checkpoints
-from jaxrnn.training.compiled import Form, Job, MeanLoss, takes_key
+from jaxrnn.training.compiled import Form, Job, MeanLoss
 from jaxrnn.training.history import History, Recorder
 from jaxrnn.training.progress import Progress
 from jaxrnn.training.running import Evaluation, NonFiniteLoss, Run
 from jaxrnn.training.snapshots import Saver, Snapshot
+from jaxrnn.training.steps import Loss
 from jaxrnn.training.stopping import Best, EarlyStopping
 
 NEVER = 2**31
@@ -45,108 +46,133 @@ class Fitted(NamedTuple):
     stopped: bool
 
 
+class FitOptions(TypedDict, total=False):
+    """Further options of `fit`.
+
+    Attributes:
+        shuffle: if True, draw a new order of the examples for each epoch. Defaults to True.
+        take: ``take(data, indices) -> batch`` builds a batch from the indices of its examples
+            (B,), e.g. windows of a series. It is compiled. None, the default, indexes the first
+            axes.
+        examples: S if `take` builds the examples. Defaults to the length of the first axes.
+        opt_state: the optimizer state to start from. Defaults to ``optimizer.init(params)``.
+        wrt: the variables of a Flax module to train, an `nnx` filter; other variables are state.
+            Defaults to ``nnx.Param``.
+        evaluate_every: steps between two evaluations; there is one after the last step too.
+            Defaults to one epoch, or to one evaluation after the last step if the number of
+            batches is unknown.
+        early_stopping: the rule that ends the training early, with the best parameters. Defaults
+            to None.
+        resume: if True, continue from the newest checkpoint if one exists. All other arguments
+            must be unchanged; `steps` may be larger. Defaults to False.
+        chunk: steps per compiled call. The progress bar, the check of the losses and Ctrl-C act
+            between calls. Defaults to at most 100, fewer where the intervals require it.
+        mesh: the devices, a ``jax.sharding.Mesh`` with axes "data" and "model", or a number of
+            ``jax.devices()``. Every batch is split over all devices along its first axis.
+            Parameters are replicated; along "model", recurrent weights and their optimizer state
+            are stored in shards and gathered for each step. Afterwards every array is back on its
+            former device. With several processes, each calls `fit` with the same arguments; an
+            iterable yields the process's part of each batch. Defaults to None, one device.
+        progress: True for a progress bar on standard error if that is a terminal, False for none,
+            or a `Progress`. Defaults to True.
+    """
+
+    shuffle: bool
+    take: sources.Take | None
+    examples: int | None
+    opt_state: Any
+    wrt: Any
+    evaluate_every: int | None
+    early_stopping: EarlyStopping | None
+    resume: bool
+    chunk: int | None
+    mesh: Any
+    progress: Progress | bool
+
+
+_DEFAULTS = FitOptions(
+    shuffle=True,
+    take=None,
+    examples=None,
+    opt_state=None,
+    wrt=nnx.Param,
+    evaluate_every=None,
+    early_stopping=None,
+    resume=False,
+    chunk=None,
+    mesh=None,
+    progress=True,
+)
+
+
 def fit(
-    model: Any,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
-    loss: Callable[..., Any],
+    model: Any,
     data: Any,
     *,
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    shuffle: bool = True,
-    take: sources.Take | None = None,
-    examples: int | None = None,
     carry: Any = None,
-    opt_state: Any = None,
-    wrt: Any = nnx.Param,
-    key: int | jax.Array = 0,
-    evaluate: Callable[..., Any] | None = None,
     validation: Any = None,
-    evaluate_every: int | None = None,
-    early_stopping: EarlyStopping | None = None,
+    evaluate: Callable[..., Any] | None = None,
     checkpoints: Checkpoints | None = None,
-    resume: bool = False,
-    chunk: int | None = None,
-    mesh: Any = None,
-    progress: Progress | bool = True,
+    key: int | jax.Array = 0,
+    **options: Unpack[FitOptions],
 ) -> Fitted:
-    """Train a model: batches, steps, evaluation, checkpoints, and a bar to watch.
+    r"""Train a model, with batching, validation, checkpoints and a progress bar.
 
-    .. code-block:: text
+    .. math::
 
-        order_e  = permutation(fold_in(shuffle_key, e), S)           of the S examples, epoch e
-        batch_k  = data[(order_0, order_1, ...)[k*B ... k*B + B-1]]                  of step k
-        loss_k   = loss(model as of params_k, batch_k)      random streams from fold_in(step_key, k)
-        params_{k+1} = params_k + updates of the optimiser from d loss_k / d params_k
+        \begin{aligned}
+        \pi_e &= \mathrm{permutation}(\mathrm{fold\_in}(\mathrm{shuffle\_key}, e), S) \\
+        b_k &= \mathrm{data}[(\pi_0, \pi_1, \ldots)_{kB, \ldots, kB + B - 1}] \\
+        \ell_k &= \mathrm{loss}(\theta_k, b_k;\ \mathrm{fold\_in}(\mathrm{step\_key}, k)) \\
+        \theta_{k+1} &= \theta_k + \mathrm{optimizer}(\nabla_{\theta} \ell_k)
+        \end{aligned}
 
-    Many steps run in each compiled call (`train_steps`, the buffers of the state given away), with
-    the batches gathered on the device inside of it. Everything random is a function of `key` and
-    of the number of the step, so that a run that goes on from a checkpoint is, bit for bit, the
-    run that was never interrupted.
+    Here e counts epochs, k steps, S examples and B the batch size. Each compiled call runs many
+    steps (`train_steps` with donated buffers) and gathers their batches on the device. All
+    randomness is a function of `key` and of the step number, so a training resumed from a
+    checkpoint equals the uninterrupted one bit for bit.
 
     Args:
-        model: a Flax module, trained in place as by ``nnx.Optimizer``, in training mode whatever
-            mode it is in; or a pytree of parameters, of Haiku, Equinox or one's own, which is left
-            as it was.
-        optimizer: an optax optimiser, schedules and clipping included:
-            ``optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))`` with, say,
-            ``schedule = optax.cosine_decay_schedule(1e-3, steps)``.
-        loss: ``loss(model, batch) -> value`` or ``(value, metrics)``, metrics a dict of single
-            numbers. With a `carry` it is ``loss(model, carry, batch) -> (value, (carry,
-            metrics))``: a hidden state, say, goes on from step to step as a value. An argument
-            named ``key`` gets the key of the step; the random streams of a module (dropout) are
-            set from it in any case.
-        data: arrays, or batches.
-
-            - A pytree of arrays (S, ...), S examples along the first axes, held on the device.
-            - Any iterable of batches, all of one shape: a list, a generator, a loader (of grain,
-              say). As many as a call needs are stacked on the host, while the device is busy with
-              the call before. It is begun again when it ends, unless it is an iterator.
-        steps: how many steps, or:
-        epochs: how often all S examples: ceil(epochs * S / B) steps. Where B does not divide S, a
-            batch has the last examples of an epoch and the first of the next: all batches have one
-            shape and no example is left out.
-        batch_size: B, examples at each step; None for all of them at each step, unshuffled.
-        shuffle: a new order for each epoch; False for the order of the data.
-        take: ``take(data, index) -> batch`` makes a batch from the numbers of its examples (B,),
-            for what is not rows: windows of a series, say. Compiled into the call.
-        examples: S, where `take` makes the examples; None for the length of the first axes.
-        carry: what the first step gets; None for a loss without one.
-        opt_state: the optimiser's state to go on from; None for a fresh one.
-        wrt: what is trained of a module, a filter of Flax; other variables are state.
-        key: a seed or a key, from which ``shuffle_key, step_key = jax.random.split(key)``.
-        evaluate: ``evaluate(model) -> metrics``, or ``evaluate(model, validation)`` if there is
-            `validation`; compiled, the model in evaluation mode. None with `validation` for the
-            loss and its metrics, as means over batches of B.
-        validation: a pytree of arrays for it.
-        evaluate_every: evaluate after every so many steps and after the last; None for every epoch
-            (with batches of unknown number, after the last step only).
-        early_stopping: when to stop before the last step, and to end with the best parameters.
-        checkpoints: where to save the state of the training, and how often.
-        resume: go on from the newest checkpoint, if there is one. All other arguments have to be
-            as they were, `steps` may be more.
-        chunk: steps in one compiled call, between which there is the host: the bar, the check of
-            the losses, Ctrl-C. None for at most 100, fewer where that fits the intervals above.
-        mesh: the devices to train on, a ``jax.sharding.Mesh`` with the axes "data" and "model", or
-            how many of ``jax.devices()``; None for one. Each has a part of the rows of every batch,
-            the first axis of its arrays. The parameters are on all of them; along "model", the
-            recurrent weights and what the optimiser keeps of them lie in pieces, and are put
-            together for each step. In the end all is where it was before. Where there are several
-            processes, all call `fit` alike, with the same arrays; an iterable gives out the
-            process's own part of each batch.
-        progress: the bar: True for one on standard error if that is a terminal, False for none.
+        loss: ``loss(model, batch) -> value`` or ``(value, metrics)``; with a carry,
+            ``loss(model, carry, batch) -> (value, (carry, metrics))``, as for `train_steps`. The
+            metrics are a dict of scalars. A further argument named ``key`` receives the key of the
+            step. The random streams of a Flax module (dropout) are set from that key in any case.
+        optimizer: an optax optimizer, including schedules and clipping:
+            ``optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))``.
+        model: a Flax module, trained in place and in training mode; or a pytree of parameters
+            (Haiku, Equinox, plain JAX), which is not changed.
+        data: a pytree of arrays (S, ...), which stays on the device; or any iterable of batches of
+            one shape (a list, a generator, a loader), which are stacked on the host while the
+            device is busy. An iterable is restarted at its end, an iterator is not.
+        steps: number of steps. Exactly one of `steps` and `epochs` is required.
+        epochs: number of passes over the S examples, which is ceil(epochs * S / B) steps. If B does
+            not divide S, a batch joins the last examples of an epoch and the first of the next, so
+            that all batches have one shape and no example is dropped.
+        batch_size: B, examples per step; None for all of them in each step, unshuffled.
+        carry: the carry of the first step; None for a loss without a carry.
+        validation: a pytree of arrays for `evaluate`.
+        evaluate: ``evaluate(model) -> metrics``, or ``evaluate(model, validation) -> metrics`` if
+            `validation` is passed; compiled, with the model in evaluation mode. None evaluates the
+            loss and its metrics as means over batches of B examples of `validation`.
+        checkpoints: the folder and the interval of checkpoints.
+        key: a seed or a key; ``shuffle_key, step_key = jax.random.split(key)``.
+        **options: see `FitOptions`.
 
     Returns:
-        `Fitted`.
+        `Fitted`. Ctrl-C leaves the parameters of the last call in the model.
 
     Raises:
-        NonFiniteLoss: for a loss that is infinite or not a number. The model is left as it was;
-            checkpoints are from before that step.
-        ValueError, TypeError: for arguments that can't be, before anything is computed; for a
-            checkpoint of another model, optimiser, key or data.
-        CheckpointError: for checkpoints that can't be written or read.
-        ProcessLost: if there are several processes and another one has ended.
+        NonFiniteLoss: if a loss is infinite or NaN. The model is unchanged; existing checkpoints
+            are from before that step.
+        ValueError, TypeError: if an argument is invalid, before anything is computed; if a
+            checkpoint is from another model, optimizer, key or data.
+        CheckpointError: if a checkpoint cannot be written or read.
+        ProcessLost: if another of several processes has ended.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -164,7 +190,7 @@ def fit(
         ...     error = predicted - y
         ...     return (error**2).mean(), {"largest": jnp.abs(error).max()}
         >>> fitted = fit(
-        ...     model, optax.adam(optax.cosine_decay_schedule(0.03, 150)), loss,
+        ...     loss, optax.adam(optax.cosine_decay_schedule(0.03, 150)), model,
         ...     (x[:100], y[:100]), epochs=50, batch_size=32, validation=(x[100:], y[100:]),
         ...     evaluate_every=25, early_stopping=EarlyStopping("loss", patience=3),
         ... )
@@ -173,34 +199,41 @@ def fit(
         >>> fitted.history.evaluated.tolist(), bool(fitted.history.validation["loss"][-1] < 1e-2)
         ([25, 50, 75, 100, 125, 150, 157], True)
 
-    Ctrl-C ends it with the parameters of the last call in the model.
-
-    Differs from PyTorch: there it is a loop of one's own. `shuffle` and batches are as of a
-    ``DataLoader``, except for the batch that goes over the end of an epoch.
+    Differs from PyTorch: PyTorch has no such function. Shuffling and batches follow
+    ``torch.utils.data.DataLoader``, except that a batch may span two epochs.
     """
+    unknown = sorted(options.keys() - _DEFAULTS.keys())
+    if unknown:
+        raise TypeError(
+            f"`fit` must be called with options among {', '.join(_DEFAULTS)}, got "
+            f"{', '.join(unknown)}."
+        )
+    options = cast(FitOptions, _DEFAULTS | options)
+    chunk, resume, opt_state = options["chunk"], options["resume"], options["opt_state"]
+    early_stopping, every = options["early_stopping"], options["evaluate_every"]
     _check_kinds(optimizer, loss, checkpoints)
-    layout = meshes.make(mesh)
+    layout = meshes.make(options["mesh"])
     with processes.together():
         root = _key(key)
         shuffle_key, step_key = jax.random.split(root)
-        source = sources.make(data, batch_size, shuffle, take, examples, shuffle_key, layout)
+        order = options["shuffle"], options["take"], options["examples"]
+        source = sources.make(data, batch_size, *order, shuffle_key, layout)
         steps = _steps(steps, epochs, source.epoch)
         if chunk is not None:
             checks.at_least("chunk", chunk, 1)
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints to go on from")
-        form, evaluated_form = _forms(model, wrt)
+        form, evaluated_form = _forms(model, options["wrt"])
         parts = form.split(model)
         if not jax.tree.leaves(parts.params):
             raise ValueError("the model has no parameters to train")
         layout.check_model(parts.params)
-        job = Job(form, loss, optimizer, source.how, carry is not None, takes_key(loss))
-        every = evaluate_every
+        job = Job(form, loss, optimizer, source.how, carry is not None)
         evaluation = _evaluation(job, evaluate, validation, every, source.epoch, batch_size, layout)
         if evaluation is not None:
             evaluation = evaluation._replace(form=evaluated_form, key=layout.whole(step_key))
             evaluation.check(parts, early_stopping)
-        elif early_stopping is not None or evaluate_every is not None:
+        elif early_stopping is not None or every is not None:
             raise ValueError("early_stopping and evaluate_every need evaluate or validation")
         due = [what.every for what in (evaluation, checkpoints) if what and what.every < steps]
         due.append(sources.chunks(steps, due) if chunk is None else chunk)
@@ -224,6 +257,7 @@ def fit(
             job = job._replace(places=tuple(jax.tree.leaves(meshes.places(placed))))
         random, step_key = layout.whole((parts.random, step_key))
         run = Run(job, source, random, step_key, evaluation, saver, now)
+        progress = options["progress"]
         bar = Progress("fit", steps) if progress is True else progress or None
         if not processes.is_first():
             bar = None
@@ -323,12 +357,12 @@ def _evaluation(
     if evaluate is None and validation is None:
         return None
     if evaluate is None:
-        if job.carries:
+        if job.has_carry:
             raise ValueError("a loss with a carry needs an evaluate beside validation")
         shapes = _shapes(validation)
         if not any(math.prod(shape) for shape in shapes):
             raise ValueError(f"validation has no examples, its shapes are {shapes}")
-        evaluate = MeanLoss(job.loss, batch_size, job.keyed)
+        evaluate = MeanLoss(job.loss, batch_size)
     given = () if validation is None else (layout.whole(validation),)
     if every is None:
         every = NEVER if epoch is None else math.ceil(epoch)

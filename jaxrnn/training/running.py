@@ -97,7 +97,7 @@ class Run:
                 carry=trained.carry,
             )
             # The call before is looked at while this one runs.
-            waiting.append((done, trained.losses, trained.outputs))
+            waiting.append((done, trained.losses, trained.metrics))
             self._record(waiting[:-1], bar)
             del waiting[:-1]
             done = end

@@ -53,10 +53,10 @@ def sweep(train: Callable[..., Any], /, **axes: Any) -> Swept:
         >>> import jax, jax.numpy as jnp, optax
         >>> from jaxrnn.training import sweep, train_steps
         >>> def train(key, lr):
-        ...     def loss(w, carry, x):
-        ...         return (w * x - 1.0) ** 2, (carry, None)
+        ...     def loss(w, x):
+        ...         return (w * x - 1.0) ** 2
         ...     w = jax.random.normal(key)
-        ...     return train_steps(loss, optax.adam(lr), w, None, jnp.ones(50)).losses
+        ...     return train_steps(loss, optax.adam(lr), w, jnp.ones(50)).losses
         >>> keys, rates = jax.random.split(jax.random.key(0), 8), jnp.logspace(-3, -1, 4)
         >>> losses, grid = sweep(train, key=keys, lr=rates)
         >>> losses.shape, grid["lr"].shape
