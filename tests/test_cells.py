@@ -135,7 +135,7 @@ def product(names: str, cases: list[Any], *, of_all: Any) -> Any:
 
 def one_step(cell: Any, weights: Any, x: Any, state: Any) -> Any:
     """The output and the state after one step of one row."""
-    own = weights.own or {}
+    own = weights.cell_params or {}
     if isinstance(cell, LinearCell):
         a, b = cell.coefficients(x, own)
         new = (a * state[0] + b,)
@@ -272,7 +272,7 @@ def test_a_stack_equals_a_loop(cell: Any, layers: int, bidirectional: bool, ragg
 def test_layouts_zeros_and_no_bias(cell: Any) -> None:
     layer = made(cell, batch_first=True, bias=False)
     zeros = tuple(np.zeros_like(s) for s in start(cell, 1))
-    weights = [w._replace(own=complete(cell, w.own)) for w in layer.weights()]
+    weights = [w._replace(cell_params=complete(cell, w.cell_params)) for w in layer.weights()]
     assert not any("bias" in name for name in layer.parameter_names)
     y, _, last = oracle(cell, weights, X, zeros, None, None, 1)
     close(layer(X.swapaxes(0, 1)), (y.swapaxes(0, 1), alone(last)))
@@ -281,7 +281,7 @@ def test_layouts_zeros_and_no_bias(cell: Any) -> None:
 
 def complete(cell: Any, own: Any) -> Any:
     """The parameters of a cell with zeros for the biases of its own."""
-    shapes = cells.AnyCell.shapes(cell, cells.Sizes(D, H, H))
+    shapes = cells.BaseCell.shapes(cell, cells.Sizes(D, H, H))
     return {n: (own or {}).get(n, jnp.zeros(s)) for n, s in shapes.items()} or None
 
 

@@ -42,8 +42,8 @@ def draw(cell: cells.Cell, sizes: tuple[int, ...], dtype: Any, seed: int = 0) ->
     random = np.random.RandomState(seed)
     array = lambda *s: jnp.asarray(random.uniform(-1, 1, s), dtype)  # noqa: E731
     weights = Weights(array(G * H, D), array(G * H, H) / H**0.5, array(G * H), array(G * H))
-    own = {n: array(*s) for n, s in cell.own_shapes(cells.Sizes(D, H, H)).items()}
-    weights = weights._replace(own=own or None)
+    own = {n: array(*s) for n, s in cell.cell_parameter_shapes(cells.Sizes(D, H, H)).items()}
+    weights = weights._replace(cell_params=own or None)
     state = tuple(array(N, H) for _ in cell.states)
     masks = StepMasks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
     ct = (array(T, N, H), tuple(array(N, H) for _ in cell.states))
@@ -131,10 +131,10 @@ def test_one_parameter_of_many() -> None:
     weights, x, *_ = draw(cell, SIZES[0], jnp.float64)
 
     def loss(w: jax.Array, backend: str) -> jax.Array:
-        own = {**weights.own, "weight_cf": w}
-        return (unroll(cell, weights._replace(own=own), x, backend=backend)[0] ** 2).sum()
+        own = {**weights.cell_params, "weight_cf": w}
+        return (unroll(cell, weights._replace(cell_params=own), x, backend=backend)[0] ** 2).sum()
 
-    slope, w = jax.grad(loss), weights.own["weight_cf"]
+    slope, w = jax.grad(loss), weights.cell_params["weight_cf"]
     close(slope(w, "kernel"), slope(w, "scan"), 1e-12)
     text = str(jax.make_jaxpr(slope, static_argnums=1)(w, "kernel"))
     assert "requested=(False, False, False, False, True)" in text

@@ -91,7 +91,7 @@ def test_first_and_second_derivatives_are_those_of_jax(cell: cells.Cell) -> None
     gates = array(len(cell.gates) * H, N)
     z = (gates, array(*gates.shape)) if cell.split else gates
     old = tuple(array(H, N) for _ in cell.states)
-    shapes = cell.own_shapes(cells.Sizes(1, H, H))
+    shapes = cell.cell_parameter_shapes(cells.Sizes(1, H, H))
     own = ({n: array(*s, 1) for n, s in shapes.items()},) if shapes else ()
     primals = (z, old, *own)
     along, further = (jax.tree.map(lambda a: array(*a.shape), primals) for _ in range(2))

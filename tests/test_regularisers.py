@@ -46,7 +46,7 @@ def scaled(key: Any, kind: str, index: int, p: float, shape: tuple[int, ...]) ->
 
 def one_step(cell: Any, w: Any, x: Any, state: Any, mask: Any) -> tuple[Any, Any]:
     """The output and the states of one step, rows first; `mask` (N, R) meets h before W_hh."""
-    own = w.own or {}
+    own = w.cell_params or {}
     if not isinstance(cell, Cell):
         step = lambda x, s: cell.step(cell.inputs(x, own), s, own)  # noqa: E731
         new = jax.vmap(step)(x, state)
@@ -66,7 +66,7 @@ def given_out(cell: Any, w: Any, x: Any, state: Any) -> Any:
     """The output of a step."""
     if isinstance(cell, Cell):
         return state[0]
-    return jax.vmap(lambda x, s: cell.output(x, s, w.own or {}))(x, state)
+    return jax.vmap(lambda x, s: cell.output(x, s, w.cell_params or {}))(x, state)
 
 
 def direction(
@@ -78,7 +78,7 @@ def direction(
         named = w.named()
         hh = named["weight_hh"]
         hh = hh * scaled(key, "weight_drop", index, r.weight_drop, hh.shape)
-        w = type(w).of(plan.cell, named | {"weight_hh": hh})
+        w = type(w).from_named(plan.cell, named | {"weight_hh": hh})
     mask = scaled(key, "recurrent_dropout", index, r.recurrent_dropout, state[0].shape)
     kept = []
     for number, p in enumerate(r.zoneout):

@@ -36,7 +36,7 @@ def forward(
 ) -> tuple[State, State, Kept | None, State]:
     """As `loops.forward`, rows first."""
     flags = operands.flags_of(masks)
-    parameters = _parameters(weights, operands.own_vector(plan.cell, weights.own))
+    parameters = _parameters(weights, operands.own_vector(plan.cell, weights.cell_params))
     how = _how(plan, flags)
     last = 0 if plan.reverse else -1
     length = length_of_blocks(plan, x, keep)
@@ -83,7 +83,10 @@ def linear_block(
     del transposed
     cell = plan.cell
     x, start, masks, hs, kept = block
-    own, down = operands.own_vector(cell, weights.own), _own_derivative(cell, weights, dweights)
+    own, down = (
+        operands.own_vector(cell, weights.cell_params),
+        _own_derivative(cell, weights, dweights),
+    )
     flags = operands.flags_of(masks)
     how = _how(plan, flags)
     if kept is None:
@@ -139,8 +142,8 @@ def _kept(state: State, more: list[jax.Array]) -> Kept:
 
 def _own_derivative(cell: Cell, weights: Weights, dweights: Weights) -> tuple[jax.Array, ...]:
     """The derivatives by a cell's own parameters, as `own_vector`; () if there are none."""
-    there = {n: d for n, d in (dweights.own or {}).items() if d is not None}
-    if not there or weights.own is None:
+    there = {n: d for n, d in (dweights.cell_params or {}).items() if d is not None}
+    if not there or weights.cell_params is None:
         return ()
-    zeros = {n: jnp.zeros_like(a) for n, a in weights.own.items() if n not in there}
+    zeros = {n: jnp.zeros_like(a) for n, a in weights.cell_params.items() if n not in there}
     return operands.own_vector(cell, zeros | there)

@@ -45,7 +45,7 @@ from jaxrnn.backends.products import paired_product, rows_product
 from jaxrnn.backends.step import enter, entered_rows, turned, zero_padding
 from jaxrnn.cells import Cell
 from jaxrnn.cells.base import compute_dtype, upcast
-from jaxrnn.cells.weights import Weights, own_parameters
+from jaxrnn.cells.weights import Weights, cell_parameters
 
 # What the operations compute
 
@@ -56,7 +56,7 @@ def _forward_reference(
     (x,), weights, own, state, flags = split(operands, 1, 4, *state_counts(cell))
     plan = Plan(cell, reverse)
     how = Keep.ALL if store_residuals else Keep.NOTHING
-    weights = Weights(*weights, own=own_of(cell, own))
+    weights = Weights(*weights, cell_params=own_of(cell, own))
     masks = masks_of(flags)
     x = zero_padding(masks.valid_mask, x)
     (h,), last, kept = loops.forward(plan, weights, x, turned(state), masks, how)[:3]
@@ -72,8 +72,8 @@ def _linear_reference(
     pieces = split(operands, *linear_counts(cell, requested), *residual_counts(cell))
     dx, dw_ih, dw_hh, bias, down, dstate, (x, w_ih, w_hh), own, start, after, saved, flags = pieces
     masks, plan, derivative = masks_of(flags), Plan(cell, reverse), rule(cell)
-    weights = Weights(w_ih, w_hh, own=own_of(cell, own))
-    params = own_parameters(cell, weights.own)
+    weights = Weights(w_ih, w_hh, cell_params=own_of(cell, own))
+    params = cell_parameters(cell, weights.cell_params)
     # Of steps that are not a row's own, a kernel reads no input and saves nothing.
     x = zero_padding(masks.valid_mask, x)
     saved = _only_saved(cell, params, masks.valid_mask, saved, start)
@@ -88,7 +88,7 @@ def _linear_reference(
     dz = turned(_gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h))
     zeros = jax.tree.map(jnp.zeros_like, upcast(old))
     if params:
-        params = (*params, *(own_parameters(cell, own_of(cell, down)) or (None,)))
+        params = (*params, *(cell_parameters(cell, own_of(cell, down)) or (None,)))
     direct = jax.vmap(lambda c, dz, dold: derivative.tangent(c, dz, dold, *params))(
         coefficients, dz if cell.split else dz[0], zeros
     )

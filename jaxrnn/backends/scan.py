@@ -39,9 +39,9 @@ from jaxrnn.backends.step import (
     rule,
     turned,
 )
-from jaxrnn.cells import AnyCell, State
+from jaxrnn.cells import BaseCell, State
 from jaxrnn.cells.base import cast, compute_dtype, upcast
-from jaxrnn.cells.weights import Weights, one_bias, own_parameters, two_columns
+from jaxrnn.cells.weights import Weights, append_ones_column, cell_parameters, sum_biases
 
 
 def forward(
@@ -56,9 +56,9 @@ def forward(
     every_step = inputs_at_each_step(cell, x, weights)
     apart = gives_output(cell)
     if not cell.split:
-        weights = one_bias(weights)
+        weights = sum_biases(weights)
     elif x.shape[2] == 1:
-        weights, x = two_columns(weights, x)
+        weights, x = append_ones_column(weights, x)
 
     def block(state: State, steps: Any, nothing: None) -> Any:
         del nothing
@@ -155,7 +155,7 @@ def linear_block(
     cell = plan.cell
     x, start, masks, hs, kept = block
     ih_t: Any = transposed[0]
-    own = own_parameters(cell, weights.own)
+    own = cell_parameters(cell, weights.cell_params)
     shift = functools.partial(first_and_shifted, reverse=plan.reverse)
     if kept is None or kept.saved is None:
         kept = _replay(plan, weights, block)
@@ -183,7 +183,7 @@ def linear_block(
     else:
         dz = _total(from_x + from_h, shape, hs.dtype)
     if own:
-        own = (*own, _instantiated(cell, weights.own, dweights.own))
+        own = (*own, _instantiated(cell, weights.cell_params, dweights.cell_params))
     direct = jax.vmap(lambda *by_step: derivative.tangent(*by_step, *own))(
         coefficients, dz, jax.tree.map(jnp.zeros_like, upcast(old))
     )
@@ -218,7 +218,7 @@ def linear_loop(
     hh_t: Any
     _, hh_t, hr_t = transposed
     w_hh = weights.weight_hh
-    own = own_parameters(cell, weights.own)
+    own = cell_parameters(cell, weights.cell_params)
     own = (*own, None) if own else ()
     dtype = weights.weight_ih.dtype
     tangent = rule(cell, masks).tangent
@@ -261,7 +261,7 @@ def _replay(plan: Plan, weights: Weights, block: Block) -> Kept:
     old_h = dropped_rows(weights, entered_rows(before, masks.reset_mask))
     zh = product_of_rows(weights.weight_hh, old_h)
     z = joined(cell, weights, gate_inputs(cell, weights, x), zh)
-    own = own_parameters(cell, weights.own)
+    own = cell_parameters(cell, weights.cell_params)
     save = rule(cell, masks).save
     of_rest = lambda masks: masks.zoneout and masks.zoneout[1:]  # noqa: E731
 
@@ -284,12 +284,12 @@ def _projects(weights: Weights) -> bool:
     return weights.weight_hr is not None
 
 
-def _instantiated(cell: AnyCell, own: Any, down: Any) -> Any:
+def _instantiated(cell: BaseCell, own: Any, down: Any) -> Any:
     """The derivatives by a cell's own parameters, zeros for some, None for none at all."""
     if all(d is None for d in down.values()):
         return None
     there = {n: jnp.zeros_like(own[n]) if d is None else d for n, d in down.items()}
-    return own_parameters(cell, there)[0]
+    return cell_parameters(cell, there)[0]
 
 
 def transposes(weights: Weights) -> tuple[jax.Array | None, ...]:

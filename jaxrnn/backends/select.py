@@ -29,7 +29,7 @@ from jaxrnn.backends import kernels
 from jaxrnn.backends import platform as tuning
 from jaxrnn.backends.blocks import known
 from jaxrnn.cells import Cell, LinearCell
-from jaxrnn.cells.weights import sizes_of
+from jaxrnn.cells.weights import infer_sizes
 
 CHOICES = ("auto", "scan", "kernel", "parallel")
 
@@ -265,7 +265,7 @@ def _for(asked: str | None) -> str:
 def _asked(cell: Any, weights: Any, x: Any, options: dict[str, bool]) -> Asked:
     options = options | {"projection": weights.weight_hr is not None}
     T, N, D = x.shape
-    H = sizes_of(cell, weights, D).H
+    H = infer_sizes(cell, weights, D).H
     return Asked(cell, x.dtype, T, N, D, H, frozenset(k for k, on in options.items() if on))
 
 
@@ -334,7 +334,7 @@ def explain(
     choices, features = [], x.shape[2]
     for index, w in enumerate(weights):
         if index and index % stack.directions == 0:
-            sizes = sizes_of(stack.cell, weights[index - 1], features)
+            sizes = infer_sizes(stack.cell, weights[index - 1], features)
             features = stack.cell.output_features(sizes) * stack.directions
         seen = jax.ShapeDtypeStruct((*x.shape[:2], features), x.dtype)
         asked = _asked(stack.cell, w, seen, options)

@@ -18,9 +18,9 @@ from jaxrnn.backends.elementwise import derivative
 from jaxrnn.backends.elementwise.derivative import Rule
 from jaxrnn.backends.platform import choices
 from jaxrnn.backends.products import product, product_of_rows, rows_product
-from jaxrnn.cells import AnyCell, Cell, GeneralCell, State
+from jaxrnn.cells import BaseCell, Cell, GeneralCell, State
 from jaxrnn.cells.base import upcast
-from jaxrnn.cells.weights import Weights, own_parameters
+from jaxrnn.cells.weights import Weights, cell_parameters
 
 
 class StepMasks(NamedTuple):
@@ -50,7 +50,7 @@ def zero_padding(valid_mask: jax.Array | None, x: jax.Array) -> jax.Array:
 
 
 def advance(
-    cell: AnyCell, weights: Weights, zx: Any, state: State, masks: StepMasks = StepMasks()
+    cell: BaseCell, weights: Weights, zx: Any, state: State, masks: StepMasks = StepMasks()
 ) -> tuple[State, Any, Any]:
     """One step, all arrays with rows last: the new state, m before projection, what is saved.
 
@@ -63,7 +63,7 @@ def advance(
     """
     old = state
     state = enter(state, masks.reset_mask)
-    own = own_parameters(cell, weights.own)
+    own = cell_parameters(cell, weights.cell_params)
     if not isinstance(cell, Cell):
         general = cast(GeneralCell, cell)
         step = jax.vmap(lambda x, s: tuple(general.step(x, s, *own)), -1, -1)
@@ -75,7 +75,7 @@ def advance(
     return leave((h, *like(rest, old[1:])), state, old, masks), m, saved
 
 
-def gate_inputs(cell: AnyCell, weights: Weights, x: jax.Array) -> Any:
+def gate_inputs(cell: BaseCell, weights: Weights, x: jax.Array) -> Any:
     """What x (N, D) or (K, N, D) gives to the gates, (G*H, N) or (K, G*H, N).
 
     With every bias that need not wait for the hidden state. For a cell without gates, what its
@@ -83,12 +83,12 @@ def gate_inputs(cell: AnyCell, weights: Weights, x: jax.Array) -> Any:
     """
     if isinstance(cell, Cell):
         return with_biases(cell, weights, product_of_rows(weights.weight_ih, x))
-    (own,) = own_parameters(cell, weights.own)
+    (own,) = cell_parameters(cell, weights.cell_params)
     inputs = jax.vmap(lambda x: cast(GeneralCell, cell).inputs(x, own), 0, -1)
     return (inputs if x.ndim == 2 else jax.vmap(inputs))(upcast(x))
 
 
-def inputs_of_block(cell: AnyCell, weights: Weights, x: jax.Array) -> Any:
+def inputs_of_block(cell: BaseCell, weights: Weights, x: jax.Array) -> Any:
     """`gate_inputs` of (K, N, D), by one product of all rows at once."""
     if not isinstance(cell, Cell):
         return gate_inputs(cell, weights, x)
@@ -96,21 +96,21 @@ def inputs_of_block(cell: AnyCell, weights: Weights, x: jax.Array) -> Any:
     return z.swapaxes(1, 2)
 
 
-def outputs(cell: AnyCell, weights: Weights, x: jax.Array, states: State) -> jax.Array:
+def outputs(cell: BaseCell, weights: Weights, x: jax.Array, states: State) -> jax.Array:
     """What a cell without gates gives out, (..., N, F), for x (..., N, D), states (..., N, S)."""
-    (own,) = own_parameters(cell, weights.own)
+    (own,) = cell_parameters(cell, weights.cell_params)
     each = lambda x, s: cast(GeneralCell, cell).output(x, s, own)  # noqa: E731
     for _ in range(x.ndim - 1):
         each = jax.vmap(each)
     return each(upcast(x), upcast(states)).astype(x.dtype)
 
 
-def gives_output(cell: AnyCell) -> bool:
+def gives_output(cell: BaseCell) -> bool:
     """Whether what a cell gives out is another thing than its first state."""
     return isinstance(cell, GeneralCell) and type(cell).output is not GeneralCell.output
 
 
-def with_biases(cell: AnyCell, weights: Weights, zx: Any, axis: int = -2) -> jax.Array:
+def with_biases(cell: BaseCell, weights: Weights, zx: Any, axis: int = -2) -> jax.Array:
     """The product of W_ih with x, and the biases that need not wait; `axis` holds the features."""
     zx = plus(zx, weights.bias_ih, axis)
     return zx if cell.split else plus(zx, weights.bias_hh, axis)
@@ -123,7 +123,7 @@ def joined(cell: Cell, weights: Weights, zx: jax.Array, zh: jax.Array | None) ->
     return (zx, plus(zh, weights.bias_hh)) if cell.split else zx + zh
 
 
-def inputs_at_each_step(cell: AnyCell, x: jax.Array, weights: Weights) -> bool:
+def inputs_at_each_step(cell: BaseCell, x: jax.Array, weights: Weights) -> bool:
     """Whether the product of W_ih with x_t (N, D) is left to step t, or done for a whole block.
 
     In the loop it is an operand of the pointwise function that needs no slice, is still in the
@@ -176,12 +176,12 @@ def _kept(keep: jax.Array | None, new: jax.Array, entered: jax.Array) -> jax.Arr
 
 def dropped(weights: Weights, h: Any) -> Any:
     """H (R, N) as W_hh meets it."""
-    return h if weights.mask_hh is None else h * weights.mask_hh
+    return h if weights.dropout_mask is None else h * weights.dropout_mask
 
 
 def dropped_rows(weights: Weights, hs: jax.Array) -> jax.Array:
     """`dropped` for h with its rows first, (K, N, R)."""
-    return hs if weights.mask_hh is None else hs * weights.mask_hh.T[None]
+    return hs if weights.dropout_mask is None else hs * weights.dropout_mask.T[None]
 
 
 def rule(cell: Any, masks: StepMasks) -> Rule:

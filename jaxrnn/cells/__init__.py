@@ -23,7 +23,7 @@ of PyTorch's layers; beside them there are
 """
 
 from jaxrnn.cells._check import check
-from jaxrnn.cells.base import AnyCell, Parameter, Sizes, State, StateSpec
+from jaxrnn.cells.base import BaseCell, Parameter, Sizes, State, StateSpec
 from jaxrnn.cells.gated import Cell
 from jaxrnn.cells.general import GeneralCell, LinearCell
 from jaxrnn.cells.linear import LRU, MinGRU, MinLSTM
@@ -42,7 +42,7 @@ __all__ = [
     "GRU",
     "LRU",
     "LSTM",
-    "AnyCell",
+    "BaseCell",
     "Cell",
     "CoupledLSTM",
     "CoupledPeepholeLSTM",

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.cells.base import AnyCell, Parameter, Sizes, StateSpec
+from jaxrnn.cells.base import BaseCell, Parameter, Sizes, StateSpec
 from jaxrnn.cells.gated import Cell
 from jaxrnn.cells.general import GeneralCell, LinearCell
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 """The parameters that the recurrence gives to a cell of gates."""
 
-TAKEN = (
+RESERVED_NAMES = (
     *("cell", "input_size", "hidden_size", "bias", "dtype", "param_dtype"),
     *("nonlinearity", "parameter_names", "training"),
 )
@@ -40,7 +40,7 @@ def check(cell: Any) -> None:
         TypeError: for what is none, and for one that does not define its function.
         ValueError: for gates, states or parameters that can't be.
     """
-    if inspect.isclass(cell) and issubclass(cell, AnyCell):
+    if inspect.isclass(cell) and issubclass(cell, BaseCell):
         raise TypeError(f"cell should be an instance, got the class {cell.__name__}: use it called")
     if not isinstance(cell, (Cell, GeneralCell)):
         raise TypeError(
@@ -92,12 +92,12 @@ def _declared(cell: Any) -> None:
     for name, shape in cell.parameters.items():
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
             raise ValueError(f"{cell} has a parameter {name!r}, which is no name")
-        if name in TAKEN:
+        if name in RESERVED_NAMES:
             raise ValueError(
                 f"{cell} has a parameter {name!r}, as a module has: give it another name, "
                 f"as {name + '_1'!r}"
             )
-        if isinstance(cell, Cell) and name in WEIGHTS:
+        if isinstance(cell, Cell) and name in WEIGHT_NAMES:
             raise ValueError(
                 f"{cell} has a parameter {name!r}, but so have all cells of gates: give it another "
                 "name, or make the cell a GeneralCell"
@@ -110,7 +110,7 @@ def _declared(cell: Any) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def check_step(cell: AnyCell, sizes: Sizes) -> None:
+def check_step(cell: BaseCell, sizes: Sizes) -> None:
     """Whether the functions of a cell give what they should, traced on arrays of these sizes.
 
     Raises:
@@ -125,7 +125,7 @@ def check_step(cell: AnyCell, sizes: Sizes) -> None:
         array((size, *rows), dtype)
         for size, dtype in zip(cell.state_sizes(sizes), dtypes, strict=True)
     )
-    declared = cell.own_shapes(sizes)
+    declared = cell.cell_parameter_shapes(sizes)
     column = lambda shape: (*shape, 1) if rows and len(shape) == 1 else shape  # noqa: E731
     params = {name: array(column(shape), real) for name, shape in declared.items()}
     if isinstance(cell, Cell):
@@ -149,7 +149,7 @@ def check_step(cell: AnyCell, sizes: Sizes) -> None:
     _same(cell, "output", (output,), (want,), ("output",))
 
 
-def _traced(cell: AnyCell, name: str, *args: Any) -> Any:
+def _traced(cell: BaseCell, name: str, *args: Any) -> Any:
     try:
         return jax.eval_shape(getattr(cell, name), *args)
     except Exception as error:

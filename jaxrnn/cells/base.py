@@ -74,7 +74,7 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AnyCell:
+class BaseCell:
     """What all kinds of cells have in common; see `Cell`, `GeneralCell` and `LinearCell`.
 
     A cell is a frozen dataclass without arrays, so that it can be a static argument of ``jax.jit``.
@@ -102,24 +102,26 @@ class AnyCell:
         """The parameters a layer begins with, from those drawn: where one depends on another."""
         return parameters
 
-    def declared(self) -> dict[str, Parameter]:
+    def parameter_specs(self) -> dict[str, Parameter]:
         """The parameters of its own, by name."""
         own = self.parameters.items()
         return {n: p if isinstance(p, Parameter) else Parameter(tuple(p)) for n, p in own}
 
     def shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter of a layer and direction, in their order."""
-        return self.own_shapes(sizes, bias=bias)
+        return self.cell_parameter_shapes(sizes, bias=bias)
 
-    def own_shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    def cell_parameter_shapes(
+        self, sizes: Sizes, *, bias: bool = True
+    ) -> dict[str, tuple[int, ...]]:
         """Of those among them that are the cell's own."""
         return {
-            name: tuple(self.number(size, sizes) for size in parameter.shape)
-            for name, parameter in self.declared().items()
+            name: tuple(self.evaluate_size(size, sizes) for size in parameter.shape)
+            for name, parameter in self.parameter_specs().items()
             if bias or not name.startswith("bias")
         }
 
-    def specs(self) -> tuple[StateSpec, ...]:
+    def state_specs(self) -> tuple[StateSpec, ...]:
         """What each state is."""
         if isinstance(self.states, Mapping):
             return tuple(self.states.values())
@@ -127,19 +129,19 @@ class AnyCell:
 
     def state_sizes(self, sizes: Sizes) -> tuple[int, ...]:
         """The features of each state."""
-        return tuple(self.number(spec.size, sizes) for spec in self.specs())
+        return tuple(self.evaluate_size(spec.size, sizes) for spec in self.state_specs())
 
     def state_dtypes(self, dtype: Any) -> tuple[Any, ...]:
         """The dtype of each state, where real ones have this."""
         wide = jnp.result_type(dtype, jnp.complex64)
-        return tuple(wide if spec.complex else jnp.dtype(dtype) for spec in self.specs())
+        return tuple(wide if spec.complex else jnp.dtype(dtype) for spec in self.state_specs())
 
     def output_features(self, sizes: Sizes) -> int:
         """The features of the output."""
-        size = self.specs()[0].size if self.output_size is None else self.output_size
-        return self.number(size, sizes)
+        size = self.state_specs()[0].size if self.output_size is None else self.output_size
+        return self.evaluate_size(size, sizes)
 
-    def number(self, size: Size, sizes: Sizes) -> int:
+    def evaluate_size(self, size: Size, sizes: Sizes) -> int:
         """What a size is in a layer.
 
         Example:

@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells.base import AnyCell, Sizes, State
+from jaxrnn.cells.base import BaseCell, Sizes, State
 
 
 @dataclass(frozen=True)
-class Cell(AnyCell):
+class Cell(BaseCell):
     """A cell of gates: name the gates and the states, write :meth:`step`, and be done.
 
     A subclass is a frozen dataclass without arrays, so that it can be a static argument of
@@ -101,7 +101,7 @@ class Cell(AnyCell):
             shape |= {"bias_ih": (rows,)} | ({"bias_hh": (rows,)} if self.recurrent else {})
         if sizes.R != sizes.H:
             shape["weight_hr"] = (sizes.R, sizes.H)
-        return shape | self.own_shapes(sizes, bias=bias)
+        return shape | self.cell_parameter_shapes(sizes, bias=bias)
 
     # What follows is the pointwise derivative. The base takes it from `jax.jvp` of `step`; where it
     # is elementwise the recurrence has a better one from its graph (`jaxrnn.backends.elementwise`), and a cell

@@ -11,16 +11,16 @@ from typing import Any
 
 import jax
 
-from jaxrnn.cells.base import AnyCell, State
+from jaxrnn.cells.base import BaseCell, State
 
 
 @dataclass(frozen=True)
-class GeneralCell(AnyCell):
+class GeneralCell(BaseCell):
     """Any step, with any products inside: the parameters as data, one function.
 
     Attributes:
         parameters: all of them, names to shapes or to `Parameter`, see `jaxrnn.cells.base`.
-        states, output_size: see `AnyCell`.
+        states, output_size: see `BaseCell`.
 
     Example:
         A GRU whose reset gate acts before the product (Cho et al., 2014):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.cells import AnyCell, Sizes, State
-from jaxrnn.cells._check import WEIGHTS
+from jaxrnn.cells import BaseCell, Sizes, State
+from jaxrnn.cells._check import WEIGHT_NAMES
 from jaxrnn.cells.base import compute_dtype, upcast
 
 
@@ -26,8 +26,8 @@ class Weights(NamedTuple):
         bias_ih: (G*H,) or None.
         bias_hh: (G*H,) or None.
         weight_hr: (P, H), the projection of h, or None.
-        own: the parameters that the cell has declared, by name, or None.
-        mask_hh: (R, N), what h is multiplied with on its way into W_hh, or None; no parameter, and
+        cell_params: the parameters that the cell has declared, by name, or None.
+        dropout_mask: (R, N), what h is multiplied with on its way into W_hh, or None; no parameter, and
             without a derivative.
     """
 
@@ -36,27 +36,27 @@ class Weights(NamedTuple):
     bias_ih: jax.Array | None = None
     bias_hh: jax.Array | None = None
     weight_hr: jax.Array | None = None
-    own: dict[str, jax.Array] | None = None
-    mask_hh: jax.Array | None = None
+    cell_params: dict[str, jax.Array] | None = None
+    dropout_mask: jax.Array | None = None
 
     def named(self) -> dict[str, jax.Array]:
         """All parameters that are there by name, in their order."""
-        there: dict[str, Any] = {n: a for n, a in zip(WEIGHTS, self) if a is not None}
-        return there | (self.own or {})
+        there: dict[str, Any] = {n: a for n, a in zip(WEIGHT_NAMES, self) if a is not None}
+        return there | (self.cell_params or {})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each of them."""
         return {name: a.shape for name, a in self.named().items()}
 
     @classmethod
-    def of(cls, cell: AnyCell, named: dict[str, jax.Array]) -> Weights:
+    def from_named(cls, cell: BaseCell, named: dict[str, jax.Array]) -> Weights:
         """Those of a cell from what `named` gives."""
-        fields = [n for n in WEIGHTS if cell.gates and n in named]
+        fields = [n for n in WEIGHT_NAMES if cell.gates and n in named]
         own = {n: named[n] for n in named if n not in fields}
-        return cls(**{n: named[n] for n in fields}, own=own or None)
+        return cls(**{n: named[n] for n in fields}, cell_params=own or None)
 
 
-def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
+def infer_sizes(cell: BaseCell, weights: Weights, features: int) -> Sizes:
     """D, H and R of one layer, by the shapes of its parameters.
 
     Raises:
@@ -68,13 +68,13 @@ def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
         return Sizes(features, hidden, hidden if projected is None else projected.shape[0])
     if cell.hidden_size is not None:
         return Sizes(features, cell.hidden_size, cell.hidden_size)
-    own = weights.own or {}
-    for name, parameter in cell.declared().items():
+    own = weights.cell_params or {}
+    for name, parameter in cell.parameter_specs().items():
         for size, there in zip(parameter.shape, own[name].shape if name in own else ()):
             factors = [factor.strip() for factor in str(size).split("*")]
             if factors.count("H") == 1:
                 factors[factors.index("H")] = "1"
-                hidden = there // cell.number("*".join(factors), Sizes(features, 1, 1))
+                hidden = there // cell.evaluate_size("*".join(factors), Sizes(features, 1, 1))
                 return Sizes(features, hidden, hidden)
     raise ValueError(
         f"{cell} has no parameter from whose shape H follows: expected one of "
@@ -82,33 +82,33 @@ def sizes_of(cell: AnyCell, weights: Weights, features: int) -> Sizes:
     )
 
 
-def completed(cell: AnyCell, weights: Weights, sizes: Sizes) -> Weights:
+def with_default_biases(cell: BaseCell, weights: Weights, sizes: Sizes) -> Weights:
     """The weights with zeros for the cell's own biases where the layer has none.
 
     Raises:
         ValueError: for parameters that are not those of the cell.
     """
-    own = dict(weights.own or {})
-    declared = cell.own_shapes(sizes)
+    own = dict(weights.cell_params or {})
+    declared = cell.cell_parameter_shapes(sizes)
     for name, shape in declared.items():
         if name not in own and name.startswith("bias"):
             own[name] = jnp.zeros(shape, next(iter(weights.named().values())).dtype)
-    weights = weights._replace(own=own)
+    weights = weights._replace(cell_params=own)
     # A kernel reads as much memory as these say, whatever there is.
     there, shapes = weights.shapes(), cell.shapes(sizes, bias=True)
     shapes = {n: s for n, s in shapes.items() if n in there or not n.startswith("bias")}
     if there != shapes:
         raise ShapeError(f"parameters of {cell} should have the shapes {shapes}, got {there}")
-    return weights._replace(own={name: own[name] for name in declared} or None)
+    return weights._replace(cell_params={name: own[name] for name in declared} or None)
 
 
-def zero_state(cell: AnyCell, sizes: Sizes, batch: int, dtype: Any) -> State:
+def zero_state(cell: BaseCell, sizes: Sizes, batch: int, dtype: Any) -> State:
     """The initial state of zeros: h (N, R), each other state (N, H), or what the cell declares."""
     dtypes = cell.state_dtypes(dtype)
     return tuple(jnp.zeros((batch, s), d) for s, d in zip(cell.state_sizes(sizes), dtypes))
 
 
-def own_parameters(cell: AnyCell, own: dict[str, Any] | None) -> tuple[dict[str, Any], ...]:
+def cell_parameters(cell: BaseCell, own: dict[str, Any] | None) -> tuple[dict[str, Any], ...]:
     """What the functions of a cell get after their other arguments: its parameters, or nothing.
 
     In the wide dtype; for a cell of gates, whose rows are last, a vector (H,) is (H, 1).
@@ -123,7 +123,7 @@ def own_parameters(cell: AnyCell, own: dict[str, Any] | None) -> tuple[dict[str,
     )
 
 
-def one_bias(weights: Weights) -> Weights:
+def sum_biases(weights: Weights) -> Weights:
     """Both biases added before the loop, for a cell that takes the sum of all gate inputs."""
     if weights.bias_ih is None or weights.bias_hh is None:
         return weights
@@ -132,7 +132,7 @@ def one_bias(weights: Weights) -> Weights:
     return weights._replace(bias_ih=total, bias_hh=None)
 
 
-def two_columns(weights: Weights, x: jax.Array) -> tuple[Weights, jax.Array]:
+def append_ones_column(weights: Weights, x: jax.Array) -> tuple[Weights, jax.Array]:
     """The input of one feature with a second one of ones, and the bias as its weight.
 
     XLA turns a product over a single feature into elementwise arithmetic and repeats it in each

@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.backends.step import StepMasks
-from jaxrnn.cells import AnyCell, Cell, Sizes
+from jaxrnn.cells import BaseCell, Cell, Sizes
 from jaxrnn.cells.base import compute_dtype
-from jaxrnn.cells.weights import Weights, sizes_of
+from jaxrnn.cells.weights import Weights, infer_sizes
 
 KINDS = ("input_dropout", "recurrent_dropout", "zoneout", "weight_drop")
 
@@ -62,7 +62,7 @@ class Regularisers:
     @classmethod
     def of(
         cls,
-        cell: AnyCell,
+        cell: BaseCell,
         *,
         input_dropout: Any = 0.0,
         recurrent_dropout: Any = 0.0,
@@ -133,20 +133,20 @@ class Regularisers:
         return x * _scaled(keep(key, "input_dropout", index, p, shape), p, x.dtype)[None]
 
     def on_loop(
-        self, cell: AnyCell, key: Any, index: int, weights: Weights, x: jax.Array, masks: StepMasks
+        self, cell: BaseCell, key: Any, index: int, weights: Weights, x: jax.Array, masks: StepMasks
     ) -> tuple[Weights, StepMasks]:
         """The weights and masks of one direction's loop over x (T, N, D)."""
         steps, rows, features = x.shape
-        sizes = sizes_of(cell, weights, features)
+        sizes = infer_sizes(cell, weights, features)
         p = self.weight_drop
         if p:
             weight = weights.named()["weight_hh"]
             mask = _scaled(keep(key, "weight_drop", index, p, weight.shape), p, weight.dtype)
-            weights = Weights.of(cell, weights.named() | {"weight_hh": weight * mask})
+            weights = Weights.from_named(cell, weights.named() | {"weight_hh": weight * mask})
         p = self.recurrent_dropout
         if p:
             mask = keep(key, "recurrent_dropout", index, p, (rows, sizes.R))
-            weights = weights._replace(mask_hh=_scaled(mask, p, x.dtype).T)
+            weights = weights._replace(dropout_mask=_scaled(mask, p, x.dtype).T)
         if self.zoneout:
             zoneout = self._zoneout(cell, key, index, sizes, (steps, rows), compute_dtype(x.dtype))
             masks = masks._replace(zoneout=zoneout)
@@ -154,7 +154,7 @@ class Regularisers:
 
     def _zoneout(
         self,
-        cell: AnyCell,
+        cell: BaseCell,
         key: Any,
         index: int,
         sizes: Sizes,

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxrnn.cells import AnyCell, Cell, Sizes, check
+from jaxrnn.cells import BaseCell, Cell, Sizes, check
 from jaxrnn.cells._check import check_step
 from jaxrnn.cells.weights import Weights
 from jaxrnn.core import state as states
 
 
 def shapes(
-    cell: AnyCell, input_size: int, hidden_size: int, *, bias: bool = True, proj_size: int = 0
+    cell: BaseCell, input_size: int, hidden_size: int, *, bias: bool = True, proj_size: int = 0
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter of one layer and direction, in PyTorch's order.
 
@@ -31,7 +31,7 @@ def shapes(
         cell: what one step is.
         input_size: D.
         hidden_size: H.
-        bias: whether there are biases, see `jaxrnn.cells.AnyCell`.
+        bias: whether there are biases, see `jaxrnn.cells.BaseCell`.
         proj_size: P, the size of h if it is projected; 0 for no projection.
 
     Raises:
@@ -51,7 +51,7 @@ def shapes(
 
 def init(
     key: jax.Array,
-    cell: AnyCell,
+    cell: BaseCell,
     input_size: int,
     hidden_size: int | tuple[int, ...],
     *,
@@ -72,7 +72,7 @@ def init(
         input_size: D of the first layer.
         hidden_size: H, one for all layers, or a tuple of one for each.
         num_layers: L, where there is one size for all.
-        bias: whether there are biases, see `jaxrnn.cells.AnyCell`.
+        bias: whether there are biases, see `jaxrnn.cells.BaseCell`.
         bidirectional: a second direction in every layer.
         proj_size: P, the size of h if it is projected; 0 for no projection.
         dtype: of the weights.
@@ -94,25 +94,25 @@ def init(
     """
     check(cell)
     # Weights that are drawn and nothing else need no program of their own, see `_drawn_flat`.
-    inits = [cell.draw, *(p.init for p in cell.declared().values())]
+    inits = [cell.draw, *(p.init for p in cell.parameter_specs().values())]
     only_drawn = inits.count(None) == len(inits)
-    only_drawn &= type(cell).initialize is AnyCell.initialize
+    only_drawn &= type(cell).initialize is BaseCell.initialize
     made = (_init if only_drawn else _compiled_init)(
         *(key, cell, input_size, hidden_size, num_layers, bias, bool(bidirectional)),
         *(proj_size, dtype),
     )
     # A dict comes out of `jax.jit` in alphabetical order, and not in that of the cell.
-    place = {name: index for index, name in enumerate(cell.declared())}
+    place = {name: index for index, name in enumerate(cell.parameter_specs())}
 
     def ordered(own: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {n: own[n] for n in sorted(own, key=lambda n: place.get(n, len(place)))}
 
-    return tuple(w._replace(own=w.own and ordered(w.own)) for w in made)
+    return tuple(w._replace(cell_params=w.cell_params and ordered(w.cell_params)) for w in made)
 
 
 def _init(
     key: jax.Array,
-    cell: AnyCell,
+    cell: BaseCell,
     input_size: int,
     hidden_size: int | tuple[int, ...],
     num_layers: int,
@@ -132,7 +132,7 @@ def _init(
     layers = [{name: tuple(map(int, shape)) for name, shape in layer.items()} for layer in each]
     for size in dict.fromkeys(sizes):
         check_step(cell, size)
-    apart = {name: p.init for name, p in cell.declared().items() if p.init is not None}
+    apart = {name: p.init for name, p in cell.parameter_specs().items() if p.init is not None}
     if cell.draw is not None:
         return _drawn_by(cell, key, sizes, dtype)
     # One draw for all: a generator for each shape would take longer to compile than the layer.
@@ -154,7 +154,7 @@ def _init(
         if not one:
             bound = np.asarray(size.H**-0.5, drawn.dtype)
             named = {n: a if n in apart else a * bound for n, a in named.items()}
-        made.append(Weights.of(cell, cell.initialize(named)))
+        made.append(Weights.from_named(cell, cell.initialize(named)))
     return where(tuple(made))
 
 
@@ -171,7 +171,7 @@ def _drawn_by(cell: Any, key: jax.Array, sizes: Sequence[Sizes], dtype: Any) -> 
         drawn = jax.vmap(draw)(keys[places])
         for row, place in enumerate(places):
             named = {name: array[row] for name, array in drawn.items()}
-            made[place] = Weights.of(cell, cell.initialize(named))
+            made[place] = Weights.from_named(cell, cell.initialize(named))
     return tuple(made)
 
 

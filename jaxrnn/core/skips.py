@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jaxrnn import _checks as checks
 from jaxrnn.backends.products import rows_product
-from jaxrnn.cells import AnyCell, Sizes
+from jaxrnn.cells import BaseCell, Sizes
 from jaxrnn.core.params import uniform
 
 CHOICES = ("residual", "highway")
@@ -41,7 +41,7 @@ class Gate(NamedTuple):
 
 
 def places(
-    skip: str | None, cell: AnyCell, sizes: Sequence[Sizes], directions: int
+    skip: str | None, cell: BaseCell, sizes: Sequence[Sizes], directions: int
 ) -> tuple[bool, ...]:
     """Which of the layers have a skip.
 

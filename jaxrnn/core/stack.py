@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxrnn.backends import select as backends
 from jaxrnn.backends.step import zero_padding
-from jaxrnn.cells import AnyCell, check
+from jaxrnn.cells import BaseCell, check
 from jaxrnn.cells.weights import Weights
 from jaxrnn.core import masks as ragged
 from jaxrnn.core import skips
@@ -48,7 +48,7 @@ class StackOptions:
         skip: what leads around each layer, see `jaxrnn.core.skips`: None, "residual" or "highway".
     """
 
-    cell: AnyCell
+    cell: BaseCell
     bidirectional: bool = False
     layout: str = "TND"
     dropout: float = 0.0

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._checks import ShapeError, StateCountError, StateTypeError
-from jaxrnn.cells import AnyCell, Sizes
+from jaxrnn.cells import BaseCell, Sizes
 
 
 def hidden_sizes(hidden_size: Any, num_layers: Any) -> tuple[Any, Any]:
@@ -49,7 +49,7 @@ def hidden_sizes(hidden_size: Any, num_layers: Any) -> tuple[Any, Any]:
 
 
 def layer_sizes(
-    cell: AnyCell,
+    cell: BaseCell,
     input_size: int,
     hidden_size: int | Sequence[int],
     num_layers: int = 1,

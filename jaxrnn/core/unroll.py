@@ -37,16 +37,16 @@ from jaxrnn.backends.base import Block, Keep, Plan
 from jaxrnn.backends.blocks import known, scan_blocks
 from jaxrnn.backends.platform import choices
 from jaxrnn.backends.step import StepMasks, like, turned, zero_padding
-from jaxrnn.cells import AnyCell, State, check
+from jaxrnn.cells import BaseCell, State, check
 from jaxrnn.cells._check import check_step
 from jaxrnn.cells.base import compute_dtype
-from jaxrnn.cells.weights import Weights, completed, sizes_of, zero_state
+from jaxrnn.cells.weights import Weights, infer_sizes, with_default_biases, zero_state
 
 __all__ = ["Plan", "StepMasks", "Weights", "unroll"]
 
 
 def unroll(
-    cell: AnyCell,
+    cell: BaseCell,
     weights: Weights,
     x: jax.Array,
     state: State | None = None,
@@ -108,7 +108,7 @@ def unroll(
 
 
 def outputs_and_states(
-    cell: AnyCell,
+    cell: BaseCell,
     weights: Weights,
     x: jax.Array,
     state: State | None,
@@ -126,12 +126,12 @@ def outputs_and_states(
     They differ for a cell with an output of its own, see `jaxrnn.cells.GeneralCell`.
     """
     check(cell)
-    sizes = sizes_of(cell, weights, x.shape[2])
+    sizes = infer_sizes(cell, weights, x.shape[2])
     check_step(cell, sizes)
-    weights = completed(cell, weights, sizes)
+    weights = with_default_biases(cell, weights, sizes)
     if state is None:
         state = zero_state(cell, sizes, x.shape[1], x.dtype)
-    masked = weights.mask_hh is not None or masks.zoneout is not None
+    masked = weights.dropout_mask is not None or masks.zoneout is not None
     how: dict[str, Any] = dict(all_states=all_states, masks=masked, platform=platform)
     who = backends.choose(backend, cell, weights, x, **how).backend
     plan = Plan(cell, reverse, remat, block, all_states, who)

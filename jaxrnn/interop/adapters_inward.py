@@ -52,7 +52,9 @@ class _FlaxCell(GeneralCell):
     def hidden_size(self) -> int:  # pyright: ignore
         return self._any_form().output.shape[0]
 
-    def own_shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    def cell_parameter_shapes(
+        self, sizes: Sizes, *, bias: bool = True
+    ) -> dict[str, tuple[int, ...]]:
         if not bias:
             raise ValueError(f"bias=False: the biases of {self} are its own, make it without them")
         if self.hidden_size != sizes.H:

@@ -105,7 +105,7 @@ class ToLinen(linen.RNNCellBase):
         ['bias_hh', 'bias_ih', 'weight_hh', 'weight_ih']
     """
 
-    cell: cells.AnyCell
+    cell: cells.BaseCell
     hidden_size: int
     bias: bool = True
     dtype: Any = None
@@ -139,7 +139,7 @@ class ToLinen(linen.RNNCellBase):
             shapes = initial_weights.shapes(self.cell, features, self.hidden_size, **about)
             begin = {name: jnp.zeros(s, self.param_dtype) for name, s in shapes.items()}
         named = {n: self.param(n, lambda key, value=value: value) for n, value in begin.items()}
-        weights = Weights.of(self.cell, named)
+        weights = Weights.from_named(self.cell, named)
         sizes = cells.Sizes(features, self.hidden_size, self.hidden_size)
 
         def run(x: jax.Array, hx: Any) -> tuple[jax.Array, State]:

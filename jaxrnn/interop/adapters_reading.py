@@ -13,7 +13,7 @@ from flax import nnx
 from flax.errors import InvalidRngError
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.cells._check import TAKEN
+from jaxrnn.cells._check import RESERVED_NAMES
 
 
 class Misfit(ShapeError):
@@ -166,7 +166,9 @@ def _read(name: str, call: Any, parameters: Any, begin: Any, features: int) -> F
     names: list[str] = []
     for path, _ in jax.tree_util.tree_leaves_with_path(parameters):
         own = "_".join(str(getattr(key, "key", key)) for key in path)
-        while own in names or own in TAKEN or not own.isidentifier() or own.startswith("_"):
+        while (
+            own in names or own in RESERVED_NAMES or not own.isidentifier() or own.startswith("_")
+        ):
             own = f"w{own}" if not own.isidentifier() or own.startswith("_") else f"{own}_1"
         names.append(own)
     form = Form(call, parameters, tuple(names), jax.tree.map(_abstract, first), None, None)

@@ -44,7 +44,7 @@ class Parameters(Printed, nnx.Module):
 
     mode: str = ""  # PyTorch's name of the kind of layer
 
-    cell: cells.AnyCell
+    cell: cells.BaseCell
     input_size: int
     hidden_size: Any  # H, or a tuple of one for each layer
     num_layers: int
@@ -141,7 +141,7 @@ class Parameters(Printed, nnx.Module):
         each = [{field: getattr(self, name)[...] for field, name in names} for names in self._names]
         if self.weight_norm:
             each = map(regularisers.put_together, each)
-        return tuple(Weights.of(self.cell, named) for named in each)
+        return tuple(Weights.from_named(self.cell, named) for named in each)
 
     def gates(self) -> tuple[skips.Gate | None, ...] | None:
         """The parameters of a highway as `jaxrnn.core.stack.run` takes them, one for each layer."""

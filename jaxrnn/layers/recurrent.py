@@ -79,7 +79,7 @@ class Recurrent(Parameters):
 
     def __init__(
         self,
-        cell: cells.AnyCell,
+        cell: cells.BaseCell,
         input_size: int,
         hidden_size: int | Sequence[int],
         num_layers: int = 1,

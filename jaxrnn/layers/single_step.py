@@ -16,7 +16,7 @@ from jaxrnn import cells
 from jaxrnn._checks import ShapeError
 from jaxrnn.backends.step import advance, gate_inputs, gives_output, outputs, turned
 from jaxrnn.cells import State
-from jaxrnn.cells.weights import Weights, completed, sizes_of, zero_state
+from jaxrnn.cells.weights import Weights, infer_sizes, with_default_biases, zero_state
 from jaxrnn.core import params as initial_weights
 from jaxrnn.layers import _checks as torch_checks
 from jaxrnn.layers._module import Printed, check_rngs
@@ -54,7 +54,7 @@ class RecurrentCell(Printed, nnx.Module):
 
     def __init__(
         self,
-        cell: cells.AnyCell,
+        cell: cells.BaseCell,
         input_size: int,
         hidden_size: int,
         bias: bool = True,
@@ -123,12 +123,14 @@ class RecurrentCell(Printed, nnx.Module):
             torch_checks.state_dtypes((x,), (self.param_dtype,), "input")
             if states is not None:
                 torch_checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
-        weights = Weights.of(self.cell, {name: getattr(self, name)[...] for name in self._names})
+        weights = Weights.from_named(
+            self.cell, {name: getattr(self, name)[...] for name in self._names}
+        )
         return step(self.cell, self.dtype, weights, x, states)
 
 
 def _one_step(
-    cell: cells.AnyCell, dtype: Any, weights: Weights, x: jax.Array, states: State | None
+    cell: cells.BaseCell, dtype: Any, weights: Weights, x: jax.Array, states: State | None
 ) -> tuple[jax.Array, State]:
     if dtype is not None:
         weights, x = jax.tree.map(lambda a: a.astype(dtype), (weights, x))
@@ -136,8 +138,8 @@ def _one_step(
         states = states and tuple(s.astype(d) for s, d in zip(states, dtypes, strict=True))
     batched = x.ndim == 2
     x = x if batched else x[None]
-    sizes = sizes_of(cell, weights, x.shape[1])
-    weights = completed(cell, weights, sizes)
+    sizes = infer_sizes(cell, weights, x.shape[1])
+    weights = with_default_biases(cell, weights, sizes)
     if states is None:
         states = zero_state(cell, sizes, x.shape[0], x.dtype)
     elif not batched:

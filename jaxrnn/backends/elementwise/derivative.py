@@ -157,10 +157,10 @@ def own_counts(cell: Cell) -> dict[str, int]:
         >>> own_counts(cells.PeepholeLSTM())
         {'weight_cf': 1, 'weight_ci': 1, 'weight_co': 1}
     """
-    one, two = (cell.own_shapes(Sizes(7, units, units)) for units in (UNITS, 2 * UNITS))
+    one, two = (cell.cell_parameter_shapes(Sizes(7, units, units)) for units in (UNITS, 2 * UNITS))
     for name, shape in one.items():
         if len(shape) != 1 or not shape[0] or two[name] != (2 * shape[0],):
-            declared = tuple(cell.declared()[name].shape)
+            declared = tuple(cell.parameter_specs()[name].shape)
             raise NotElementwise(f"parameter {name} {declared} is not so many numbers of each unit")
     return {name: one[name][0] // UNITS for name in sorted(one)}
 
