@@ -1,8 +1,8 @@
-"""The errors of wrong shapes and states, and checks that any function may have of its arguments.
+"""Exceptions for invalid shapes and states, and checks of arguments.
 
-Every check happens before anything is computed, and looks at shapes and dtypes only, so that it
-works on traced arrays. An error is an instance of the type that PyTorch raises; a wrong shape is
-both a ValueError, as the JAX world expects, and a RuntimeError, as PyTorch has it.
+The checks look at shapes and dtypes alone, so they work on traced arrays, and they run before any
+computation. Each exception is an instance of the type that PyTorch raises; a shape error is both a
+ValueError, as the JAX world expects, and a RuntimeError, as PyTorch has it.
 """
 
 from __future__ import annotations
@@ -15,61 +15,58 @@ import numpy as np
 
 
 class ShapeError(ValueError, RuntimeError):
-    """An array of a wrong shape or dtype, or a wrong number of arrays."""
+    """Invalid shape or dtype of an array, or invalid number of arrays."""
 
 
 class StateTypeError(TypeError, AttributeError):
-    """A state that is not an array where one is expected."""
+    """State that is not an array."""
 
 
 class StateCountError(ShapeError, IndexError):
-    """Too few states where a pair is expected, or too few axes of one."""
+    """Too few states in a tuple of states, or too few axes in one of them."""
 
 
-def first_axes(name: str, tree: Any, what: str, items: str | None) -> int:
-    """The length that the first axes of all arrays of a pytree have.
+def leading_axis(name: str, tree: Any, items: str, *, allow_empty: bool = False) -> int:
+    """Return the length of the leading axis that all arrays of a pytree share.
 
     Args:
-        name: what the pytree is called.
+        name: name of the argument.
         tree: the pytree.
-        what: how its arrays should be, after "arrays with".
-        items: what there is at least one of; None if there may be none.
+        items: plural noun for the elements along the axis, for messages.
+        allow_empty: If True, the length may be 0.
     """
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
     shown = ", ".join(map(str, shapes)) or "none"
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
-        raise ValueError(f"{name} should be arrays with {what}, got {shown}")
-    if items is not None and not shapes[0][0]:
-        raise ValueError(f"{name} has no {items}, its shapes are {shown}")
+        raise ValueError(
+            f"`{name}` must be arrays with a leading axis of {items}, of equal length, got {shown}"
+        )
+    if not (shapes[0][0] or allow_empty):
+        raise ValueError(f"`{name}` must have a nonempty axis of {items}, got {shown}")
     return shapes[0][0]
 
 
-def time_first(name: str, tree: Any) -> int:
-    """The steps T of a pytree of arrays (T, ...)."""
-    return first_axes(name, tree, "time first, all of one length", "steps")
-
-
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """One of a few names."""
+    """Check that a value is one of `choices`."""
     if value not in choices:
         known = ", ".join(repr(c) for c in choices)
-        raise ValueError(f"{name} should be one of {known}, got {value!r}")
+        raise ValueError(f"`{name}` must be one of {known}, got {value!r}")
 
 
-def at_least(name: str, value: Any, least: int) -> None:
-    """A whole number with a lower bound."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} should be a whole number of at least {least}, got {value!r}")
+def at_least(name: str, value: Any, minimum: int) -> None:
+    """Check that a value is an integer of at least `minimum`."""
+    if not isinstance(value, int) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}")
 
 
 def positive(name: str, value: Any) -> None:
-    """A finite number greater than zero."""
+    """Check that a value is a finite number greater than zero."""
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} should be a number greater than zero, got {value!r}")
+        raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}")
 
 
 def seed(value: Any) -> None:
-    """A whole number that a random generator takes."""
+    """Check that a value is an integer that seeds a random generator."""
     at_least("seed", value, 0)
     if value >= 2**63:
-        raise ValueError(f"seed should be less than 2**63, got {value}")
+        raise ValueError(f"`seed` must be < 2**63, got {value}")

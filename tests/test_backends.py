@@ -119,7 +119,7 @@ def test_a_gpu_is_named_twice_and_nothing_else_is_one() -> None:
     assert text.startswith("on cuda:\nlayer 0: kernel")
     with tuning.traced_for("gpu"):
         assert str(layer.explain((50, 32, 3))) == text
-    with pytest.raises(ValueError, match=r"platform should be one of 'cpu', 'cuda'.*'GPU'"):
+    with pytest.raises(ValueError, match=r"`platform` must be one of 'cpu', 'cuda'.*'GPU'"):
         layer.explain((50, 32, 3), platform="GPU")
     with pytest.raises(ValueError, match="platform"), tuning.traced_for("nvidia"):
         pass

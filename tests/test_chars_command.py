@@ -266,7 +266,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "words"),
     [
         *[
-            ([f"--{name}", "0"], [name, "at least 1", "0"])
+            ([f"--{name}", "0"], [name, ">= 1", "0"])
             for name in ("layers", "hidden", "window", "rows", "steps", "every", "length")
         ],
         (["--embedding", "-1"], ["embedding", "-1"]),
@@ -345,7 +345,7 @@ def test_a_foreign_file_is_refused(
         (lambda d: d.update(cell="gru"), "proj_size"),
         (lambda d: d["layer"].update(bias=False), "Unexpected key"),
         (lambda d: d.update(cell="transformer"), "transformer"),
-        (lambda d: d.update(embedding=None), "one-hot"),
+        (lambda d: d.update(embedding=None), "One-hot"),
         (lambda d: d.update(embedding=5), "embedding.weight"),
         (lambda d: d.pop("layer"), "layer"),
         (lambda d: d.update(layer=[8]), "list"),

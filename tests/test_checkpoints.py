@@ -395,7 +395,7 @@ def test_what_a_kill_left_is_swept_away(folder: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"every": 5, "keep": 0}], ids=str)
 def test_options_that_can_not_be(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="whole number of at least 1"):
+    with pytest.raises(ValueError, match="must be an integer >= 1"):
         Checkpoints("folder", **options)
 
 

@@ -149,11 +149,11 @@ def test_fit_takes_windows_by_their_numbers() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Windows(0), "size should be a whole number of at least 1, got 0"),
+        (lambda: Windows(0), "`size` must be an integer >= 1, got 0"),
         (lambda: Windows(2, horizon=0), "horizon"),
         (lambda: Windows(2, stride=-1), "stride"),
         (lambda: Windows(2, features=()), "features should be the numbers of columns, got ()"),
-        (lambda: Windows(2, targets=(-1,)), "column of targets"),
+        (lambda: Windows(2, targets=(-1,)), "`targets[0]` must be"),
         (lambda: Windows(20).take(SERIES, 0), "series of 20 steps is too short for a window of 20"),
         (
             lambda: Windows(2, targets=(3,)).take(SERIES, 0),
@@ -365,7 +365,7 @@ def test_buckets_without_the_last_batches() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: data.epoch(5, 0), "size should be"),
+        (lambda: data.epoch(5, 0), "`size` must be"),
         (lambda: data.epoch(0, 5), "no examples"),
         (lambda: data.epoch(2**31 + 1, 2**20), "more than an int32"),
         (lambda: data.epoch(3, 4, drop_last=True), "size=4 is more than the 3 examples"),

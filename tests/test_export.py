@@ -245,8 +245,8 @@ def test_bad_descriptions(gru: Any, described: Any, kind: Any, words: str) -> No
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"platforms": ["cpu", "gpu"]}, "platforms should be one of 'cpu', .*got 'gpu'"),
-        ({"vjp_order": -1}, "vjp_order should be a whole number of at least 0, got -1"),
+        ({"platforms": ["cpu", "gpu"]}, "`platforms` must be one of 'cpu', .*got 'gpu'"),
+        ({"vjp_order": -1}, "`vjp_order` must be an integer >= 0, got -1"),
     ],
     ids=str,
 )

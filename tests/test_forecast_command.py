@@ -345,7 +345,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
             {},
             60,
             ["--column", "load", "--window", "0"],
-            "window should be a whole number of at least",
+            "`window` must be an integer >=",
         ),
         ({"a": "1,2"}, 60, ["--column", "load"], "line 2: 5 cells, the header has 4"),
         ({"a": '"1,5"'}, 60, ["--column", "a"], "numbers are written with a point, not a comma"),

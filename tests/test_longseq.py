@@ -140,8 +140,8 @@ def test_many_seeds_at_once_are_the_runs_one_by_one() -> None:
     [
         ({"text": "aaaa"}, "text should have at least 2 different characters, got 'aaaa'"),
         ({"window": 180}, "window should be less than the 180 characters of the text, got 180"),
-        ({"window": 0}, "window should be a whole number of at least 1, got 0"),
-        ({"lr": 0.0}, "lr should be a number greater than zero, got 0.0"),
+        ({"window": 0}, "`window` must be an integer >= 1, got 0"),
+        ({"lr": 0.0}, "`lr` must be a finite number > 0, got 0.0"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(options: dict[str, Any], words: str) -> None:

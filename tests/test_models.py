@@ -219,7 +219,7 @@ def test_one_to_many_without_feedback_sees_its_input_at_each_step(kind: str) -> 
         ),
         (
             lambda r: ManyToOne(jaxrnn.GRU(3, 4, rngs=r), 0, rngs=r),
-            "out_features should be a whole",
+            "`out_features` must be an integer",
         ),
         (lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), rngs=r)(jnp.ones((2, 3)), 0), "length"),
         (
@@ -231,9 +231,9 @@ def test_one_to_many_without_feedback_sees_its_input_at_each_step(kind: str) -> 
             lambda r: OneToOne(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r)(jnp.ones(4)),
             "Expected 3 features",
         ),
-        (lambda r: Classifier(jaxrnn.GRU(3, 4, rngs=r), 1, rngs=r), "classes should be a whole"),
+        (lambda r: Classifier(jaxrnn.GRU(3, 4, rngs=r), 1, rngs=r), "`classes` must be an integer"),
         (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "abca", rngs=r), "'a' is in the"),
-        (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "a", rngs=r), "at least 2, got 1"),
+        (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "a", rngs=r), ">= 2, got 1"),
         (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "ab", rngs=r), "input_size of 2"),
     ],
 )

@@ -151,9 +151,9 @@ def test_packed_prints_the_packed_data_and_its_sizes(
         ),
         (hello, {"words": " "}, "words should be of equal length, and one at least, got ' '"),
         (packed, {"words": ""}, "words should be one word at least, got ''"),
-        (packed, {"hidden": 0}, "hidden should be a whole number of at least 1, got 0"),
+        (packed, {"hidden": 0}, "`hidden` must be an integer >= 1, got 0"),
         (hello, {"seed": -1}, "seed"),
-        (packed, {"cell": "foo"}, "cell should be one of 'rnn', 'lstm', 'gru', got 'foo'"),
+        (packed, {"cell": "foo"}, "`cell` must be one of 'rnn', 'lstm', 'gru', got 'foo'"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(

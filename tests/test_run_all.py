@@ -98,7 +98,7 @@ def test_only_experiments_that_there_are(
 ) -> None:
     folder = tmp_path / "figures"
     assert main(["run", "all", "--only", only, "--out", str(folder)]) == 2
-    assert "only should be one of 'sine'" in capsys.readouterr().err
+    assert "`only` must be one of 'sine'" in capsys.readouterr().err
     assert not folder.exists()
 
 

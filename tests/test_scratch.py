@@ -73,5 +73,5 @@ def test_it_prints_the_differences_and_saves_its_figure(
 @pytest.mark.parametrize("name", ["batch", "steps", "features", "hidden"])
 def test_sizes_are_at_least_one(name: str) -> None:
     sizes: dict[str, Any] = {name: 0}
-    with pytest.raises(ValueError, match=f"{name} should be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got 0"):
         scratch.Settings(**sizes)

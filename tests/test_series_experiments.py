@@ -213,12 +213,12 @@ def test_the_shortest_file_that_will_do_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"share": 1.0}, {"share": 0.0}, {"window": 0}, {"every": 0}])
 def test_stocks_settings_that_can_not_be(options: dict[str, float]) -> None:
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{name} should be .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}`? (should|must) be .*{value}"):
         stocks.Settings(**options)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("options", [{"window": 41}, {"batch": 0}, {"lr": 0.0}])
 def test_keras_settings_that_can_not_be(options: dict[str, float]) -> None:
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{name} should be .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}`? (should|must) be .*{value}"):
         keras_sine.Settings(**options)  # pyright: ignore[reportArgumentType]

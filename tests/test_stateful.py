@@ -108,7 +108,7 @@ def test_more_values_a_step_than_points_is_one_line(capsys: pytest.CaptureFixtur
     assert main(["run", "stateful", "--points", "5"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "points should be a whole number of at least 6, got 5" in error
+    assert "`points` must be an integer >= 6, got 5" in error
 
 
 def test_a_run_that_diverges_still_has_its_figure(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_a_table_of_too_few_points_is_one_line_at_once(
 ) -> None:
     monkeypatch.setattr(stateful, "train", lambda *_: pytest.fail("the work was begun"))
     assert main(["run", "stateful", "--points", "20", "--table"]) == 2
-    assert "points should be a whole number of at least 33" in capsys.readouterr().err
+    assert "`points` must be an integer >= 33" in capsys.readouterr().err

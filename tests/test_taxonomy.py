@@ -110,5 +110,5 @@ def test_it_prints_its_table_and_saves_its_figure(
 
 
 def test_a_cell_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="cell should be one of 'rnn', 'lstm', 'gru', got 'foo'"):
+    with pytest.raises(ValueError, match="`cell` must be one of 'rnn', 'lstm', 'gru', got 'foo'"):
         Settings(cell="foo")

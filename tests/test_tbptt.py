@@ -198,14 +198,14 @@ def nothing(params: Any, piece: Any) -> Any:
 @pytest.mark.parametrize(
     ("stream", "window", "words"),
     [
-        (jnp.ones((5, 2)), 0, ["window", "at least 1", "0"]),
-        (jnp.ones((5, 2)), 2.0, ["window", "whole number", "2.0"]),
+        (jnp.ones((5, 2)), 0, ["window", ">= 1", "0"]),
+        (jnp.ones((5, 2)), 2.0, ["window", "must be an integer", "2.0"]),
         ({}, 2, ["stream", "none"]),
         (None, 2, ["stream", "none"]),
-        (jnp.ones(()), 2, ["stream", "time first", "()"]),
-        ([1.0, 2.0], 2, ["stream", "time first", "(), ()"]),
-        ((jnp.ones((5, 2)), jnp.ones(4)), 2, ["stream", "one length", "(5, 2), (4,)"]),
-        (jnp.ones((0, 2)), 2, ["stream", "no steps", "(0, 2)"]),
+        (jnp.ones(()), 2, ["stream", "axis of time steps", "()"]),
+        ([1.0, 2.0], 2, ["stream", "axis of time steps", "(), ()"]),
+        ((jnp.ones((5, 2)), jnp.ones(4)), 2, ["stream", "equal length", "(5, 2), (4,)"]),
+        (jnp.ones((0, 2)), 2, ["stream", "nonempty axis", "(0, 2)"]),
     ],
     ids=str,
 )
@@ -243,13 +243,13 @@ def test_streams_are_the_parts_of_a_series_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("series", "rows", "words"),
     [
-        (np.ones(4), 0, ["rows", "at least 1", "0"]),
+        (np.ones(4), 0, ["rows", ">= 1", "0"]),
         (np.ones(4), 5, ["rows", "at most 4", "5"]),
-        (np.ones(4), "2", ["rows", "whole number", "'2'"]),
-        (np.ones(()), 1, ["series", "time first", "()"]),
-        ((np.ones(4), np.ones(3)), 2, ["series", "one length", "(4,), (3,)"]),
+        (np.ones(4), "2", ["rows", "must be an integer", "'2'"]),
+        (np.ones(()), 1, ["series", "axis of time steps", "()"]),
+        ((np.ones(4), np.ones(3)), 2, ["series", "equal length", "(4,), (3,)"]),
         ((), 2, ["series", "none"]),
-        (np.ones((0, 3)), 1, ["series", "no steps", "(0, 3)"]),
+        (np.ones((0, 3)), 1, ["series", "nonempty axis", "(0, 3)"]),
     ],
     ids=str,
 )

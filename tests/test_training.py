@@ -208,7 +208,7 @@ def test_axes_that_can_not_be_are_one_clear_error(
 )
 def test_batches_without_steps_are_one_clear_error(batches: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"batches should be arrays .*got (none|\(\)|\(3,\), \(4,\))"
+        ValueError, match=r"`batches` must be arrays .*got (none|\(\)|\(3,\), \(4,\))"
     ):
         train_steps(lambda w, x: (w, x), optax.sgd(0.1), jnp.ones(()), batches)
 

@@ -224,7 +224,7 @@ def streams(series: Any, rows: int, *, drop_last: bool = False) -> Any:
         (3, 2)
     """
     checks.at_least("rows", rows, 1)
-    steps = checks.time_first("series", series)
+    steps = checks.leading_axis("series", series, "time steps")
     each, left = divmod(steps, rows)
     if not each:
         raise ValueError(f"rows should be at most {steps}, the steps of the series, got {rows}")

@@ -115,8 +115,8 @@ class Windows:
                 continue
             if not isinstance(columns, Sequence) or not columns:
                 raise ValueError(f"{name} should be the numbers of columns, got {columns!r}")
-            for column in columns:
-                checks.at_least(f"a column of {name}", column, 0)
+            for number, column in enumerate(columns):
+                checks.at_least(f"{name}[{number}]", column, 0)
             object.__setattr__(self, name, tuple(columns))  # hashable, a list too
 
     @property

@@ -495,7 +495,7 @@ class CharacterModel(ManyToMany):
         if isinstance(vocabulary, str):
             vocabulary = Vocabulary(vocabulary)
         size = len(vocabulary)
-        checks.at_least("the number of characters in the vocabulary", size, 2)
+        checks.at_least("len(vocabulary)", size, 2)
         if embedding is None and rnn.input_size != size:
             raise ValueError(
                 f"One-hot vectors of {size} characters need an input_size of {size}, got {rnn}. Or "

@@ -292,8 +292,7 @@ def _are_arrays(data: Any, numbers_too: bool) -> bool:
 
 def length(name: str, data: Any) -> int:
     """How many examples there are along the first axes of all arrays."""
-    what = "the examples along their first axes, as many in each"
-    return checks.first_axes(name, data, what, "examples")
+    return checks.leading_axis(name, data, "examples")
 
 
 def chunks(steps: int, every: list[int]) -> int:

@@ -90,8 +90,7 @@ def train_steps(
         >>> run(jnp.float32(0), jnp.ones(50)).params.round(3).item()
         1.0
     """
-    what = "one batch for each step along their first axes, as many in each"
-    count = checks.first_axes("batches", batches, what, None)
+    count = checks.leading_axis("batches", batches, "batches", allow_empty=True)
     if opt_state is None:
         opt_state = optimizer.init(params)
     adapted = _adapt_loss(loss, carry is not None, key)
@@ -216,7 +215,7 @@ def truncated_bptt(
     (2013), section 2.8.6.
     """
     checks.at_least("window", window, 1)
-    steps = checks.time_first("stream", stream)
+    steps = checks.leading_axis("stream", stream, "time steps")
     if opt_state is None:
         opt_state = optimizer.init(params)
     adapted = _adapt_loss(loss, carry is not None, key)
