@@ -1,4 +1,4 @@
-"""PyTorch's packing: what it makes of batches, lists and packed sequences, live or recorded."""
+"""Results of PyTorch's packing functions, live or recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {  # dtype: trailing axes
 
 @dataclass(frozen=True)
 class Case:
-    """A batch and its lengths, all drawn from a frozen generator."""
+    """A batch and its lengths, drawn from a frozen generator."""
 
     dtype: str
     batch_first: bool
@@ -38,33 +38,33 @@ class Case:
 
     @property
     def padding(self) -> float:
-        """A padding value; its fraction is lost in an array of integers."""
+        """Padding value, truncated for integers."""
         return 7.5 if self.dtype != "bool" else 1.0
 
     def draw(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
-        """The padded batch, its lengths, its rows and the cotangent of 3 steps more than T."""
+        """Return the padded batch, lengths, list of sequences, and the cotangent of T + 3 steps."""
         random = np.random.RandomState(zlib.crc32(self.name.encode()))
-        lengths = random.randint(1, T + 1, N)  # ties among them, as 5 of 6 numbers have
+        lengths = random.randint(1, T + 1, N)  # with ties
         if self.enforce_sorted:
             lengths = np.sort(lengths)[::-1].copy()
-        rows = random.uniform(0, 100, (N, T, *KINDS[self.dtype]))
-        rows = (rows > 50 if self.dtype == "bool" else rows).astype(self.dtype)
+        sequences = random.uniform(0, 100, (N, T, *KINDS[self.dtype]))
+        sequences = (sequences > 50 if self.dtype == "bool" else sequences).astype(self.dtype)
         cotangent = random.uniform(-1, 1, (N, T + 3, *KINDS[self.dtype]))
-        listed = [row[:length] for row, length in zip(rows, lengths)]
+        listed = [sequence[:length] for sequence, length in zip(sequences, lengths)]
         if not self.batch_first:
-            rows, cotangent = rows.swapaxes(0, 1).copy(), cotangent.swapaxes(0, 1).copy()
-        return rows, lengths, listed, cotangent
+            sequences, cotangent = sequences.swapaxes(0, 1).copy(), cotangent.swapaxes(0, 1).copy()
+        return sequences, lengths, listed, cotangent
 
 
 CASES = [Case(*options) for options in itertools.product(KINDS, (False, True), (False, True))]
 
 
 def torch_results(case: Case) -> dict[str, np.ndarray]:
-    """What PyTorch makes of a case; what is None there is missing here."""
+    """Return the results of PyTorch without those that are None."""
     assert torch is not None
     rnn = torch.nn.utils.rnn
     batch, lengths, listed, cotangent = case.draw()
-    x, tensors = torch.tensor(batch), [torch.tensor(row) for row in listed]
+    x, tensors = torch.tensor(batch), [torch.tensor(sequence) for sequence in listed]
     size, side = torch.tensor(lengths), ("left", "right")[case.enforce_sorted]
     first, padding = case.batch_first, case.padding
     packed = rnn.pack_padded_sequence(x, size, first, case.enforce_sorted)
@@ -76,8 +76,8 @@ def torch_results(case: Case) -> dict[str, np.ndarray]:
     results |= {f"listed_{name}": a for name, a in listed_packed._asdict().items()}
     results["sequences"] = rnn.pad_sequence(tensors, first, padding, side)
     unpadded = rnn.unpad_sequence(x.clone(), size, first)
-    for name, rows in (("unpadded", unpadded), ("unpacked", rnn.unpack_sequence(packed))):
-        results |= {f"{name}_{n}": row for n, row in enumerate(rows)}
+    for name, sequences in (("unpadded", unpadded), ("unpacked", rnn.unpack_sequence(packed))):
+        results |= {f"{name}_{n}": sequence for n, sequence in enumerate(sequences)}
     if x.is_floating_point():
         x.requires_grad_()
         packed = rnn.pack_padded_sequence(x, size, first, case.enforce_sorted)
@@ -89,17 +89,17 @@ def torch_results(case: Case) -> dict[str, np.ndarray]:
 
 
 def record() -> dict[str, np.ndarray]:
-    """The results of all cases, each case's end to end, for ``golden/packing.npz``."""
+    """Return the flattened results of all cases for ``golden/packing.npz``."""
     return {case.name: flatten(torch_results(case)) for case in CASES}
 
 
 @functools.cache
 def recorded() -> dict[str, np.ndarray]:
-    """All recorded results."""
+    """Return the recorded results."""
     with np.load(GOLDEN / "packing.npz") as file:
         return dict(file)
 
 
 def expected(case: Case) -> np.ndarray:
-    """PyTorch's results of a case, end to end."""
+    """Return the flattened results of a case."""
     return recorded()[case.name] if torch is None else flatten(torch_results(case))

@@ -211,7 +211,7 @@ class Recurrent(Parameters):
         if packed is not None:
             ragged.nothing_beside_packed(lengths=lengths, resets=resets)
             torch_checks.packed_input(packed.data)
-            input, lengths = packing.padded(packed)
+            input, lengths = packing.to_padded(packed)
         x = jnp.asarray(input)
         layout, initial = self.check(x, hx, time_major=packed is not None)
         sizes = dict(zip(layout, x.shape))
@@ -227,7 +227,7 @@ class Recurrent(Parameters):
             *(plan, self.weights(), x, initial, key, lengths, resets), gates=self.gates()
         )
         if packed is not None:
-            output = packing.repacked(packed, output)
+            output = packing.repack(packed, output)
         return output, self.hx_of(last)
 
     def plan(self, layout: str, *, training: bool, all_states: bool = False) -> stack.StackOptions:
@@ -280,7 +280,7 @@ class Recurrent(Parameters):
         dtype = self.param_dtype if self.dtype is None else self.dtype
         packed = isinstance(input, PackedSequence)
         if packed:
-            input = jax.eval_shape(lambda: packing.padded(input)[0])
+            input = jax.eval_shape(lambda: packing.to_padded(input)[0])
         shape = getattr(input, "shape", input)
         dtype = jax.dtypes.canonicalize_dtype(getattr(input, "dtype", dtype))
         x = jax.ShapeDtypeStruct(tuple(shape), dtype)

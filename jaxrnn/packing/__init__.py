@@ -1,31 +1,33 @@
-"""`PackedSequence` and its functions: ``torch.nn.utils.rnn`` for JAX.
+"""``torch.nn.utils.rnn`` for JAX: `PackedSequence` and conversions to and from padded batches.
 
-Padded batches, packed ones and lists of sequences, each made from the other. The lengths decide
-the shapes, so they are known numbers and never traced; `data` may be, and every derivative goes
-through it. Where each step goes is worked out by NumPy. Axis letters: N sequences, T steps of the
-longest, S steps of all together.
+Lengths determine shapes, so they must be concrete. The data may be traced, and gradients flow
+through every function. Axis letters: N sequences, T steps of the longest, S steps in total.
 """
 
-from jaxrnn.packing.packed import (
+from jaxrnn.packing._packed import (
+    PackedSequence,
+    PackingError,
+    invert_permutation,
     pack_padded_sequence,
     pack_sequence,
     pad_packed_sequence,
-    padded,
-    repacked,
+    pad_sequence,
+    repack,
+    to_padded,
     unpack_sequence,
+    unpad_sequence,
 )
-from jaxrnn.packing.padding import pad_sequence, unpad_sequence
-from jaxrnn.packing.sequence import PackedSequence, invert_permutation
 
 __all__ = [
     "PackedSequence",
+    "PackingError",
     "invert_permutation",
     "pack_padded_sequence",
     "pack_sequence",
     "pad_packed_sequence",
     "pad_sequence",
-    "padded",
-    "repacked",
+    "repack",
+    "to_padded",
     "unpack_sequence",
     "unpad_sequence",
 ]

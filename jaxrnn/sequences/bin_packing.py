@@ -40,8 +40,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.packing import places
-from jaxrnn.packing.gather import gather
+from jaxrnn.packing._packed import gather, ragged_indices
 
 __all__ = ["BinAssignment", "assign_bins", "final_states", "pack_bins", "run_bins", "unpack_bins"]
 
@@ -150,7 +149,7 @@ def assign_bins(
         bin_length, (bin_index, first_step, required) = _best_bin_length(lengths, longest)
     num_bins = num_bins or required
 
-    sequence_ids, steps = places.of_rows(lengths)
+    sequence_ids, steps = ragged_indices(lengths)
     positions = first_step[sequence_ids] + steps, bin_index[sequence_ids]
     sequence = np.full((bin_length, num_bins), -1, np.int32)
     step = np.zeros((bin_length, num_bins), np.int32)
