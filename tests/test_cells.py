@@ -470,7 +470,7 @@ def test_the_states_of_a_call() -> None:
 @pytest.mark.parametrize(
     ("cell", "backend", "reason"),
     [
-        (Normed(), "kernel", r"parameter mix \('H', 'H'\) is not so many numbers of each unit"),
+        (Normed(), "kernel", r"parameter mix \('H', 'H'\) is not a vector of a multiple of H"),
         (cells.IndRNN(), "kernel", "IndRNN has no recurrent matrix"),
         (cells.GRUResetBefore(), "kernel", "GRUResetBefore is no cell of gates"),
         (OneGate(), "parallel", "OneGate is not linear in its state"),

@@ -18,8 +18,8 @@ import jaxrnn
 from jaxrnn import cells
 from jaxrnn.backends import kernels, tpu
 from jaxrnn.backends import primitives as fused
-from jaxrnn.backends.elementwise import values
-from jaxrnn.backends.elementwise.derivative import rule
+from jaxrnn.backends.elementwise import lower
+from jaxrnn.backends.elementwise.residuals import derivative_rule
 from jaxrnn.backends.operands import flags_of
 from jaxrnn.backends.tpu import tiling as tpu_tiling
 from jaxrnn.core.unroll import StepMasks, unroll
@@ -268,19 +268,19 @@ def test_what_fits() -> None:
 @pytest.mark.parametrize("cell", [*CELLS[:4], MinimalGatedUnit()], ids=str)
 def test_a_cell_s_numbers_are_its_graph_s(cell: cells.Cell) -> None:
     """On arrays of another layout than the cell's own, rows first."""
-    random, graph, G = np.random.RandomState(0), values.graph(cell), len(cell.gates)
+    random, graph, G = np.random.RandomState(0), lower.cell_graphs(cell), len(cell.gates)
     array = lambda: jnp.asarray(random.randn(2, 3), jnp.float32)  # noqa: E731
     given = dict(z=[array() for _ in range(2 * G)], old=[array() for _ in cell.states])
-    got = values.evaluate(graph.forward, lambda name, k: given[name][k], given["old"][0])
+    got = lower.evaluate(graph.forward, lambda name, k: given[name][k], given["old"][0])
     joined = lambda a: jnp.concatenate([v.T for v in a])  # noqa: E731
     zx, zh = joined(given["z"][:G]), joined(given["z"][G:])
     state = tuple(s.T for s in given["old"])
-    leaves = jax.tree.leaves(rule(cell).save((zx, zh) if cell.split else zx, state))
+    leaves = jax.tree.leaves(derivative_rule(cell).save((zx, zh) if cell.split else zx, state))
     close(got, [a.T for leaf in leaves for a in jnp.split(leaf, len(leaf) // 3)], 1e-6)
 
 
 def test_a_cell_that_has_no_such_graph() -> None:
-    assert values.unsupported_reason(Mixing()) == tpu.unsupported_reason(
+    assert lower.unsupported_reason(Mixing()) == tpu.unsupported_reason(
         Mixing(), jnp.float32, 5, 3, 4, 7
     )
-    assert "unit by unit" in str(values.unsupported_reason(Mixing()))
+    assert "Mixing is not elementwise" in str(lower.unsupported_reason(Mixing()))

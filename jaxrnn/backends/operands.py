@@ -19,21 +19,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.backends.elementwise.derivative import own_counts, rule
+from jaxrnn.backends.elementwise.residuals import derivative_rule, param_counts
 from jaxrnn.backends.step import StepMasks
 from jaxrnn.cells import Cell
 
 
 def own_vector(cell: Cell, own: dict[str, jax.Array] | None) -> tuple[jax.Array, ...]:
     """A cell's own parameters as one vector, sorted by name; () for a cell without."""
-    return (jnp.concatenate([own[n] for n in own_counts(cell)]),) if own else ()
+    return (jnp.concatenate([own[n] for n in param_counts(cell)]),) if own else ()
 
 
 def own_of(cell: Cell, vector: tuple[jax.Array, ...]) -> dict[str, jax.Array] | None:
     """The other way round."""
     if not vector:
         return None
-    counts = own_counts(cell)
+    counts = param_counts(cell)
     hidden, place, own = len(vector[0]) // sum(counts.values()), 0, {}
     for name, count in counts.items():
         own[name] = vector[0][place : place + count * hidden]
@@ -98,9 +98,11 @@ def saved_tree(cell: Cell) -> Any:
     array = lambda count: jax.ShapeDtypeStruct((count, 1), jnp.float32)  # noqa: E731
     gates = array(len(cell.gates))
     state = (array(1),) * len(cell.states)
-    own = ({name: array(count) for name, count in own_counts(cell).items()},)
+    own = ({name: array(count) for name, count in param_counts(cell).items()},)
     own = own if cell.parameters else ()
-    return jax.eval_shape(rule(cell).save, (gates, gates) if cell.split else gates, state, *own)[1]
+    return jax.eval_shape(
+        derivative_rule(cell).save, (gates, gates) if cell.split else gates, state, *own
+    )[1]
 
 
 def saved_kinds(cell: Cell) -> list[Any]:

@@ -29,7 +29,7 @@ from jaxrnn.backends import scan as loops
 from jaxrnn.backends import sharding as devices
 from jaxrnn.backends.base import Keep, Plan
 from jaxrnn.backends.blocks import first_and_shifted, known
-from jaxrnn.backends.elementwise.derivative import rule
+from jaxrnn.backends.elementwise.residuals import derivative_rule
 from jaxrnn.backends.operands import (
     Requested,
     linear_counts,
@@ -71,7 +71,7 @@ def _linear_reference(
 ) -> list[jax.Array]:
     pieces = split(operands, *linear_counts(cell, requested), *residual_counts(cell))
     dx, dw_ih, dw_hh, bias, down, dstate, (x, w_ih, w_hh), own, start, after, saved, flags = pieces
-    masks, plan, derivative = masks_of(flags), Plan(cell, reverse), rule(cell)
+    masks, plan, derivative = masks_of(flags), Plan(cell, reverse), derivative_rule(cell)
     weights = Weights(w_ih, w_hh, cell_params=own_of(cell, own))
     params = cell_parameters(cell, weights.cell_params)
     # Of steps that are not a row's own, a kernel reads no input and saves nothing.
@@ -105,7 +105,7 @@ def _only_saved(cell: Cell, params: Any, valid: Any, saved: Any, start: Any) -> 
     zero = jnp.zeros((start[0].shape[1], 1), compute_dtype(start[0].dtype))
     gates = jnp.zeros((len(cell.gates) * len(zero), 1), zero.dtype)
     state = (zero,) * len(cell.states)
-    _, tree = rule(cell).save((gates, gates) if cell.split else gates, state, *params)
+    _, tree = derivative_rule(cell).save((gates, gates) if cell.split else gates, state, *params)
     at_rest = [a.astype(s.dtype)[:, 0] for a, s in zip(jax.tree.leaves(tree), saved, strict=True)]
     pairs = zip(saved, at_rest, strict=True)
     return tuple(jnp.where(valid[..., None], s, rest) for s, rest in pairs)

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.backends.blocks import known
-from jaxrnn.backends.elementwise import derivative
-from jaxrnn.backends.elementwise.derivative import Rule
+from jaxrnn.backends.elementwise.residuals import DerivativeRule, derivative_rule
 from jaxrnn.backends.platform import choices
 from jaxrnn.backends.products import product, product_of_rows, rows_product
 from jaxrnn.cells import BaseCell, Cell, GeneralCell, State
@@ -184,14 +183,15 @@ def dropped_rows(weights: Weights, hs: jax.Array) -> jax.Array:
     return hs if weights.dropout_mask is None else hs * weights.dropout_mask.T[None]
 
 
-def rule(cell: Any, masks: StepMasks) -> Rule:
+def rule(cell: Any, masks: StepMasks) -> DerivativeRule:
     """The pointwise derivative of a cell; under zoneout that which JAX makes of its step.
 
     All others may count on the states after a step being what the step has given.
     """
     if masks.zoneout is None:
-        return derivative.rule(cell)
-    return Rule(*(functools.partial(getattr(Cell, name), cell) for name in Rule._fields))
+        return derivative_rule(cell)
+    fields = DerivativeRule._fields
+    return DerivativeRule(*(functools.partial(getattr(Cell, name), cell) for name in fields))
 
 
 def turned(state: State) -> State:

@@ -28,18 +28,13 @@ def unsupported_reason(cell: Any, dtype: Any, *sizes: int) -> str | None:
     if not installed():
         return 'llvmlite is not installed (pip install "jaxrnn[cpu]")'
     from jaxrnn.backends.cpu.compiler import multiplies_and_adds
-    from jaxrnn.backends.elementwise.cell import pointwise
-    from jaxrnn.backends.elementwise.graph import NotElementwise
+    from jaxrnn.backends.elementwise import lower
 
     if not multiplies_and_adds():
         return "this processor has no fused multiply-add"
     if np.dtype(dtype).name not in DTYPES:
         return f"it computes in {' or '.join(DTYPES)}, not in {np.dtype(dtype).name}"
-    try:
-        pointwise(cell, np.dtype(dtype))
-    except NotElementwise as error:
-        return f"{type(cell).__name__} can't run unit by unit: {error}"
-    return None
+    return lower.unsupported_reason(cell, np.dtype(dtype), parameters=True)
 
 
 def unprofitable_reason(cell: Any, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:

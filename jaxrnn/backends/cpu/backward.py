@@ -217,7 +217,7 @@ class _Loop(Call):
             ) -> str:
                 if name == "ct":
                     return cts[place]
-                if name == "own":
+                if name == "params":
                     return own_of(f, c, place, first, there)
                 if name == "new":
                     return f.load_some(f.at(c[f"state{place}"], here), there)
@@ -226,7 +226,7 @@ class _Loop(Call):
                     value = f.load_some(f.choose(begin, one, other, "ptr"), there)
                     return functions.select(f, reset, zero, value) if variant.masked else value
                 index, i = variant.saved_place(place)
-                count = variant.graph.saved[index]
+                count = variant.graph.residual_counts[index]
                 at = f.add(f.mul(f.add(f.mul(row, count), i), c["H"]), first)
                 return f.load_some(f.at(c[f"saved{index}"], at), there)
 

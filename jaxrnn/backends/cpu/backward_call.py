@@ -61,11 +61,11 @@ class Backward:
         """The operands, in their order."""
         states = range(self.forward.states)
         return [
-            *("dy", "x", "w_ih", "w_hh", *["own"] * bool(self.forward.graph.own)),
+            *("dy", "x", "w_ih", "w_hh", *["own"] * bool(self.forward.graph.param_count)),
             *(f"dlast{k}" for k in states),
             *(f"first{k}" for k in states),
             *(f"state{k}" for k in states),
-            *(f"saved{i}" for i in range(len(self.forward.graph.saved))),
+            *(f"saved{i}" for i in range(len(self.forward.graph.residual_counts))),
             *(["flags"] if self.forward.masked else []),
         ]
 
@@ -89,7 +89,7 @@ def plan(
     features = kind.forward.gates * sizes.H
     # Rows of dz are a line of the cache apart from what a power of two would make them, so that a
     # column of them is not all in one place of it. Behind it is what the cell's own parameters get.
-    more = kind.forward.graph.own * sizes.H if kind.requested.own else 0
+    more = kind.forward.graph.param_count * sizes.H if kind.requested.own else 0
     line = -(-(features + more) * itemsize // 64) * 64 // itemsize + 64 // itemsize
     sharing = layout.sharing(
         machine, tile, kind.forward.gates, sizes, panels, panels * features * sums

@@ -53,7 +53,7 @@ def write(call: Call, turn0: str, steps: str) -> None:
         for half in range(call.kind.halves):
             add("outer_h", "ONES", f"Z{half}_ROWS", call.features, f"db{half}")
     if requested.own:
-        add("outer_h", "ONES", "P_ROWS", f.mul(c["H"], call.variant.graph.own), "down")
+        add("outer_h", "ONES", "P_ROWS", f.mul(c["H"], call.variant.graph.param_count), "down")
 
 
 def _rows_of_block(call: Call, turn0: str, steps: str) -> str:

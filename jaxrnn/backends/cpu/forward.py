@@ -163,7 +163,7 @@ def _in_large_pages(f: Function, variant: Variant, c: dict[str, str]) -> None:
     for k in range(variant.states if variant.store_residuals else 1):
         memory.ask(f, c[f"state{k}"], every)
     if variant.store_residuals:
-        for index, count in enumerate(variant.graph.saved):
+        for index, count in enumerate(variant.graph.residual_counts):
             memory.ask(f, c[f"saved{index}"], f.mul(every, count))
 
 
@@ -286,7 +286,7 @@ def _cell(
         ) -> str:
             if name == "old":
                 return olds[place]
-            if name == "own":
+            if name == "params":
                 return own_of(f, c, place, first, there)
             from_x = variant.split and place < variant.gates
             gate = place % variant.gates if variant.split else place
@@ -300,7 +300,7 @@ def _cell(
         if not variant.store_residuals:
             continue
         saved = iter(values[variant.states :])
-        for index, count in enumerate(variant.graph.saved):
+        for index, count in enumerate(variant.graph.residual_counts):
             for i in range(count):
                 place = f.add(f.mul(f.add(f.mul(row, count), i), c["H"]), first)
                 f.store_some(next(saved), f.at(c[f"saved{index}"], place), there)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxrnn.backends.cpu.ir import Function
-from jaxrnn.backends.elementwise.graph import Node
+from jaxrnn.backends.elementwise.trace import Node
 
 
 def arithmetic(f: Function, operation: str, a: str, b: str) -> str:
@@ -143,14 +143,14 @@ def emit(f: Function, outputs: Iterable[Node], leaf: Callable[[str, int], str]) 
     done: dict[Any, str] = {}
 
     def value(node: Node) -> str:
-        if node.form not in done:
+        if node.key not in done:
             if node.operation == "constant":
-                done[node.form] = f.constant(node.value)
+                done[node.key] = f.constant(node.value)
             elif node.operation == "leaf":
-                done[node.form] = leaf(*node.value)
+                done[node.key] = leaf(*node.value)
             else:
                 inputs = [value(n) for n in node.inputs]
-                done[node.form] = FUNCTIONS[node.operation](f, *inputs)
-        return done[node.form]
+                done[node.key] = FUNCTIONS[node.operation](f, *inputs)
+        return done[node.key]
 
     return [value(node) for node in outputs]

@@ -103,7 +103,7 @@ def run_forward(
     steps = (sizes.T, sizes.N, sizes.H)
     results = [steps, *[steps if store_residuals else steps[1:]] * (kind.states - 1)]
     if store_residuals:
-        results += [(*steps[:2], count * sizes.H) for count in kind.graph.saved]
+        results += [(*steps[:2], count * sizes.H) for count in kind.graph.residual_counts]
     name = _handler(kind, dtype, tile, machine)
     return _call(name, planned, results, x.dtype, operands)
 
@@ -148,7 +148,7 @@ def run_backward(
     if requested[3]:
         results += [(len(w_hh),)] * kind.halves
     if kind.requested.own:
-        results.append((kind.forward.graph.own * sizes.H,))
+        results.append((kind.forward.graph.param_count * sizes.H,))
     results += [(sizes.N, sizes.H)] * kind.forward.states
     name = _handler(kind, dtype, kind.tile, machine)
     return _call(name, planned, results, x.dtype, operands)

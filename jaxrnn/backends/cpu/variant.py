@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxrnn.backends.cpu.ir import Function
-from jaxrnn.backends.elementwise.cell import pointwise
+from jaxrnn.backends.elementwise.lower import cell_graphs
 
 
 class Variant:
@@ -20,13 +20,13 @@ class Variant:
 
     def __init__(self, cell: Any, dtype: Any, masked: bool, store_residuals: bool):
         self.cell, self.masked, self.store_residuals = cell, masked, store_residuals
-        self.graph = pointwise(cell, dtype)
+        self.graph = cell_graphs(cell, dtype)
         self.gates, self.states = len(cell.gates), len(cell.states)
         self.split = cell.split
 
     def saved_place(self, place: int) -> tuple[int, int]:
         """The array, and which of its numbers, of the number that is saved at a place."""
-        for index, count in enumerate(self.graph.saved):
+        for index, count in enumerate(self.graph.residual_counts):
             if place < count:
                 return index, place
             place -= count
@@ -36,14 +36,18 @@ class Variant:
     def inputs(self) -> list[str]:
         """The operands, in their order."""
         first = [f"first{i}" for i in range(self.states)]
-        own, flags = ["own"] * bool(self.graph.own), ["flags"] * self.masked
+        own, flags = ["own"] * bool(self.graph.param_count), ["flags"] * self.masked
         return ["x", "w_ih", "w_hh", "b_ih", "b_hh", *own, *first, *flags]
 
     @property
     def outputs(self) -> list[str]:
         """The results: h at each step, the other states, what is saved, scratch memory."""
         rest = [f"state{i}" for i in range(1, self.states)]
-        saved = [f"saved{i}" for i in range(len(self.graph.saved))] if self.store_residuals else []
+        saved = (
+            [f"saved{i}" for i in range(len(self.graph.residual_counts))]
+            if self.store_residuals
+            else []
+        )
         return ["state0", *rest, *saved, "scratch"]
 
 

@@ -34,7 +34,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.backends.elementwise import values
+from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.hopper.tiling import PROCESSORS, Tiles, choose
 from jaxrnn.backends.products import rows_product
 from jaxrnn.backends.step import plus
@@ -63,7 +63,7 @@ def unsupported_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -
     reason = None if INTERPRET else _why_not_here()
     if reason is None and name not in DTYPES:
         reason = f"it computes in {' or '.join(DTYPES)}, not in {name}"
-    reason = reason or values.unsupported_reason(cell)
+    reason = reason or lower.unsupported_reason(cell)
     if reason is None and any("sqrt" in _operations(n) for n in _outputs(cell)):
         reason = f"Mosaic has no square root, which {type(cell).__name__} takes"
     if reason is None and tiles_of(cell, dtype, N, H) is None:
@@ -100,7 +100,7 @@ def _why_not_here() -> str | None:
 
 
 def _outputs(cell: Cell) -> tuple[Any, ...]:
-    graph = values.graph(cell)
+    graph = lower.cell_graphs(cell)
     return (*graph.forward, *graph.backward)
 
 
@@ -150,7 +150,7 @@ def run_forward(
 ) -> list[jax.Array]:
     """The forward kernel; operands and results are those of `jaxrnn.backends.primitives.forward_p`."""
     x, w_ih, w_hh, b_ih, b_hh, *more = operands
-    states, saved = len(cell.states), values.graph(cell).saved
+    states, saved = len(cell.states), lower.cell_graphs(cell).residual_counts
     (T, N), H, G = x.shape[:2], w_hh.shape[1], len(cell.gates)
     tiles, order = _plan(cell, x.dtype, N, H)
     bias = (b_ih if cell.split else b_ih + b_hh).astype(jnp.float32)
@@ -196,7 +196,7 @@ def run_backward(
     operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool
 ) -> list[jax.Array]:
     """The backward kernel; operands and results as `jaxrnn.backends.kernels` says."""
-    states, counts = len(cell.states), values.graph(cell).saved
+    states, counts = len(cell.states), lower.cell_graphs(cell).residual_counts
     dh, *more = operands
     dlast, (w_hh, *more) = more[:states], more[states:]
     first, after = more[:states], more[states : 2 * states]

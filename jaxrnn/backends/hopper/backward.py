@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.backends.elementwise import values
+from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.hopper import loops
 from jaxrnn.backends.hopper.device import Arrivals, Copies, Device, Memory, slot_of
 from jaxrnn.cells import Cell
@@ -34,10 +34,10 @@ def backward(
     on, saved (T, B, C, ...), flags and units as forward, weights (C, parts, G, M_back, U). Results:
     dz (T, B, C, G or 2 * G), by the first states (B, C, S).
     """
-    tiles, graph = device.tiles, values.graph(cell)
-    gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
+    tiles, graph = device.tiles, lower.cell_graphs(cell)
+    gates, states, saved = len(cell.gates), len(cell.states), sum(graph.residual_counts)
     P, Q, U = tiles.P, tiles.Q, tiles.U
-    given_leaves = sorted(leaf for leaf in values.leaves(cell, "backward") if leaf[0] != "ct")
+    given_leaves = sorted(leaf for leaf in lower.graph_leaves(cell, "backward") if leaf[0] != "ct")
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
     def body(
@@ -60,7 +60,7 @@ def backward(
             return device.total(inbox, full, i, turned)
 
         def leaf(s: Any, name: str, i: int) -> jax.Array:
-            if name == "saved":
+            if name == "residuals":
                 return device.raw(kept.at[time(s), b, me, i])
             after = (name == "new") != reverse
             return device.raw(around.at[time(s) + int(after), b, me, i])
@@ -87,7 +87,7 @@ def backward(
                         leaves["old", k] = loops.when(reset, nothing, leaves["old", k])
             ct = [dstate[0] + by_output + received(i), *dstate[1:]]
             leaves |= {("ct", k): ct[k] for k in range(states)}
-            by = values.evaluate(graph.backward, lambda name, k: leaves[name, k], nothing)
+            by = lower.evaluate(graph.backward, lambda name, k: leaves[name, k], nothing)
             by = list(map(device.placed, by))
             dz, dold = by[:-states], by[-states:]
             if own is not None:

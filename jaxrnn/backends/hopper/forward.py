@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.backends.elementwise import values
+from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.hopper import loops
 from jaxrnn.backends.hopper.device import Arrivals, Copies, Device, Memory, slot_of
 from jaxrnn.cells import Cell
@@ -34,8 +34,8 @@ def forward(
     M, U). Results: h (T, B, C, 1); other states and what is saved (T, B, C, ...), or the last other
     states (B, C, S - 1).
     """
-    tiles, graph = device.tiles, values.graph(cell)
-    gates, states, saved = len(cell.gates), len(cell.states), sum(graph.saved)
+    tiles, graph = device.tiles, lower.cell_graphs(cell)
+    gates, states, saved = len(cell.gates), len(cell.states), sum(graph.residual_counts)
     P, Q, U = tiles.P, tiles.Q, tiles.U
     time: Any = (lambda s: steps - 1 - s) if reverse else (lambda s: s)
 
@@ -114,7 +114,7 @@ def forward(
                 old = [loops.when(marks[0], jnp.zeros_like(x), x) for x in state]
             leaves = dict(z=z, old=old)
             leaf = lambda name, i: leaves[name][i]  # noqa: E731
-            new = list(map(device.placed, values.evaluate(graph.forward, leaf, zs[0])))
+            new = list(map(device.placed, lower.evaluate(graph.forward, leaf, zs[0])))
             new, kept = new[:states], new[states:]
             if masked:
                 new = [loops.when(marks[1], x, y) for x, y in zip(new, state, strict=True)]

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jaxrnn.backends.elementwise import values
+from jaxrnn.backends.elementwise import lower
 from jaxrnn.cells import Cell
 
 MEMORY = 227 * 1024
@@ -274,7 +274,7 @@ def at_least(C: int, processors: int) -> int:
 
 def _pressure(cell: Cell, t: Tiles) -> int:
     """Registers of a thread that hold tiles, at least."""
-    numbers = max(len(values.leaves(cell, of)) for of in ("forward", "backward"))
+    numbers = max(len(lower.graph_leaves(cell, of)) for of in ("forward", "backward"))
     return (numbers + len(cell.gates)) * t.U * t.L // 128
 
 

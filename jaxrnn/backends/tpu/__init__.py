@@ -31,7 +31,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxrnn.backends.elementwise import values
+from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.tpu.tiling import Tiles, budget, tiles
 from jaxrnn.cells import Cell
 
@@ -46,7 +46,7 @@ def unsupported_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -
     del D
     if jnp.dtype(dtype).name not in DTYPES:
         return f"it computes in {' or '.join(DTYPES)}, not in {jnp.dtype(dtype).name}"
-    reason = values.unsupported_reason(cell)
+    reason = lower.unsupported_reason(cell)
     if reason is None and tiles(cell, jnp.dtype(dtype), T, N, H, budget()) is None:
         size = len(cell.gates) * H * H * jnp.dtype(dtype).itemsize
         reason = (
@@ -64,7 +64,7 @@ def run_forward(
     flags = operands[5 + len(cell.states) :]
     (T, N, _), H = x.shape, w_hh.shape[1]
     p = _tiles(cell, x.dtype, T, N, H)
-    wide, saved = jnp.float32, values.graph(cell).saved
+    wide, saved = jnp.float32, lower.cell_graphs(cell).residual_counts
     bias = b_ih.astype(wide) if cell.split else b_ih.astype(wide) + b_hh.astype(wide)
     w_x = p.gates(w_ih).astype(x.dtype)
     zx = lax.dot_general(
@@ -97,7 +97,7 @@ def run_forward(
 def _forward(
     *refs: Any, cell: Cell, p: Tiles, masked: bool, reverse: bool, store_residuals: bool
 ) -> None:
-    graph, states = values.graph(cell), len(cell.states)
+    graph, states = lower.cell_graphs(cell), len(cell.states)
     (zx, w), refs = refs[:2], refs[2:]
     bias, refs = (refs[0], refs[1:]) if cell.split else (None, refs)
     start, refs = refs[:states], refs[states:]
@@ -121,7 +121,7 @@ def _forward(
             z = [zx[t], zh + jnp.broadcast_to(bias[...], zh.shape)]
         gates = [p.gate(a, k) for a in z for k in range(p.G)]
         leaf = lambda name, k: gates[k] if name == "z" else entered[k]  # noqa: E731
-        new = values.evaluate(graph.forward, leaf, old[0])
+        new = lower.evaluate(graph.forward, leaf, old[0])
         new = [p.inside(a) for a in new]
         places = iter(new[states:])
         for k in range(states):
@@ -131,7 +131,7 @@ def _forward(
                 h_out[t] = after.astype(h_out.dtype)
             elif store_residuals:
                 rest[k - 1][t] = after.astype(h_out.dtype)
-        for ref, n in zip(saved, graph.saved if store_residuals else (), strict=True):
+        for ref, n in zip(saved, graph.residual_counts if store_residuals else (), strict=True):
             for k in range(n):
                 ref[t, :, k * p.Hp : (k + 1) * p.Hp] = next(places).astype(ref.dtype)
 
@@ -148,7 +148,7 @@ def run_backward(
     operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool
 ) -> list[jax.Array]:
     """The backward kernel; operands and results as `jaxrnn.backends.kernels` says."""
-    states, counts = len(cell.states), values.graph(cell).saved
+    states, counts = len(cell.states), lower.cell_graphs(cell).residual_counts
     pieces, left = [], list(operands)
     for count in (1, states, 1, states, states, len(counts)):
         pieces.append(left[:count])
@@ -156,7 +156,7 @@ def run_backward(
     (dh,), dlast, (w_hh,), start, after, saved = pieces
     (T, N, H), wide = dh.shape, jnp.float32
     p = _tiles(cell, w_hh.dtype, T, N, H)
-    used = values.leaves(cell)
+    used = lower.graph_leaves(cell)
     before = [k for k in range(states) if ("old", k) in used]
     steps = [k for k in range(states) if k in before or ("new", k) in used]
 
@@ -191,17 +191,17 @@ def _backward(
     steps: list[int],
     before: list[int],
 ) -> None:
-    graph, states = values.graph(cell), len(cell.states)
+    graph, states = lower.cell_graphs(cell), len(cell.states)
     (dh, w), refs = refs[:2], refs[2:]
     dlast, refs = refs[:states], refs[states:]
     after, refs = dict(zip(steps, refs)), refs[len(steps) :]
     edge, refs = dict(zip(before, refs)), refs[len(before) :]
     start, refs = dict(zip(before, refs)), refs[len(before) :]
-    saved, refs = refs[: len(graph.saved)], refs[len(graph.saved) :]
+    saved, refs = refs[: len(graph.residual_counts)], refs[len(graph.residual_counts) :]
     flags, refs = (refs[0], refs[1:]) if masked else (None, refs)
     dz, refs = refs[: 1 + cell.split], refs[1 + cell.split :]
     dstart, carry = refs[:states], refs[states:]
-    kept = [(ref, k) for ref, n in zip(saved, graph.saved, strict=True) for k in range(n)]
+    kept = [(ref, k) for ref, n in zip(saved, graph.residual_counts, strict=True) for k in range(n)]
     first_block = p.block(not reverse) == (p.blocks - 1 if reverse else 0)
 
     @pl.when(pl.program_id(1) == 0)
@@ -235,7 +235,7 @@ def _backward(
             ref, place = kept[k]
             return p.gate(ref[t], place).astype(like.dtype)
 
-        out = values.evaluate(graph.backward, leaf, like)
+        out = lower.evaluate(graph.backward, leaf, like)
         out = [p.inside(a) for a in out]
         for index, a in enumerate(out[:-states]):
             which, k = divmod(index, p.G)

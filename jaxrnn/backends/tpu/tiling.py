@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from jaxrnn.backends.elementwise import values
+from jaxrnn.backends.elementwise import lower
 from jaxrnn.cells import Cell
 
 LANES = 128
@@ -182,14 +182,18 @@ def bytes_needed(cell: Cell, dtype: Any, rows: int, steps: int, H: int) -> tuple
     item, wide = dtype.itemsize, 4
     least = 32 // item
     rows = -(-rows // least) * least
-    G, states, saved = len(cell.gates), len(cell.states), sum(values.graph(cell).saved)
+    G, states, saved = (
+        len(cell.gates),
+        len(cell.states),
+        sum(lower.cell_graphs(cell).residual_counts),
+    )
     unit = rows * padded(H)
     weights = G * padded(H) ** 2 * item
     flags = 2 * steps * rows * LANES * 4
     working = 4 * G * (1 + cell.split) * unit * wide
     forward = unit * (2 * steps * (G * wide + (states + saved) * item))
     forward += unit * states * (3 * item + wide)
-    used = values.leaves(cell)
+    used = lower.graph_leaves(cell)
     read = len({k for name, k in used if name in ("old", "new")})
     backward = unit * 2 * steps * (wide + (read + saved) * item + (1 + cell.split) * G * wide)
     backward += unit * states * (6 * wide + 4 * item)

@@ -13,9 +13,9 @@ import pytest
 from jax.nn import sigmoid
 
 from jaxrnn import cells
-from jaxrnn.backends.elementwise.cell import pointwise
-from jaxrnn.backends.elementwise.derivative import rule
-from jaxrnn.backends.elementwise.graph import NotElementwise
+from jaxrnn.backends.elementwise.lower import cell_graphs
+from jaxrnn.backends.elementwise.residuals import derivative_rule
+from jaxrnn.backends.elementwise.trace import NotElementwise
 from jaxrnn.core.unroll import StepMasks, Weights, unroll
 from tests.test_recurrence import PlainGRU, PlainLSTM
 
@@ -78,7 +78,7 @@ class Grouped(cells.Cell):
     ids=str,
 )
 def test_what_is_saved(cell: cells.Cell, saved: int) -> None:
-    assert sum(pointwise(cell, jnp.dtype("float32")).saved) == saved
+    assert sum(cell_graphs(cell, jnp.dtype("float32")).residual_counts) == saved
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_first_and_second_derivatives_are_those_of_jax(cell: cells.Cell) -> None
     own = ({n: array(*s, 1) for n, s in shapes.items()},) if shapes else ()
     primals = (z, old, *own)
     along, further = (jax.tree.map(lambda a: array(*a.shape), primals) for _ in range(2))
-    made = rule(cell)
+    made = derivative_rule(cell)
 
     def by_rule(z: Any, old: Any, *own: Any) -> Any:
         new, saved = made.save(z, old, *own)
@@ -123,9 +123,9 @@ def test_steps_that_are_not_a_row_s_own_give_no_nan() -> None:
 
 
 def test_a_step_that_wants_more_units_is_run_by_its_own_derivative() -> None:
-    with pytest.raises(NotElementwise, match="can't be traced for 2 units"):
-        pointwise(Grouped(), jnp.dtype("float32"))
-    assert rule(Grouped()).save.__func__ is cells.Cell.save
+    with pytest.raises(NotElementwise, match="cannot be traced for 2 units"):
+        cell_graphs(Grouped(), jnp.dtype("float32"))
+    assert derivative_rule(Grouped()).save.__func__ is cells.Cell.save
     weights = Weights(jnp.ones((H, 1)), jnp.eye(H))
     y, _ = unroll(Grouped(), weights, jnp.ones((2, N, 1)))
     np.testing.assert_allclose(y, 0, atol=1e-12)
@@ -156,8 +156,8 @@ def test_what_a_vector_of_real_numbers_would_get_wrong_is_not_run_so(
     function: Any, words: str
 ) -> None:
     with pytest.raises(NotElementwise, match=f"{words} has no vector form"):
-        pointwise(Of(function), jnp.dtype("float32"))
-    assert rule(Of(function)).save.__func__ is cells.Cell.save
+        cell_graphs(Of(function), jnp.dtype("float32"))
+    assert derivative_rule(Of(function)).save.__func__ is cells.Cell.save
 
 
 def test_a_parameter_that_is_not_one_of_each_unit() -> None:
@@ -168,5 +168,5 @@ def test_a_parameter_that_is_not_one_of_each_unit() -> None:
         def step(self, z: Any, state: Any, params: Any) -> Any:
             return (sigmoid(z * params["scale"]),)
 
-    with pytest.raises(NotElementwise, match=r"scale \(1,\) is not so many numbers of each unit"):
-        pointwise(Scaled(), jnp.dtype("float32"))
+    with pytest.raises(NotElementwise, match=r"scale \(1,\) is not a vector of a multiple of H"):
+        cell_graphs(Scaled(), jnp.dtype("float32"))
