@@ -188,10 +188,10 @@ def test_a_cell_is_its_paper(cell: Any, step: Any) -> None:
     layer = layer_of(cell)
     start = start_of(layer)
     want, last = loop(step, named(layer), X, start)
-    output, state = layer(jnp.asarray(X), layer.hx_of(tuple(map(jnp.asarray, start))))
+    output, state = layer(jnp.asarray(X), layer._as_hx(tuple(map(jnp.asarray, start))))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
     close(output, want)
-    jax.tree.map(close, state, layer.hx_of(last))
+    jax.tree.map(close, state, layer._as_hx(last))
 
 
 # What other libraries compute

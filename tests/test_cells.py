@@ -260,7 +260,7 @@ def test_a_stack_equals_a_loop(cell: Any, layers: int, bidirectional: bool, ragg
     hx = start(cell, layers * directions)
     lengths = LENGTHS if ragged != "resets" else None
     resets = RESETS if ragged != "lengths" else None
-    y, every, last = oracle(cell, layer.weights(), X, hx, lengths, resets, directions)
+    y, every, last = oracle(cell, layer._weights(), X, hx, lengths, resets, directions)
     if layers == 2:
         got = layer(X, alone(hx), lengths=lengths, resets=resets, return_all_states=True)
         close(got, (y, alone(every)))
@@ -272,7 +272,7 @@ def test_a_stack_equals_a_loop(cell: Any, layers: int, bidirectional: bool, ragg
 def test_layouts_zeros_and_no_bias(cell: Any) -> None:
     layer = made(cell, batch_first=True, bias=False)
     zeros = tuple(np.zeros_like(s) for s in start(cell, 1))
-    weights = [w._replace(cell_params=complete(cell, w.cell_params)) for w in layer.weights()]
+    weights = [w._replace(cell_params=complete(cell, w.cell_params)) for w in layer._weights()]
     assert not any("bias" in name for name in layer.parameter_names)
     y, _, last = oracle(cell, weights, X, zeros, None, None, 1)
     close(layer(X.swapaxes(0, 1)), (y.swapaxes(0, 1), alone(last)))
@@ -313,7 +313,7 @@ def test_a_single_step_is_the_layers(cell: Any) -> None:
     layer = made(cell)
     single = RecurrentCell(cell, D, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     named = {n.removesuffix("_l0"): a for n, a in jaxrnn.state_dict(layer).items()}
-    assert list(named) == list(cell.shapes(layer.layer_sizes[0]))  # in the order declared
+    assert list(named) == list(cell.shapes(layer._layer_sizes[0]))  # in the order declared
     jaxrnn.load_state_dict(single, named)
     hx = start(cell, 1)
     y, last = layer(X[:1], alone(hx))
@@ -335,7 +335,7 @@ def test_derivatives(cell: Any, remat: bool) -> None:
     plan = stack.StackOptions(cell, bidirectional=not remat, remat=remat, backend="scan")
     if isinstance(cell, LinearCell) and not remat:
         plan = dataclasses.replace(plan, backend="parallel")
-    weights = made(cell, 1, plan.bidirectional).weights()
+    weights = made(cell, 1, plan.bidirectional)._weights()
     hx, lengths = start(cell, plan.directions), jnp.asarray(LENGTHS)
     x, resets = X, jnp.asarray(RESETS)
 
@@ -457,8 +457,8 @@ def test_an_error_of_the_step_itself_says_where() -> None:
 def test_the_states_of_a_call() -> None:
     layer = made(cells.PeepholeLSTM())
     for hx, message in (
-        (jnp.zeros((1, N, H)), r"expected 2 states \(h, c\) as a tuple, got one"),
-        ((jnp.zeros((1, N, H)),), r"expected 2 states \(h, c\), got 1"),
+        (jnp.zeros((1, N, H)), r"two hidden states \(h, c\), got one"),
+        ((jnp.zeros((1, N, H)),), r"two hidden states \(h, c\), got 1"),
         ((jnp.zeros((1, N, H)), jnp.zeros((1, N, 3))), r"hidden\[1\] size \(1, 3, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -194,7 +194,7 @@ def test_dtypes_go_both_ways(dtype: Any, param: Any) -> None:
     for back in (from_nnx(to_nnx(ours)), from_linen(*to_linen(ours)[::-1])):
         assert back.dtype == (None if dtype is None else jnp.dtype(dtype))
         assert jnp.dtype(back.param_dtype) == jnp.dtype(param)
-        assert back.weights()[0].weight_hh.dtype == jnp.dtype(param)
+        assert back._weights()[0].weight_hh.dtype == jnp.dtype(param)
 
 
 def test_a_gru_of_nnx_has_no_second_bias() -> None:

@@ -239,9 +239,9 @@ make = functools.partial(LSTM, D, H, param_dtype=jnp.float64)
 
 def test_a_layer_draws_its_key_from_the_dropout_stream() -> None:
     layer = make(rngs=nnx.Rngs(0, dropout=3), **ALL)
-    plan = layer.plan("TND", training=True)
+    plan = layer._stack_options("TND", training=True)
     key = nnx.Rngs(dropout=7)["dropout"]()
-    want = stack.run(plan, layer.weights(), X, None, key)
+    want = stack.run(plan, layer._weights(), X, None, key)
     close(layer(X, rngs=nnx.Rngs(dropout=7)), want)
     close(layer(X, rngs=key), want)
     first, second = layer(X)[0], layer(X)[0]  # from its own stream, which goes on
@@ -257,7 +257,7 @@ def test_evaluation_draws_nothing_and_is_the_plain_layer() -> None:
     close(jax.jit(lambda x: layer(x))(X), other(X))
     close(jax.grad(lambda x: layer(x)[0].sum())(X), jax.grad(lambda x: other(x)[0].sum())(X))
     assert int(rngs.count[...]) == before
-    assert layer.plan("TND", training=False).regularisers is None
+    assert layer._stack_options("TND", training=False).regularisers is None
 
 
 def test_zoneout_in_evaluation_needs_no_stream() -> None:
@@ -272,7 +272,7 @@ def test_zoneout_in_evaluation_needs_no_stream() -> None:
 def test_with_everything_off_there_is_no_stream() -> None:
     layer = make(rngs=nnx.Rngs(0), input_dropout=0.0, zoneout=(0, 0.0), weight_drop=0)
     assert layer.rngs is None
-    assert layer.regularisers is None
+    assert layer._regularisers is None
     assert repr(layer) == "LSTM(3, 4, zoneout=(0, 0.0))"
 
 
@@ -314,7 +314,7 @@ def test_weight_norm_is_torchs() -> None:
 
 def test_weight_norm_begins_with_the_weights_and_knows_its_names() -> None:
     layer, other = make(weight_norm=True, rngs=nnx.Rngs(0)), make(rngs=nnx.Rngs(0))
-    close(layer.weights(), other.weights())
+    close(layer._weights(), other._weights())
     assert list(jaxrnn.state_dict(layer))[:4] == [
         *("weight_ih_l0_g", "weight_ih_l0_v", "weight_hh_l0_g", "weight_hh_l0_v")
     ]
@@ -367,7 +367,7 @@ def test_hidden_sizes_of_ones_own() -> None:
     zeros = layer.initial_state(N)
     close(layer(X), layer(X, zeros))
     close(layer(X[:, 1], layer.initial_state())[1][0][1], layer(X)[1][0][1][:, 1])
-    with pytest.raises(ValueError, match="states of other sizes in each layer"):
+    with pytest.raises(ValueError, match="different state sizes in each layer"):
         _ = layer.state_sizes
 
 
@@ -436,7 +436,7 @@ def test_dropout_is_not_on_the_way_around() -> None:
     layer = LSTM(H, H, 2, dropout=1.0, input_dropout=1.0, skip="residual", rngs=nnx.Rngs(0))
     x = jnp.ones((T, N, H), jnp.float32)
     blank = jnp.zeros_like(x)
-    each = [stack.run(stack.StackOptions(layer.cell), (w,), blank)[0] for w in layer.weights()]
+    each = [stack.run(stack.StackOptions(layer.cell), (w,), blank)[0] for w in layer._weights()]
     close(layer(x)[0], x + each[0] + each[1], 1e-6)
 
 

@@ -48,7 +48,7 @@ def test_a_step_is_the_cells() -> None:
 
 def test_weights_input_and_state_are_drawn_apart() -> None:
     rnn, xs, h_0, weigh = scratch.draw_inputs(scratch.Settings(batch=1, steps=20, features=20))
-    drawn = [rnn.weights()[0].weight_ih, xs[0], weigh[0]]
+    drawn = [rnn._weights()[0].weight_ih, xs[0], weigh[0]]
     ranks = [np.argsort(np.ravel(array)) for array in drawn]  # one key would give them one order
     assert len({tuple(r[:5]) for r in ranks}) == 3
     assert h_0.shape == (1, 20)

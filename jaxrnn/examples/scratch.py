@@ -62,7 +62,7 @@ class Weights(NamedTuple):
     @classmethod
     def of(cls, rnn: Any) -> Weights:
         """The weights of a layer of one direction, shared, and the sum of its biases."""
-        w = rnn.weights()[0]
+        w = rnn._weights()[0]
         return cls(w.weight_ih, w.weight_hh, w.bias_ih + w.bias_hh)
 
 

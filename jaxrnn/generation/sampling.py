@@ -375,7 +375,7 @@ def active_dropout(layer: Any) -> dict[str, float]:
     if not getattr(layer, "training", False):
         return {}
     dropout = getattr(layer, "dropout", 0.0) if getattr(layer, "num_layers", 1) > 1 else 0.0
-    regularisers = getattr(layer, "regularisers", None)
+    regularisers = getattr(layer, "_regularisers", None)
     drawn = {} if regularisers is None else regularisers.drawn
     return ({"dropout": dropout} if dropout else {}) | drawn
 

@@ -159,7 +159,7 @@ def taken_apart(layer: Any, function: str, kinds: Mapping[Any, str] = KINDS) -> 
         )
     acts = {
         "skip": layer.skip,
-        "zoneout": layer.regularisers and layer.regularisers.zoneout,
+        "zoneout": layer._regularisers and layer._regularisers.zoneout,
         "learn_initial_state": layer.learn_initial_state,
         "several hidden sizes": isinstance(layer.hidden_size, tuple),
     }
@@ -172,7 +172,7 @@ def taken_apart(layer: Any, function: str, kinds: Mapping[Any, str] = KINDS) -> 
         what = [f"{', '.join(listed)} of {layer}"]
         not_converted(what, f"{function}: what acts in training", stacklevel=4)
     parts = []
-    for index, weights in enumerate(layer.weights()):
+    for index, weights in enumerate(layer._weights()):
         number, direction = divmod(index, 2 if layer.bidirectional else 1)
         arrays: dict[str, Any] = {name: np.array(value) for name, value in weights.named().items()}
         if kind in PEEPHOLES.values():

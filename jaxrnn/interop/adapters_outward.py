@@ -12,8 +12,8 @@ from jaxrnn import cells
 from jaxrnn.cells import State
 from jaxrnn.cells.weights import Weights
 from jaxrnn.core import params as initial_weights
-from jaxrnn.layers import _checks as torch_checks
-from jaxrnn.layers.single_step import RecurrentCell, step
+from jaxrnn.layers import _checks
+from jaxrnn.layers.single_step import RecurrentCell, run_step
 
 
 class ToNnx(nnx.RNNCellBase):
@@ -143,13 +143,15 @@ class ToLinen(linen.RNNCellBase):
         sizes = cells.Sizes(features, self.hidden_size, self.hidden_size)
 
         def run(x: jax.Array, hx: Any) -> tuple[jax.Array, State]:
-            states = tuple(map(jnp.asarray, torch_checks.states(hx, tuple(self.cell.states))))
-            torch_checks.cell_state_axes(type(self).__name__, states)
-            torch_checks.cell_sizes(x, states, features, self.cell.state_sizes(sizes))
+            kind, names = type(self).__name__, tuple(self.cell.states)
+            states = tuple(map(jnp.asarray, _checks.hidden_states(kind, hx, names)))
+            _checks.cell_state_axes(kind, states)
+            _checks.state_count(kind, states, names)
+            _checks.cell_sizes(x, states, features, self.cell.state_sizes(sizes))
             if self.dtype is None:
-                torch_checks.state_dtypes((x,), (self.param_dtype,), "input")
-                torch_checks.state_dtypes(states, self.cell.state_dtypes(self.param_dtype))
-            return step(self.cell, self.dtype, weights, x, states)
+                _checks.dtypes("input", (x,), (self.param_dtype,))
+                _checks.dtypes("hx", states, self.cell.state_dtypes(self.param_dtype))
+            return run_step(self.cell, self.dtype, weights, x, states)
 
         return _over_rows(run, carry, inputs)
 

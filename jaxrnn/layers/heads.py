@@ -260,11 +260,11 @@ class OneToMany(Head):
             output, state = rnn(inputs, hx, rngs=rngs)
             return self.fc(output), state
         # Checks hx as a call of the layer does, before an unbatched input gets a batch axis.
-        _, state = rnn.check(jnp.expand_dims(x, time_axis), hx)
+        _, state = rnn._check_call(jnp.expand_dims(x, time_axis), hx)
         if state is None:
             state = rnn.initial_state(len(x) if batched else None)
         else:
-            state = rnn.hx_of(state)
+            state = rnn._as_hx(state)
         if rnn.dtype is not None:
             x, state = jax.tree.map(lambda a: a.astype(rnn.dtype), (x, state))
         if not batched:

@@ -1,10 +1,11 @@
-"""`Recurrent`: any cell as a stack of layers, a thin Flax (NNX) module around the pure functions.
+r"""`Recurrent`: a stack of recurrent layers of any cell, as a Flax (NNX) module.
 
-Its parameters are held by `jaxrnn.layers.parameters` and its calls checked by `jaxrnn.layers.calls`; the
-arithmetic is `jaxrnn.core.stack.run`. A forward pass changes nothing in the module, so a closure over
-one works under every transformation of JAX.
+The module holds the parameters and checks its arguments. A call continues in the pure function
+`jaxrnn.core.stack.run`, which loops over layers and directions and unrolls the cell of each one by
+`jaxrnn.core.unroll`; a backend such as `jaxrnn.backends.scan` executes the loop over time. A call
+changes nothing in the module, so that a closure over it works under every JAX transformation.
 
-Axis letters: N batch, T time, D input features, H hidden size, P projection, R = P or H,
+Axis letters: N batch, T time, D input features, H hidden size, P projection size, R = P or H,
 L layers, F directions (2 if bidirectional), G gates.
 """
 
@@ -12,52 +13,129 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrnn import cells, packing
-from jaxrnn.backends import platform as tuning
+from jaxrnn.backends import platform as platforms
 from jaxrnn.backends import select as backends
+from jaxrnn.cells.weights import Weights
 from jaxrnn.core import dropout as regularisers
-from jaxrnn.core import masks as ragged
-from jaxrnn.core import stack
+from jaxrnn.core import masks, params, skips, stack
 from jaxrnn.core import state as states
-from jaxrnn.layers import _checks as torch_checks
-from jaxrnn.layers import calls
-from jaxrnn.layers._module import check_rngs
-from jaxrnn.layers.parameters import Parameters
+from jaxrnn.layers import _checks
+from jaxrnn.layers._module import PyTorchModule, as_key, check_rngs
 from jaxrnn.packing import PackedSequence
 
 
-class Recurrent(Parameters):
-    """A stack of recurrent layers of any cell; `RNN`, `LSTM` and `GRU` are three of them.
+class LayerOptions(TypedDict, total=False):
+    r"""Keyword-only options of every layer.
+
+    Attributes:
+        dtype: dtype of computation, to which input, states and weights are cast. Defaults to None:
+            they are used as they are and must agree.
+        param_dtype: dtype of the parameters. Defaults to float32.
+        backend: "auto" or the name of a backend, see `jaxrnn.backends.select`. Defaults to "auto".
+        remat: If True, recompute the residuals of the backward pass (rematerialisation), which
+            takes less memory and one product more per step. Defaults to False.
+        input_dropout: probability of zeroing an input feature of a layer in training, with one mask
+            per sequence for all steps and both directions. For this and the next four options see
+            `jaxrnn.core.dropout`. Defaults to 0.
+        recurrent_dropout: probability of zeroing a feature of h before the product with W_hh, in
+            training, with one mask per sequence; for cells with gates. Defaults to 0.
+        zoneout: probability that a unit of the state keeps its previous value, drawn at each step
+            in training and replaced by its expectation in evaluation; a number, or one per state.
+            Defaults to 0.
+        weight_drop: probability of zeroing a weight of W_hh in training, with one mask per call.
+            Defaults to 0.
+        weight_norm: If True, or a sequence of weight names, store these weights as
+            ``<name>_l{k}{s}_g`` and ``<name>_l{k}{s}_v``, :math:`W = g V / \|V\|` with a norm per
+            output feature. True stands for ``weight_ih`` and ``weight_hh``. Defaults to False.
+        learn_initial_state: If True, the default initial state is a parameter per layer and
+            direction, ``<state>_0_l{k}{s}`` (S,), initially zero. A reset still starts from zeros.
+            Defaults to False.
+        skip: "residual", "highway" or None: the connection around each layer with as many output
+            as input features, see `jaxrnn.core.skips`. A highway has the parameters
+            ``weight_highway_l{k}`` (F*R, F*R) and ``bias_highway_l{k}`` (F*R,). Defaults to None.
+    """
+
+    dtype: Any
+    param_dtype: Any
+    backend: str
+    remat: bool
+    input_dropout: float
+    recurrent_dropout: float
+    zoneout: float | Sequence[float]
+    weight_drop: float
+    weight_norm: bool | str | Sequence[str]
+    learn_initial_state: bool
+    skip: str | None
+
+
+_DEFAULT_OPTIONS: LayerOptions = {
+    "dtype": None,
+    "param_dtype": jnp.float32,
+    "backend": "auto",
+    "remat": False,
+    "input_dropout": 0.0,
+    "recurrent_dropout": 0.0,
+    "zoneout": 0.0,
+    "weight_drop": 0.0,
+    "weight_norm": False,
+    "learn_initial_state": False,
+    "skip": None,
+}
+
+_REPR_DEFAULTS = {
+    "proj_size": 0,
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0,
+    "bidirectional": False,
+    "input_dropout": 0,
+    "recurrent_dropout": 0,
+    "zoneout": 0,
+    "weight_drop": 0,
+    "weight_norm": False,
+    "learn_initial_state": False,
+    "skip": None,
+}
+"""Arguments that follow the sizes in the repr, with the default that is not printed."""
+
+
+class Recurrent(PyTorchModule):
+    r"""A stack of recurrent layers of any cell; the base class of `RNN`, `LSTM` and `GRU`.
 
     Args:
-        cell: what one step is, see `jaxrnn.cells`.
+        cell: definition of one time step, see `jaxrnn.cells`.
         input_size: D, the number of input features.
-        hidden_size: H, the number of hidden features; or several, one for each layer.
-        num_layers: L, layers one on another; with several sizes, their number or 1, the default.
-        bias: whether there are biases: b_ih and b_hh, and parameters of the cell whose name begins
-            with "bias".
-        batch_first: input and output are (N, T, ...) and not (T, N, ...); never the states.
-        dropout: the probability of zeroing each output of any layer but the last, in training.
-        bidirectional: a second direction, from the last step to the first.
-        proj_size: P, the size of h if it is projected; for cells of gates.
-        rngs: the streams for the parameters (``params``) and for dropout (``dropout``).
-        options: ``dtype``, ``param_dtype``, ``backend``, ``remat`` and more, see `Options`.
+        hidden_size: H, the number of hidden features, or a sequence of one per layer.
+        num_layers: L, the number of stacked layers. Defaults to 1, or the number of hidden sizes.
+        bias: If True, add b_ih, b_hh and the cell parameters whose name starts with "bias".
+            Defaults to True.
+        batch_first: If True, input and output are (N, T, ...) instead of (T, N, ...). States are
+            never batch-first. Defaults to False.
+        dropout: probability of zeroing an output of any layer but the last, in training. Defaults
+            to 0.
+        bidirectional: If True, add a reverse direction. Defaults to False.
+        proj_size: P, the size of a projected h, for cells with gates. Defaults to 0: no projection.
+        rngs: random streams: ``params`` draws the parameters, ``dropout`` the dropout masks.
+        options: `LayerOptions`, all optional.
 
-    The state, `hx`, is an array for a cell of one state, and for one of several a tuple of them, in
-    the cell's order; where the layers' states differ in size, each is a tuple of one array a layer,
-    see `jaxrnn.core.state`. Parameters, for layer k and suffix s ('' or '_reverse'): of a cell of gates
+    The state `hx` is an array for a cell with one state, else a tuple in the cell's order; with
+    different hidden sizes each state is a tuple of one array per layer, see `jaxrnn.core.state`.
+
+    Parameters of layer k, with suffix s ('' or '_reverse'): for cells with gates
     ``weight_ih_l{k}{s}`` (G*H, D), ``weight_hh_l{k}{s}`` (G*H, R), ``bias_ih_l{k}{s}`` and
-    ``bias_hh_l{k}{s}`` (G*H,); of any cell those that it declares, ``<name>_l{k}{s}``.
+    ``bias_hh_l{k}{s}`` (G*H,); for every cell its declared parameters, ``<name>_l{k}{s}``.
 
     Raises:
-        TypeError, ValueError: for arguments that PyTorch refuses, in its words; for what is no
-            cell, or one whose functions do not give what they should.
+        TypeError, ValueError: for arguments that PyTorch refuses, with its messages, and for an
+            invalid cell.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
@@ -77,6 +155,8 @@ class Recurrent(Parameters):
         ((5, 2, 4), (2, 2, 4))
     """
 
+    mode: str = ""  # PyTorch's name of the kind of layer
+
     def __init__(
         self,
         cell: cells.BaseCell,
@@ -90,78 +170,49 @@ class Recurrent(Parameters):
         proj_size: int = 0,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        backend: str = "auto",
-        remat: bool = False,
-        input_dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        zoneout: float | Sequence[float] = 0.0,
-        weight_drop: float = 0.0,
-        weight_norm: bool | Sequence[str] = False,
-        learn_initial_state: bool = False,
-        skip: str | None = None,
-        **unknown: Any,
+        **options: Unpack[LayerOptions],
     ):
-        torch_checks.no_such_argument(type(self).__name__, unknown)
+        _checks.known_options(type(self).__name__, options, _DEFAULT_OPTIONS)
         check_rngs(rngs)
         cells.check(cell)
-        hidden_size, num_layers = states.hidden_sizes(hidden_size, num_layers)
-        least: Any = hidden_size if not isinstance(hidden_size, tuple) else min(hidden_size)
-        torch_checks.constructor(
-            *(input_size, least, num_layers, bias, batch_first, dropout, proj_size),
-            above=0 if type(self) is Recurrent else 1,
-        )
-        backends.check(backend)
-        self.regularisers = regularisers.Regularisers.of(
-            cell,
-            input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout,
-            zoneout=zoneout,
-            weight_drop=weight_drop,
-        )
+        sizes, num_layers = states.hidden_sizes(hidden_size, num_layers)
+        smallest = min(sizes) if isinstance(sizes, tuple) else sizes
+        # A warning is reported where the layer is constructed: above this constructor, that of a
+        # subclass, and those of Flax's metaclass.
+        stacklevel = 6 if type(self) is Recurrent else 7
+        arguments = (input_size, smallest, num_layers, bias, batch_first, dropout, proj_size)
+        _checks.constructor(*arguments, stacklevel=stacklevel)
+        settings: Any = _DEFAULT_OPTIONS | options
+        backends.check(settings["backend"])
+        kinds = {kind: settings[kind] for kind in regularisers.KINDS}
+        self._regularisers = regularisers.Regularisers.of(cell, **kinds)
         self.cell = cell
         self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.hidden_size: Any = sizes  # H, or a tuple of one per layer
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.backend = backend
-        self.remat = remat
-        self.input_dropout = float(input_dropout)
-        self.recurrent_dropout = float(recurrent_dropout)
-        self.zoneout = tuple(zoneout) if isinstance(zoneout, (tuple, list)) else zoneout
-        self.weight_drop = float(weight_drop)
-        self.weight_norm = (
-            weight_norm if isinstance(weight_norm, (bool, str)) else tuple(weight_norm)
-        )
-        self.learn_initial_state = bool(learn_initial_state)
-        self.skip = skip
-        self.deterministic = False  # the attribute that nnx's train() and eval() switch
-
-        self._hold(rngs.params())
-        random = dropout > 0 or self.regularisers is not None
+        self.dtype = settings["dtype"]
+        self.param_dtype = settings["param_dtype"]
+        self.backend = settings["backend"]
+        self.remat = settings["remat"]
+        self.input_dropout = float(settings["input_dropout"])
+        self.recurrent_dropout = float(settings["recurrent_dropout"])
+        self.zoneout = _hashable(settings["zoneout"])
+        self.weight_drop = float(settings["weight_drop"])
+        self.weight_norm = _hashable(settings["weight_norm"])
+        self.learn_initial_state = bool(settings["learn_initial_state"])
+        self.skip = settings["skip"]
+        self.deterministic = False  # set by nnx's train() and eval()
+        self._init_parameters(rngs.params())
+        random = dropout > 0 or self._regularisers is not None
         has_stream = "dropout" in rngs or "default" in rngs
         self.rngs = nnx.data(rngs["dropout"].fork() if random and has_stream else None)
 
-    @property
-    def training(self) -> bool:
-        """Whether dropout is on; switched by ``train()`` and ``eval()``."""
-        return not self.deterministic
-
-    def set_view(self, deterministic: bool | None = None) -> None:
-        """What ``nnx.view`` calls: switch dropout off (True) or on (False).
-
-        Args:
-            deterministic: if True, disables dropout.
-        """
-        if deterministic is not None:
-            self.deterministic = deterministic
+    # Calls
 
     def __call__(
         self,
@@ -173,78 +224,59 @@ class Recurrent(Parameters):
         rngs: Any = None,
         return_all_states: bool = False,
     ) -> tuple[Any, Any]:
-        """Run the layer over sequences.
+        """Run the layers over sequences.
 
         Args:
             input: (T, N, D); (N, T, D) if `batch_first`; (T, D) unbatched; or a PackedSequence.
-            hx: the initial state (F*L, N, R), for `LSTM` the pair (h_0, c_0) with c_0
-                (F*L, N, H), for a cell of several states a tuple of them; without N if the input
-                has no batch; None for zeros, or for the learned state. Never broadcast, never
-                batch-first. With several hidden sizes see `jaxrnn.core.state`.
-            lengths: the steps of each row, integers (N,) in any order, 0 allowed; a single number
-                if the input has no batch. What is past them is padding and reaches nothing: the
-                output there is 0, and the last state is the one after the row's last step (the
-                initial one for length 0). The reverse direction begins at the last step. Traced
-                lengths are taken as 0 below 0 and as T beyond T.
-            resets: bool, axes as the input's without D. True at t cuts the row before step t, in
-                every layer, so that its pieces are independent. The forward direction begins at t
-                from zeros (at t = 0 it discards `hx`); the reverse direction, which comes from
-                T - 1, drops its state after x_t, before x_{t-1}. Past a row's length they do
-                nothing. An environment's `done`, given after step t, is a reset at t + 1:
-                `jaxrnn.sequences.episodes.resets_from_dones`.
-            rngs: where dropout and the regularisers take their key from, instead of the
-                constructor's ``rngs``: an ``nnx.Rngs`` (its ``dropout`` stream), a stream or a key.
-            return_all_states: give out the states after every step instead of those after the
-                last.
+            hx: initial state (F*L, N, R), for `LSTM` the pair (h_0, c_0) with c_0 (F*L, N, H), for
+                other cells with several states a tuple; without N if unbatched. Defaults to zeros,
+                or the learned initial state. Never broadcast, never batch-first.
+            lengths: number of steps of each sequence, integers (N,) in any order, 0 allowed; () if
+                unbatched. Padding after it has no effect: outputs are 0 there, the final state is
+                that after the last valid step (the initial state for length 0), and the reverse
+                direction starts at the last valid step. Traced lengths are clipped to [0, T].
+            resets: bool, axes of the input without D. True at t separates step t from step t - 1 in
+                every layer, so that the pieces are independent. The forward direction starts from
+                zeros at t, and discards `hx` at t = 0; the reverse direction drops its state after
+                x_t. Resets in padding have no effect. An environment's `done` after step t is a
+                reset at t + 1, see `jaxrnn.sequences.episodes.resets_from_dones`.
+            rngs: source of the dropout key in place of the constructor's ``rngs``: an ``nnx.Rngs``
+                (its ``dropout`` stream), a stream or a key.
+            return_all_states: If True, return the state after every step instead of the final one.
 
         Returns:
-            The output, axes as the input's with F*R features (a PackedSequence for one), and the
-            state after the last step, shaped as `hx`. With `return_all_states` that state has a
-            leading axis T, (T, F*L, N, R) and for c (T, F*L, N, H), zero past a row's length.
+            The output, with the axes of the input and F*R features (a PackedSequence for a
+            PackedSequence), and the final state, with the shape of `hx`. If `return_all_states`,
+            the states have a leading axis T, (T, F*L, N, R) and for c (T, F*L, N, H), and are 0 at
+            padding.
 
         Raises:
-            ValueError, RuntimeError: for wrong axes, sizes or dtypes, in PyTorch's words; for
-                lengths below 0 or beyond T.
-            TypeError: for lengths that are no integers, or resets that are not bool.
+            ValueError, RuntimeError: for wrong axes, sizes or dtypes, with PyTorch's messages; for
+                lengths outside [0, T].
+            TypeError: if `lengths` are not integers or `resets` not bool.
         """
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
-            ragged.nothing_beside_packed(lengths=lengths, resets=resets)
-            torch_checks.packed_input(packed.data)
+            masks.nothing_beside_packed(lengths=lengths, resets=resets)
+            _checks.packed_input(packed.data)
             input, lengths = packing.to_padded(packed)
         x = jnp.asarray(input)
-        layout, initial = self.check(x, hx, time_major=packed is not None)
+        layout, state = self._check_call(x, hx, time_major=packed is not None)
         sizes = dict(zip(layout, x.shape))
         if lengths is not None:
-            lengths = ragged.check_lengths(lengths, sizes["T"], sizes.get("N"))
+            lengths = masks.check_lengths(lengths, sizes["T"], sizes.get("N"))
         if resets is not None:
-            resets = ragged.check_resets(resets, x.shape[:-1])
-        plan = self.plan(layout, training=self.training, all_states=return_all_states)
-        if initial is None and self._learned:
-            initial = states.repeated(self.learned_state(), sizes.get("N"))
-        key = calls.dropout_key(self, plan, rngs)
-        output, last = stack.run(
-            *(plan, self.weights(), x, initial, key, lengths, resets), gates=self.gates()
+            resets = masks.check_resets(resets, x.shape[:-1])
+        options = self._stack_options(layout, self.training, all_states=return_all_states)
+        if state is None and self.learn_initial_state:
+            state = states.repeated(self._learned_state(), sizes.get("N"))
+        key = self._dropout_key(options, rngs)
+        output, state = stack.run(
+            options, self._weights(), x, state, key, lengths, resets, gates=self._highway_gates()
         )
         if packed is not None:
             output = packing.repack(packed, output)
-        return output, self.hx_of(last)
-
-    def plan(self, layout: str, *, training: bool, all_states: bool = False) -> stack.StackOptions:
-        """The layer as `jaxrnn.core.stack.run` takes it; `layout` are the axes of the input."""
-        return stack.StackOptions(
-            self.cell,
-            bidirectional=bool(self.bidirectional),
-            layout=layout,
-            dropout=self.dropout if training and self.num_layers > 1 else 0.0,
-            remat=self.remat,
-            dtype=self.dtype,
-            all_states=all_states,
-            backend=self.backend,
-            platform=tuning.asked_platform(),
-            regularisers=self.regularisers and self.regularisers.of_mode(training),
-            skip=self.skip,
-        )
+        return output, self._as_hx(state)
 
     def explain(
         self,
@@ -254,18 +286,18 @@ class Recurrent(Parameters):
         return_all_states: bool = False,
         platform: str | None = None,
     ) -> backends.Explanation:
-        """Who would run each layer and direction, why, and why no other would; `print` it.
+        """Explain the choice of backend for each layer and direction; `print` the result.
 
         Args:
-            input: what the layer would be called with, an array or a PackedSequence, or its shape.
-            resets: whether rows would be reset; lengths change nothing.
+            input: input of a call, an array or a PackedSequence, or its shape.
+            resets: If True, explain a call with resets. Lengths do not affect the choice.
             return_all_states: as in a call.
-            platform: "cpu", "cuda" (or "gpu"), "rocm" or "tpu", also where this machine has none;
-                None for what is computed on here.
+            platform: "cpu", "cuda" (or "gpu"), "rocm" or "tpu", present or not. Defaults to the
+                platform of the default device.
 
         Raises:
-            ValueError: for a backend that the layer asks for and that can't serve: why; for
-                another platform.
+            ValueError: if the layer requests a backend that does not support the call, with the
+                reason; for an unknown platform.
 
         Example:
             >>> import jaxrnn
@@ -283,21 +315,271 @@ class Recurrent(Parameters):
             input = jax.eval_shape(lambda: packing.to_padded(input)[0])
         shape = getattr(input, "shape", input)
         dtype = jax.dtypes.canonicalize_dtype(getattr(input, "dtype", dtype))
-        x = jax.ShapeDtypeStruct(tuple(shape), dtype)
-        layout, _ = self.check(x, None, time_major=packed)  # pyright: ignore[reportArgumentType]
+        x: Any = jax.ShapeDtypeStruct(tuple(shape), dtype)
+        layout, _ = self._check_call(x, None, time_major=packed)
         sizes = dict(zip(layout, x.shape))
-        plan = self.plan(layout, training=self.training, all_states=return_all_states)
-        plan = dataclasses.replace(plan, platform=platform or plan.platform)
+        options = self._stack_options(layout, self.training, all_states=return_all_states)
+        options = dataclasses.replace(options, platform=platform or options.platform)
         x = jax.ShapeDtypeStruct((sizes["T"], sizes.get("N", 1), sizes["D"]), self.dtype or x.dtype)
-        return backends.explain(plan, self.weights(), x, resets=resets)
+        return backends.explain(options, self._weights(), x, resets=resets)
 
-    @property
-    def kind(self) -> str:
-        """What messages call the layer."""
-        return self.mode.split("_")[0] or type(self.cell).__name__
-
-    def check(
+    def _check_call(
         self, x: jax.Array, hx: Any, *, time_major: bool = False
     ) -> tuple[str, tuple[Any, ...] | None]:
-        """Check a call, in PyTorch's order; the axes of the input, and the states."""
-        return calls.check(self, x, hx, time_major=time_major)
+        """Check input and initial state in PyTorch's order; return the layout and the state.
+
+        If `time_major`, the input is (T, N, D) whatever `batch_first` says.
+        """
+        kind, names = self._kind, tuple(self.cell.states)
+        batched = _checks.layer_input(kind, x)
+        layout = "TD" if not batched else "NTD" if self.batch_first and not time_major else "TND"
+        hidden, state = (), None
+        layered = hx is not None and states.layered(self._layer_state_sizes)
+        if hx is not None and not layered:
+            hidden = _checks.hidden_states(kind, hx, names)
+            state = tuple(map(jnp.asarray, hidden[: len(names)]))
+            _checks.state_axes(state, batched)
+        if self.dtype is None:
+            _checks.input_dtype(x, self.param_dtype)
+        _checks.input_size(x, self.input_size)
+        batch_size = x.shape[layout.index("N")] if batched else 1
+        if layered:
+            state = states.check_layered(hx, names, self._state_shapes(batch_size), batched)
+        elif state is not None:
+            _checks.state_shapes(state, self._state_shapes(batch_size), batched)
+            _checks.state_count(kind, hidden, names)
+        _checks.sequence_length(x.shape[layout.index("T")])
+        if self.dtype is None and state is not None:
+            dtypes = self.cell.state_dtypes(self.param_dtype)
+            for arrays in zip(*state) if layered else (state,):
+                _checks.dtypes("hx", arrays, dtypes)
+        return layout, state
+
+    def _stack_options(
+        self, layout: str, training: bool, *, all_states: bool = False
+    ) -> stack.StackOptions:
+        """Return the static options of `jaxrnn.core.stack.run`."""
+        return stack.StackOptions(
+            self.cell,
+            bidirectional=bool(self.bidirectional),
+            layout=layout,
+            dropout=self.dropout if training and self.num_layers > 1 else 0.0,
+            remat=self.remat,
+            dtype=self.dtype,
+            all_states=all_states,
+            backend=self.backend,
+            platform=platforms.asked_platform(),
+            regularisers=self._regularisers and self._regularisers.of_mode(training),
+            skip=self.skip,
+        )
+
+    def _dropout_key(self, options: stack.StackOptions, rngs: Any) -> Any:
+        """Return a key if a mask is drawn; else touch no random stream."""
+        drawn = {} if options.regularisers is None else options.regularisers.drawn
+        if 0 < options.dropout < 1:
+            drawn = {"dropout": options.dropout} | drawn
+        if not drawn:
+            return None
+        source = self.rngs if rngs is None else rngs
+        if source is None:
+            name, p = next(iter(drawn.items()))
+            raise ValueError(
+                f"{name}={p} is active but there is no random stream: pass rngs= to the call, or "
+                "construct the layer with a 'dropout' or 'default' stream in rngs."
+            )
+        return as_key(source)
+
+    @property
+    def training(self) -> bool:
+        """True if dropout is active; set by ``train()`` and ``eval()``."""
+        return not self.deterministic
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Set the mode; called by ``nnx.view``.
+
+        Args:
+            deterministic: If True, disable dropout. Defaults to None: no change.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    # Sizes
+
+    @property
+    def output_size(self) -> int:
+        """Number of output features, F*R."""
+        return self._directions * self.cell.output_features(self._layer_sizes[-1])
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Number of features of each state: R for h, H for the others, or as the cell declares.
+
+        Raises:
+            ValueError: if they differ between layers.
+        """
+        sizes = self._layer_state_sizes
+        if states.layered(sizes):
+            raise ValueError(f"{self!r} has different state sizes in each layer: {list(sizes)}")
+        return sizes[0]
+
+    def initial_state(self, batch_size: int | None = None) -> Any:
+        """Return the default initial state, zeros or learned, with the shape of `hx`.
+
+        Args:
+            batch_size: N. Defaults to None: an unbatched state.
+        """
+        dtypes = self.cell.state_dtypes(self.param_dtype if self.dtype is None else self.dtype)
+        if self.learn_initial_state:
+            learned = states.repeated(self._learned_state(), batch_size)
+            return self._as_hx(states.cast(learned, dtypes))
+        batch = () if batch_size is None else (batch_size,)
+        return self._as_hx(states.zeros(self._state_shapes(*batch), dtypes))
+
+    @property
+    def _kind(self) -> str:
+        """The name of the layer in error messages."""
+        return self.mode.split("_")[0] or type(self.cell).__name__
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def _layer_sizes(self) -> tuple[cells.Sizes, ...]:
+        """D, H and R of each layer."""
+        return states.layer_sizes(
+            *(self.cell, self.input_size, self.hidden_size, self.num_layers),
+            directions=self._directions,
+            proj_size=self.proj_size,
+        )
+
+    def _state_shapes(self, *batch: int) -> tuple[Any, ...]:
+        return states.shapes(self._layer_state_sizes, self._directions, *batch)
+
+    def _as_hx(self, state: tuple[Any, ...]) -> Any:
+        """Return a single state as an array, several as a tuple."""
+        return state[0] if len(state) == 1 else state
+
+    # Parameters
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of all parameters: PyTorch's in its order, then initial states and highways."""
+        weights = [name for pairs in self._weight_names for _, name in pairs]
+        groups = (*self._state_names, *self._highway_names)
+        return (*weights, *(name for names in groups for name in names))
+
+    @property
+    def all_weights(self) -> list[list[nnx.Param]]:
+        """The weights, a list per layer and direction, in PyTorch's order."""
+        return [[getattr(self, name) for _, name in pairs] for pairs in self._weight_names]
+
+    def extra_repr(self) -> str:
+        """Return the arguments as PyTorch prints them, without those that have their default."""
+        cell = "" if self.mode else f"{self.cell}, "
+        text = f"{cell}{self.input_size}, {self.hidden_size}"
+        for name, default in _REPR_DEFAULTS.items():
+            value = getattr(self, name)
+            shown = repr(value) if name == "skip" else value
+            # Like PyTorch, print 1 and 0 for a boolean argument as they are.
+            is_default = value is default if isinstance(default, bool) else value == default
+            text += "" if is_default else f", {name}={shown}"
+        return text
+
+    def _weights(self) -> tuple[Weights, ...]:
+        """Return the weights of each layer and direction for `jaxrnn.core.stack.run`."""
+        layers = [
+            {field: getattr(self, name)[...] for field, name in pairs}
+            for pairs in self._weight_names
+        ]
+        if self.weight_norm:
+            layers = map(regularisers.put_together, layers)
+        return tuple(Weights.from_named(self.cell, named) for named in layers)
+
+    def _highway_gates(self) -> tuple[skips.Gate | None, ...] | None:
+        """Return the highway parameters of each layer, or None."""
+        if self.skip != "highway":
+            return None
+        layers = [[getattr(self, name)[...] for name in names] for names in self._highway_names]
+        return tuple(skips.Gate(*arrays) if arrays else None for arrays in layers)
+
+    def _learned_state(self) -> tuple[Any, ...] | None:
+        """Return the learned initial state without a batch axis, or None."""
+        if not self.learn_initial_state:
+            return None
+        layers = [tuple(getattr(self, name)[...] for name in names) for names in self._state_names]
+        return states.stacked(layers, self._directions, 0)
+
+    def _init_parameters(self, key: jax.Array) -> None:
+        # Stored, since computing them takes longer than checking a call.
+        self._layer_state_sizes = tuple(map(self.cell.state_sizes, self._layer_sizes))
+        has_skip = skips.places(self.skip, self.cell, self._layer_sizes, self._directions)
+        drawn = params.init(
+            key,
+            self.cell,
+            self.input_size,
+            self.hidden_size,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            bidirectional=bool(self.bidirectional),
+            proj_size=self.proj_size,
+            dtype=self.param_dtype,
+        )
+        directions = ("", "_reverse")[: self._directions]
+        suffixes = [f"_l{k}{direction}" for k in range(self.num_layers) for direction in directions]
+        normed = regularisers.normed_names(self.weight_norm, drawn[0].shapes())
+        weight_names = []
+        for suffix, weights in zip(suffixes, drawn):
+            arrays = weights.named()
+            if normed:
+                arrays = regularisers.taken_apart(arrays, normed)
+            pairs = tuple((field, _parameter_name(field, suffix, normed)) for field in arrays)
+            self._set_parameters({name: arrays[field] for field, name in pairs})
+            weight_names.append(pairs)
+        self._weight_names = tuple(weight_names)
+        self._state_names = self._init_state(suffixes) if self.learn_initial_state else ()
+        self._highway_names = self._init_highways(key, has_skip) if self.skip == "highway" else ()
+
+    def _init_state(self, suffixes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        dtypes = self.cell.state_dtypes(self.param_dtype)
+        groups = []
+        for index, suffix in enumerate(suffixes):
+            sizes = self._layer_state_sizes[index // self._directions]
+            zeros = {
+                f"{state}_0{suffix}": jnp.zeros(size, dtype)
+                for state, size, dtype in zip(self.cell.states, sizes, dtypes)
+            }
+            groups.append(self._set_parameters(zeros))
+        return tuple(groups)
+
+    def _init_highways(
+        self, key: jax.Array, has_skip: Sequence[bool]
+    ) -> tuple[tuple[str, ...], ...]:
+        groups: list[tuple[str, ...]] = []
+        for layer, sizes in enumerate(self._layer_sizes):
+            arrays: dict[str, Any] = {}
+            if has_skip[layer]:
+                layer_key = jax.random.fold_in(key, 2**32 - 1 - layer)
+                gate = skips.init(layer_key, sizes.D, bias=self.bias, dtype=self.param_dtype)
+                named = gate._asdict().items()
+                arrays = {f"{n}_highway_l{layer}": a for n, a in named if a is not None}
+            groups.append(self._set_parameters(arrays))
+        return tuple(groups)
+
+    def _set_parameters(self, arrays: dict[str, Any]) -> tuple[str, ...]:
+        """Store arrays as parameters and return their names."""
+        for name, array in arrays.items():
+            setattr(self, name, nnx.Param(array))
+        return tuple(arrays)
+
+
+def _hashable(option: Any) -> Any:
+    """Return a sequence other than a string as a tuple."""
+    return tuple(option) if isinstance(option, (tuple, list)) else option
+
+
+def _parameter_name(field: str, suffix: str, normed: Sequence[str]) -> str:
+    """Return the parameter name of a weight: "weight_hh_l0", or "weight_hh_l0_g" if normalised."""
+    weight, part = field[:-2], field[-2:]
+    normalised = weight in normed and part in ("_g", "_v")
+    return f"{weight}{suffix}{part}" if normalised else field + suffix

@@ -1,9 +1,8 @@
-"""`RNN`, `LSTM`, `GRU`: PyTorch's recurrent layers, named and documented.
+"""PyTorch's recurrent layers: `RNN`, `LSTM` and `GRU`.
 
-All they do is done by `jaxrnn.layers.recurrent.Recurrent`, which holds the parameters and checks the
-arguments, and by the pure functions under it.
+Each one is `jaxrnn.layers.recurrent.Recurrent` with a cell and PyTorch's constructor.
 
-Axis letters: N batch, T time, D input features, H hidden size, P projection, R = P or H,
+Axis letters: N batch, T time, D input features, H hidden size, P projection size, R = P or H,
 L layers, F directions (2 if bidirectional), G gates.
 """
 
@@ -16,41 +15,41 @@ from flax import nnx
 
 from jaxrnn import cells
 from jaxrnn.cells._check import check_nonlinearity
-from jaxrnn.layers import _checks as torch_checks
-from jaxrnn.layers.options import Options
-from jaxrnn.layers.recurrent import Recurrent
+from jaxrnn.layers import _checks
+from jaxrnn.layers.recurrent import LayerOptions, Recurrent
 
 
 class RNN(Recurrent):
-    r"""Elman layers, ``torch.nn.RNN`` for JAX.
+    r"""Elman layers, as ``torch.nn.RNN``.
 
-    .. code-block:: text
+    .. math::
 
-        h_t = tanh(x_t @ W_ih.T + b_ih + h_{t-1} @ W_hh.T + b_hh)      or relu
+        h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
 
-    The output of a layer is the input of the next; with two directions, the outputs of both side
-    by side.
+    The output of a layer is the input of the next. A bidirectional layer concatenates the outputs
+    of both directions.
 
     Args:
         input_size: D, the number of input features.
-        hidden_size: H, the number of hidden features; or several, one for each layer, with states
-            as `jaxrnn.core.state` says.
-        num_layers: L, layers one on another.
-        nonlinearity: "tanh" or "relu".
-        bias: whether there are b_ih and b_hh.
-        batch_first: input and output are (N, T, ...) and not (T, N, ...); never the states.
-        dropout: the probability of zeroing each output of any layer but the last, in training.
-        bidirectional: a second direction, from the last step to the first.
-        rngs: the streams for the parameters (``params``) and for dropout (``dropout``).
-        options: ``dtype``, ``param_dtype``, ``backend``, ``remat``, and regularisers, a learned
-            initial state and skips, all off by default, see `Options`.
+        hidden_size: H, the number of hidden features, or a sequence of one per layer (for the
+            shapes of the states see `jaxrnn.core.state`).
+        num_layers: L, the number of stacked layers. Defaults to 1.
+        nonlinearity: "tanh" or "relu". Defaults to "tanh".
+        bias: If True, add b_ih and b_hh. Defaults to True.
+        batch_first: If True, input and output are (N, T, ...) instead of (T, N, ...). States are
+            never batch-first. Defaults to False.
+        dropout: probability of zeroing an output of any layer but the last, in training. Defaults
+            to 0.
+        bidirectional: If True, add a reverse direction. Defaults to False.
+        rngs: random streams: ``params`` draws the parameters, ``dropout`` the dropout masks.
+        options: `LayerOptions`, all optional.
 
-    Parameters, for layer k and suffix s ('' or '_reverse'), each drawn from
-    U(-1/sqrt(H), 1/sqrt(H)): ``weight_ih_l{k}{s}`` (H, D or F*H), ``weight_hh_l{k}{s}`` (H, H),
-    ``bias_ih_l{k}{s}`` (H,), ``bias_hh_l{k}{s}`` (H,).
+    Parameters of layer k, with suffix s ('' or '_reverse'), each drawn from
+    :math:`U(-1/\sqrt{H}, 1/\sqrt{H})`: ``weight_ih_l{k}{s}`` (H, D or F*H), ``weight_hh_l{k}{s}``
+    (H, H), ``bias_ih_l{k}{s}`` (H,), ``bias_hh_l{k}{s}`` (H,).
 
     Raises:
-        TypeError, ValueError: for arguments that PyTorch refuses, in its words.
+        TypeError, ValueError: for arguments that PyTorch refuses, with its messages.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,8 +62,8 @@ class RNN(Recurrent):
         >>> output.shape, h_n.shape
         ((5, 3, 20), (2, 3, 20))
 
-    Differs from PyTorch: `rngs`, the options and several hidden sizes are ours, and there is no
-    `device`. Forward mode, double backward and `vmap` work.
+    Differs from PyTorch: `rngs`, `options` and one hidden size per layer are additions; `device` is
+    absent. Forward-mode derivatives, second derivatives and `vmap` work.
 
     Source: J. L. Elman, Finding structure in time, Cognitive Science 14 (1990).
     """
@@ -81,41 +80,32 @@ class RNN(Recurrent):
         bidirectional: bool = False,
         *,
         rngs: nnx.Rngs,
-        **options: Unpack[Options],
+        **options: Unpack[LayerOptions],
     ):
-        torch_checks.no_projection(options)
+        _checks.no_projection(options)
         check_nonlinearity(nonlinearity)
         self.nonlinearity = nonlinearity
         self.mode = f"RNN_{nonlinearity.upper()}"
-        super().__init__(
-            cells.Elman(nonlinearity),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            rngs=rngs,
-            **options,
-        )
+        args = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(cells.Elman(nonlinearity), *args, rngs=rngs, **options)
 
 
 class LSTM(Recurrent):
-    r"""Long short-term memory layers, ``torch.nn.LSTM`` for JAX.
+    r"""Long short-term memory layers, as ``torch.nn.LSTM``.
 
-    .. code-block:: text
+    .. math::
 
-        i, f, g, o = split(x_t @ W_ih.T + b_ih + h_{t-1} @ W_hh.T + b_hh)
-        c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g)
-        h_t = sigmoid(o) * tanh(c_t)          with a projection: (sigmoid(o) * tanh(c_t)) @ W_hr.T
+        i, f, g, o &= W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh} \\
+        c_t &= \sigma(f) \odot c_{t-1} + \sigma(i) \odot \tanh(g) \\
+        h_t &= \sigma(o) \odot \tanh(c_t)
+        \qquad \text{with a projection: } W_{hr} (\sigma(o) \odot \tanh(c_t))
 
     Args:
-        proj_size: P, the size of h if it is projected, less than H; 0 for no projection.
+        proj_size: P, the size of a projected h, smaller than H. Defaults to 0: no projection.
 
-    The other arguments are those of `RNN`, but `nonlinearity`. The state is a pair (h, c), h of
-    size R (P or H), c of size H. Parameters are those of `RNN` with 4*H rows, gates in the order
-    i, f, g, o, and ``weight_hr_l{k}{s}`` (P, H) if there is a projection.
+    The other arguments are those of `RNN`, without `nonlinearity`. The state is a pair (h, c), h of
+    size R = P or H, c of size H. Parameters are those of `RNN` with first axis 4*H, gates in the
+    order i, f, g, o, and ``weight_hr_l{k}{s}`` (P, H) with a projection.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,7 +116,7 @@ class LSTM(Recurrent):
         >>> output.shape, h_n.shape, c_n.shape
         ((3, 5, 40), (2, 3, 20), (2, 3, 20))
 
-    Differs from PyTorch: as `RNN` does.
+    Differs from PyTorch: as `RNN`.
 
     Source: S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997);
     projection: H. Sak et al., arXiv:1402.1128.
@@ -146,35 +136,24 @@ class LSTM(Recurrent):
         proj_size: int = 0,
         *,
         rngs: nnx.Rngs,
-        **options: Unpack[Options],
+        **options: Unpack[LayerOptions],
     ):
-        super().__init__(
-            cells.LSTM(),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            rngs=rngs,
-            **options,
-        )
+        args = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(cells.LSTM(), *args, proj_size, rngs=rngs, **options)
 
 
 class GRU(Recurrent):
-    r"""Gated recurrent unit layers, ``torch.nn.GRU`` for JAX.
+    r"""Gated recurrent unit layers, as ``torch.nn.GRU``.
 
-    .. code-block:: text
+    .. math::
 
-        r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
-        z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
-        n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
-        h_t = (1 - z) * n + z * h_{t-1}
+        r &= \sigma(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}) \\
+        z &= \sigma(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz}) \\
+        n &= \tanh(W_{in} x_t + b_{in} + r \odot (W_{hn} h_{t-1} + b_{hn})) \\
+        h_t &= (1 - z) \odot n + z \odot h_{t-1}
 
-    The arguments are those of `RNN`, but `nonlinearity`. Parameters are those of `RNN` with 3*H
-    rows, gates in the order r, z, n.
+    The arguments are those of `RNN`, without `nonlinearity`. Parameters are those of `RNN` with
+    first axis 3*H, gates in the order r, z, n.
 
     Example:
         >>> import jax.numpy as jnp
@@ -185,11 +164,10 @@ class GRU(Recurrent):
         >>> output.shape, h_n.shape
         ((5, 20), (2, 20))
 
-    Differs from PyTorch: as `RNN` does; a positional `proj_size` in the ninth place is an error
-    at once.
+    Differs from PyTorch: as `RNN`; a positional ninth argument is an error at construction.
 
-    Source: K. Cho et al., arXiv:1406.1078, in PyTorch's form (the reset gate acts after the
-    product with W_hn).
+    Source: K. Cho et al., arXiv:1406.1078, in PyTorch's form, where the reset gate follows the
+    product with W_hn.
     """
 
     mode = "GRU"
@@ -205,18 +183,8 @@ class GRU(Recurrent):
         bidirectional: bool = False,
         *,
         rngs: nnx.Rngs,
-        **options: Unpack[Options],
+        **options: Unpack[LayerOptions],
     ):
-        torch_checks.no_projection(options)
-        super().__init__(
-            cells.GRU(),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            rngs=rngs,
-            **options,
-        )
+        _checks.no_projection(options)
+        args = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(cells.GRU(), *args, rngs=rngs, **options)

@@ -25,7 +25,7 @@ from flax import nnx
 from jaxrnn.core import masks as ragged
 from jaxrnn.core import stack
 from jaxrnn.core import state as states
-from jaxrnn.layers import _checks as torch_checks
+from jaxrnn.layers import _checks
 from jaxrnn.layers.recurrent import Recurrent
 
 
@@ -74,7 +74,8 @@ def jit_step(layer: Any) -> Callable[..., tuple[jax.Array, Any]]:
     graph, arrays = nnx.split(layer)
     empty = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
     step = _compiled(_Structure(graph, nnx.merge(graph, empty)))
-    return functools.partial(step, (layer.weights(), layer.gates(), layer.learned_state()))
+    arrays = (layer._weights(), layer._highway_gates(), layer._learned_state())
+    return functools.partial(step, arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +95,14 @@ def _compiled(structure: _Structure) -> Any:
     def _step(params: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
         weights, gates, learned = params
         x = jnp.asarray(x)
-        torch_checks.cell_input(layer.kind, x)
-        layout, initial = layer.check(x[None], state, time_major=True)
+        _checks.cell_input(layer._kind, x)
+        layout, initial = layer._check_call(x[None], state, time_major=True)
         if initial is None and learned is not None:
             initial = states.repeated(learned, len(x) if x.ndim > 1 else None)
         resets = None if reset is None else ragged.check_resets(reset, x.shape[:-1])[None]
-        plan = layer.plan(layout, training=False)
+        plan = layer._stack_options(layout, training=False)
         y, last = stack.run(plan, weights, x[None], initial, resets=resets, gates=gates)
-        return y[0], layer.hx_of(last)
+        return y[0], layer._as_hx(last)
 
     return _step
 
