@@ -1,4 +1,4 @@
-"""Random layers for the tests of `jaxrnn.interop.convert`, drawn from frozen generators."""
+"""Random layers for the tests of `jaxrnn.interop`, drawn from frozen generators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
 
 @dataclass(frozen=True)
 class Config:
-    """One configuration of a layer, and the shape of an input to it."""
+    """A configuration of a layer and the shape of its input."""
 
     number: int
     kind: str
@@ -50,12 +50,12 @@ class Config:
         return x.uniform(-1, 1, (*lead, self.input_size)).astype(np.float32)
 
     def layer(self, **options: Any) -> Any:
-        """A layer of ours with random weights, both biases in it."""
+        """Return a layer with random weights and both biases."""
         return layer(self.kind, self.input_size, self.hidden_size, **self.options | options)
 
 
 def layer(kind: str, *sizes: int, seed: int = 0, **options: Any) -> Any:
-    """A layer with weights of NumPy, of a seed of its own."""
+    """Return a layer with weights drawn by NumPy."""
     made = getattr(jaxrnn, kind.split("_")[0])
     if kind == "RNN_RELU":
         options["nonlinearity"] = "relu"
@@ -67,7 +67,7 @@ def layer(kind: str, *sizes: int, seed: int = 0, **options: Any) -> Any:
 
 
 def configs(seed: int) -> list[Config]:
-    """Twenty of them: each kind five times, all else by chance."""
+    """Return 20 random configurations, five of each kind."""
     random = np.random.RandomState(seed)
     flag = lambda: bool(random.randint(2))  # noqa: E731
     return [
@@ -87,15 +87,15 @@ def configs(seed: int) -> list[Config]:
     ]
 
 
-def close(got: Any, wanted: Any, tolerance: float = 1e-5) -> None:
-    """Equal in shape and dtype, and in value to the rounding of float32."""
-    got, wanted = np.asarray(got), np.asarray(wanted)
-    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    """Check equal shape and dtype, and values up to float32 rounding."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def same_weights(one: Any, other: Any) -> None:
-    """Two of our layers with the same arguments and, bit for bit, the same parameters."""
+    """Check that two layers have equal arguments and bitwise equal parameters."""
     assert repr(one) == repr(other)
     assert getattr(one, "nonlinearity", None) == getattr(other, "nonlinearity", None)
     first, second = jaxrnn.state_dict(one), jaxrnn.state_dict(other)
@@ -106,7 +106,7 @@ def same_weights(one: Any, other: Any) -> None:
 
 
 def with_one_bias(layer: Any, *, but_n: bool = False) -> Any:
-    """The layer with the sum of both biases in the first; of a GRU, if asked for, not n's."""
+    """Return a copy with both biases summed in the first, except b_n of a GRU if `but_n`."""
     copy = nnx.clone(layer)
     if copy.bias:
         for name in [n for n in copy.parameter_names if n.startswith("bias_ih")]:
@@ -122,7 +122,7 @@ def with_one_bias(layer: Any, *, but_n: bool = False) -> Any:
 
 
 def quietly(name: str, import_or_skip: Any) -> Any:
-    """Import a library whose own import may warn, where warnings are errors."""
+    """Import a library without the warnings of its import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return import_or_skip(name)

@@ -1,4 +1,4 @@
-"""PyTorch's layers as its own exporter writes them to ONNX, with what they give out."""
+"""ONNX files of PyTorch layers by PyTorch's exporter, with their outputs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.oracle import state_of, torch
 
 
 def torch_exports() -> dict[str, np.ndarray]:
-    """Of each kind of layer: ``KIND.file``, the bytes of the file; its output; its weights.
+    """Return the file, output and weights of each kind of layer, ``KIND.file`` and so on.
 
-    Time and batch are open axes; x (N, T, D) is the input of all.
+    Time and batch are dynamic; x (N, T, D) is the common input.
     """
     assert torch is not None
     torch.manual_seed(0)
@@ -24,7 +24,7 @@ def torch_exports() -> dict[str, np.ndarray]:
     for kind in ("RNN", "LSTM", "GRU"):
         layer = getattr(torch.nn, kind)(3, 4, 2, batch_first=True, bidirectional=True).eval()
         file = io.BytesIO()
-        with warnings.catch_warnings():  # of the exporter, that it has a successor
+        with warnings.catch_warnings():  # deprecation of the exporter
             warnings.simplefilter("ignore")
             axes = {"x": {0: "batch", 1: "time"}}
             write(layer, (x,), file, dynamo=False, input_names=["x"], dynamic_axes=axes)

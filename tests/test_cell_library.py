@@ -16,7 +16,6 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import Recurrent, cells
-from jaxrnn.interop._parts import reordered
 from tests.convert_cases import quietly
 
 with pytest.MonkeyPatch.context() as environment:
@@ -217,6 +216,12 @@ def test_reset_before_is_that_of_keras(as_keras_needs_it: None) -> None:
     theirs.set_weights([reordered(array, "rzn", "zrn").T for array in ours])
     want = np.asarray(theirs(x)).swapaxes(0, 1)
     np.testing.assert_allclose(layer(X.astype(np.float32))[0], want, atol=1e-5)
+
+
+def reordered(array: Any, source: str, target: str) -> np.ndarray:
+    """Reorder gates, one letter each."""
+    gates = dict(zip(source, np.split(array, len(source)), strict=True))
+    return np.concatenate([gates[letter] for letter in target])
 
 
 def in_onnx(kind: str, layer: Any, ours: str, theirs: str, **attributes: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Flax, linen and nnx, and back: twenty random layers each way, and what can't be held."""
+"""Conversion from and to Flax, nnx and linen: 20 random layers each, and errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.interop.convert import ConversionError, from_linen, from_nnx, to_linen, to_nnx
+from jaxrnn.interop import ConversionError
+from jaxrnn.interop.flax import from_linen, from_nnx, to_linen, to_nnx
 from tests.convert_cases import Config, close, configs, layer, same_weights, with_one_bias
 
 CONFIGS = configs(seed=2)
 IDS = list(map(str, CONFIGS))
-# So that a model made here and one made by `to_linen` or `to_nnx` share a compiled function.
+# The dtype that `to_linen` and `to_nnx` write, so that both models share a compiled function.
 DTYPE: dict[str, Any] = {"param_dtype": jnp.dtype("float32")}
 ZEROS = nnx.initializers.zeros_init()
 
@@ -34,7 +35,7 @@ def nnx_run(model: Any, x: Any) -> Any:
 
 
 def linen_cell(config: Config) -> Any:
-    """The cell of a configuration; of both LSTMs of Flax the one or the other."""
+    """Return the cell of a configuration, with either LSTM of Flax."""
     if config.kind.startswith("RNN"):
         relu = config.kind == "RNN_RELU"
         function = nn.relu if relu else nn.tanh
@@ -46,7 +47,7 @@ def linen_cell(config: Config) -> Any:
 
 
 def linen_model(config: Config) -> tuple[Any, Any]:
-    """A Sequential and its random params, made without us."""
+    """Return a Sequential and random params, created without jaxrnn."""
     major: dict[str, Any] = {"time_major": not config.batch_first}
     modules: list[Any] = []
     for _ in range(config.num_layers):
@@ -60,7 +61,7 @@ def linen_model(config: Config) -> tuple[Any, Any]:
 
 
 def nnx_model(config: Config) -> Any:
-    """An nnx.Sequential of random weights, made without us."""
+    """Return an nnx.Sequential with random weights, created without jaxrnn."""
     major: dict[str, Any] = {"time_major": not config.batch_first}
 
     def cell(features: int) -> Any:
@@ -75,12 +76,12 @@ def nnx_model(config: Config) -> Any:
         lstm = nnx.LSTMCell if config.number % 8 == 2 else nnx.OptimizedLSTMCell
         return lstm(*sizes, **options)
 
-    made, features = [], config.input_size
+    modules, features = [], config.input_size
     for _ in range(config.num_layers):
         rnns = [nnx.RNN(cell(features), **major) for _ in range(1 + config.bidirectional)]
-        made.append(nnx.Bidirectional(*rnns, **major) if len(rnns) == 2 else rnns[0])
+        modules.append(nnx.Bidirectional(*rnns, **major) if len(rnns) == 2 else rnns[0])
         features = len(rnns) * config.hidden_size
-    model = nnx.Sequential(*made)
+    model = nnx.Sequential(*modules)
     random = np.random.RandomState(config.number)
     params = nnx.state(model, nnx.Param)
     draw = lambda a: jnp.asarray(random.uniform(-0.7, 0.7, a.shape), a.dtype)  # noqa: E731
@@ -88,8 +89,8 @@ def nnx_model(config: Config) -> Any:
     return model
 
 
-def as_flax_holds(ours: Any, *, but_n: bool) -> Any:
-    """What comes back: one bias, and biases of zeros where there were none."""
+def round_trip(ours: Any, *, but_n: bool) -> Any:
+    """Return the expected round trip: one bias, or biases of zeros."""
     held = with_one_bias(ours, but_n=but_n)
     if held.bias:
         return held
@@ -105,7 +106,7 @@ def _options(ours: Any) -> dict[str, Any]:
 
 
 def without_b_hn(ours: Any) -> Any:
-    """A GRU whose b_hn is zero, as nnx.GRUCell has it."""
+    """Set b_hn of a GRU to zero, since nnx.GRUCell has none."""
     if ours.bias and ours.mode == "GRU":
         for name in (n for n in ours.parameter_names if n.startswith("bias_hh")):
             bias = getattr(ours, name)
@@ -114,17 +115,17 @@ def without_b_hn(ours: Any) -> Any:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
-def test_linen_computes_the_same(config: Config) -> None:
+def test_linen_outputs_agree(config: Config) -> None:
     ours, x = config.layer(), config.input()
     module, params = to_linen(ours)
     close(linen_run(module, params, x), ours(x)[0])
-    same_weights(from_linen(params, module), as_flax_holds(ours, but_n=config.kind == "GRU"))
+    same_weights(from_linen(params, module), round_trip(ours, but_n=config.kind == "GRU"))
 
     module, params = linen_model(config)
     ours = from_linen({"params": params}, module)
     close(ours(x)[0], linen_run(module, params, x))
     rest, back = to_linen(ours)
-    if any(isinstance(m, nn.LSTMCell) for m in _cells(module)):  # comes back as the optimised one
+    if any(isinstance(m, nn.LSTMCell) for m in _cells(module)):  # returns as OptimizedLSTMCell
         assert jax.tree.structure(back) == jax.tree.structure(params)
     else:
         assert rest == module
@@ -137,11 +138,11 @@ def _cells(module: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
-def test_nnx_computes_the_same(config: Config) -> None:
+def test_nnx_outputs_agree(config: Config) -> None:
     ours, x = without_b_hn(config.layer()), config.input()
     model = to_nnx(ours)
     close(nnx_run(model, x), ours(x)[0])
-    same_weights(from_nnx(model), as_flax_holds(ours, but_n=False))
+    same_weights(from_nnx(model), round_trip(ours, but_n=False))
 
     model = nnx_model(config)
     ours = from_nnx(model)
@@ -153,7 +154,7 @@ def test_nnx_computes_the_same(config: Config) -> None:
         jax.tree.map(np.testing.assert_array_equal, back, nnx.state(model, nnx.Param))
 
 
-def test_carries_are_the_states() -> None:
+def test_carries_are_states() -> None:
     """A carry of an LSTM is (c, h) in Flax, and (h, c) here."""
     model: Any = nnx.RNN(nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)), return_carry=True)
     random = np.random.RandomState(0)
@@ -168,7 +169,7 @@ def test_carries_are_the_states() -> None:
     close(ours_c[0], c_n)
 
 
-def test_cells_alone_and_lists() -> None:
+def test_cells_and_lists() -> None:
     cell = nnx.SimpleCell(3, 4, rngs=nnx.Rngs(0))
     assert repr(from_nnx(cell)) == "RNN(3, 4, batch_first=True)"
     two = [nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)), nnx.GRUCell(4, 4, rngs=nnx.Rngs(1))]
@@ -183,13 +184,13 @@ def test_cells_alone_and_lists() -> None:
     assert relu.nonlinearity == "relu"
 
 
-def test_twelve_layers_stay_in_order() -> None:
+def test_order_of_twelve_layers() -> None:
     ours = layer("RNN", 2, 2, num_layers=12, batch_first=True)
     same_weights(from_linen(to_linen(ours)[1]), with_one_bias(ours))
 
 
 @pytest.mark.parametrize(("dtype", "param"), [(jnp.bfloat16, jnp.float32), (None, jnp.float64)])
-def test_dtypes_go_both_ways(dtype: Any, param: Any) -> None:
+def test_round_trip_of_dtypes(dtype: Any, param: Any) -> None:
     ours = layer("GRU", 3, 4, dtype=dtype, param_dtype=param, bias=False)
     for back in (from_nnx(to_nnx(ours)), from_linen(*to_linen(ours)[::-1])):
         assert back.dtype == (None if dtype is None else jnp.dtype(dtype))
@@ -197,11 +198,11 @@ def test_dtypes_go_both_ways(dtype: Any, param: Any) -> None:
         assert back._weights()[0].weight_hh.dtype == jnp.dtype(param)
 
 
-def test_a_gru_of_nnx_has_no_second_bias() -> None:
+def test_b_hn_is_not_supported_by_nnx() -> None:
     ours = layer("GRU", 3, 4, num_layers=2)
-    with pytest.raises(ConversionError, match="no bias inside the reset product") as caught:
+    with pytest.raises(ConversionError, match="bias inside the reset product") as caught:
         to_nnx(ours)
-    assert str(caught.value).count("expected b_hn of zeros, got up to 0.") == 2
+    assert str(caught.value).count("b_hn must be 0, got up to 0.") == 2
     module, params = to_linen(ours)  # linen has it
     same_weights(from_linen(params, module), with_one_bias(ours, but_n=True))
 
@@ -210,7 +211,9 @@ def test_dropout_warns() -> None:
     ours = layer("LSTM", 3, 4, num_layers=2)
     ours.dropout = 0.5
     for function in (to_linen, to_nnx):
-        with pytest.warns(UserWarning, match=rf"{function.__name__}: .*dropout=0\.5") as caught:
+        with pytest.warns(
+            UserWarning, match=rf"{function.__name__} does not .*dropout=0\.5"
+        ) as caught:
             function(ours)
         assert caught[0].filename == __file__
 
@@ -219,7 +222,7 @@ def nnx_cell(kind: Any, **options: Any) -> Any:
     return kind(3, 4, rngs=nnx.Rngs(0), **options)
 
 
-def begins_with(carry_init: Any) -> Any:
+def with_carry_init(carry_init: Any) -> Any:
     with pytest.warns(UserWarning, match="carry_init is provided in __init__"):
         return nnx_cell(nnx.GRUCell, carry_init=carry_init)
 
@@ -229,29 +232,32 @@ def ones(key: Any, shape: Any, dtype: Any = jnp.float32) -> Any:
 
 
 NNX_WRONG: list[tuple[Any, str]] = [
-    (lambda: nnx_cell(nnx.LSTMCell, gate_fn=nnx.hard_sigmoid), "gate_fn sigmoid, got hard_sigmoid"),
-    (lambda: nnx_cell(nnx.GRUCell, activation_fn=nnx.relu), "activation_fn tanh, got relu"),
-    (lambda: nnx_cell(nnx.SimpleCell, activation_fn=nnx.gelu), "tanh or relu, got gelu"),
-    (lambda: nnx_cell(nnx.SimpleCell, residual=True), "residual=False, got True"),
-    (lambda: begins_with(ones), "carry that begins from zeros, got carry_init ones"),
-    (lambda: nnx.RNN(nnx_cell(nnx.GRUCell), reverse=True), "expected reverse=False"),
+    (
+        lambda: nnx_cell(nnx.LSTMCell, gate_fn=nnx.hard_sigmoid),
+        "must be sigmoid, got hard_sigmoid",
+    ),
+    (lambda: nnx_cell(nnx.GRUCell, activation_fn=nnx.relu), "activation_fn must be tanh, got relu"),
+    (lambda: nnx_cell(nnx.SimpleCell, activation_fn=nnx.gelu), "must be tanh or relu, got gelu"),
+    (lambda: nnx_cell(nnx.SimpleCell, residual=True), "residual must be False, got True"),
+    (lambda: with_carry_init(ones), "carry_init must be zeros, got ones"),
+    (lambda: nnx.RNN(nnx_cell(nnx.GRUCell), reverse=True), "reverse must be False"),
     (
         lambda: nnx.Bidirectional(
             *(nnx.RNN(nnx_cell(nnx.GRUCell)) for _ in range(2)), merge_fn=jnp.add
         ),
-        "merge_fn to be Flax's own, which concatenates, got add",
+        "merge_fn must be the default, got add",
     ),
-    (lambda: nnx_cell(nnx.Linear), "expected one of SimpleCell, .*, got Linear"),
+    (lambda: nnx_cell(nnx.Linear), "must be one of SimpleCell, .*, got Linear"),
     (
         lambda: [nnx.RNN(nnx_cell(nnx.GRUCell), time_major=major) for major in (True, False)],
-        "expected one time_major in all layers",
+        "time_major must be equal in all layers",
     ),
     (list, "no layers"),
 ]
 
 
 @pytest.mark.parametrize(("make", "words"), NNX_WRONG, ids=[words for _, words in NNX_WRONG])
-def test_what_of_nnx_ours_cannot_hold(make: Any, words: str) -> None:
+def test_unsupported_nnx_modules(make: Any, words: str) -> None:
     with pytest.raises(ConversionError, match=words):
         from_nnx(make())
 
@@ -267,35 +273,43 @@ def linen_wrong(change: Any) -> Any:
 
 
 LINEN_WRONG: list[tuple[Any, Any, str]] = [
-    (gru_params, nn.GRUCell(4, gate_fn=nn.hard_sigmoid), "gate_fn sigmoid, got hard_sigmoid"),
-    (gru_params, nn.LSTMCell(4), "the params are those of another cell than LSTMCell"),
-    (gru_params, nn.MGUCell(4), "expected one of SimpleCell, .*, got MGUCell"),
-    (gru_params, nn.RNN(nn.GRUCell(4), reverse=True), "expected reverse=False"),
-    (gru_params, nn.Sequential([nn.GRUCell(4)] * 2), r"layers of \[1, 1\] directions, .* \[1\]"),
-    (lambda: linen_wrong(lambda p: p.pop("hr")), None, "expected the entries of a cell"),
+    (
+        gru_params,
+        nn.GRUCell(4, gate_fn=nn.hard_sigmoid),
+        "must be sigmoid, got hard_sigmoid",
+    ),
+    (gru_params, nn.LSTMCell(4), "params must be those of LSTMCell, got GRU"),
+    (gru_params, nn.MGUCell(4), "must be one of SimpleCell, .*, got MGUCell"),
+    (gru_params, nn.RNN(nn.GRUCell(4), reverse=True), "reverse must be False"),
+    (
+        gru_params,
+        nn.Sequential([nn.GRUCell(4)] * 2),
+        r"must be \[1\], got \[1, 1\]",
+    ),
+    (lambda: linen_wrong(lambda p: p.pop("hr")), None, "keys must be those of a cell"),
     (lambda: linen_wrong(lambda p: p["hn"].pop("bias")), None, r"missing hn\.bias"),
     (lambda: linen_wrong(lambda p: p["hr"].update(bias=0)), None, r"unexpected hr\.bias"),
-    (dict, None, r"expected the entries of a cell .*, got \[\]"),
-    (lambda: {"kernel": 1}, None, "expected the entries of a cell"),
+    (dict, None, r"keys must be those of a cell .*, got \[\]"),
+    (lambda: {"kernel": 1}, None, "keys must be those of a cell"),
 ]
 
 
 @pytest.mark.parametrize(
     ("make", "module", "words"), LINEN_WRONG, ids=[words for *_, words in LINEN_WRONG]
 )
-def test_what_of_linen_ours_cannot_hold(make: Any, module: Any, words: str) -> None:
+def test_unsupported_linen_params(make: Any, module: Any, words: str) -> None:
     with pytest.raises(ConversionError, match=words):
         from_linen(make(), module)
 
 
 @pytest.mark.parametrize("function", [to_linen, to_nnx])
-def test_what_flax_cannot_hold(function: Any) -> None:
-    with pytest.raises(ConversionError, match="projection, got proj_size=2"):
+def test_unsupported_layers(function: Any) -> None:
+    with pytest.raises(ConversionError, match="does not support proj_size=2"):
         function(layer("LSTM", 3, 4, proj_size=2))
 
 
-def test_other_types() -> None:
+def test_type_errors() -> None:
     for function in (from_linen, from_nnx, to_linen, to_nnx):
         for wrong in (3, "gru"):
-            with pytest.raises(TypeError, match=rf"{function.__name__} takes .*, got (int|str)"):
+            with pytest.raises(TypeError, match=rf"{function.__name__} expects .*, got (int|str)"):
                 function(wrong)

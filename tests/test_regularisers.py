@@ -441,8 +441,8 @@ def test_dropout_is_not_on_the_way_around() -> None:
 
 
 def test_a_converted_layer_says_what_it_would_lose() -> None:
-    from jaxrnn.interop._parts import taken_apart
-    from jaxrnn.interop.convert import ConversionError
+    from jaxrnn.interop import ConversionError
+    from jaxrnn.interop.flax import to_linen
 
     each: list[dict[str, Any]] = [
         {"skip": "residual"},
@@ -450,10 +450,10 @@ def test_a_converted_layer_says_what_it_would_lose() -> None:
         {"learn_initial_state": True},
     ]
     for options in each:
-        with pytest.raises(ConversionError, match=f"no form of a layer with {next(iter(options))}"):
-            taken_apart(make(2, rngs=nnx.Rngs(0), **options), "f")
+        with pytest.raises(ConversionError, match=f"does not support {next(iter(options))}"):
+            to_linen(make(2, rngs=nnx.Rngs(0), **options))
     with pytest.warns(UserWarning, match="input_dropout=0.3"):
-        taken_apart(make(input_dropout=0.3, rngs=nnx.Rngs(0)), "f")
+        to_linen(make(input_dropout=0.3, rngs=nnx.Rngs(0)))
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {

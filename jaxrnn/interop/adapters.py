@@ -8,7 +8,7 @@
 | `FromLinen` | a ``linen.RNNCellBase`` | a cell for `Recurrent` |
 
 These run a cell as it is. Where an LSTM or a GRU is to become one of the other library, with its
-weights, `jaxrnn.interop.convert` does that.
+weights, `jaxrnn.interop.flax` does that.
 """
 
 from jaxrnn.interop.adapters_inward import FromLinen, FromNnx

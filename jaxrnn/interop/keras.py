@@ -1,8 +1,7 @@
-"""Keras 3: SimpleRNN, LSTM, GRU and Bidirectional, alone, in a list or in a Sequential.
+"""Conversion from and to Keras 3: SimpleRNN, LSTM, GRU, Bidirectional and Sequential.
 
-Keras runs on whatever backend it was imported with; weights pass through NumPy. To run it on JAX,
-set ``KERAS_BACKEND=jax`` in the environment, or ``os.environ``, before its first import: nothing
-here does it for you.
+Keras runs on the backend it was imported with. To select JAX, set ``os.environ["KERAS_BACKEND"] =
+"jax"`` before the first import of Keras.
 """
 
 from __future__ import annotations
@@ -13,146 +12,124 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn.interop import ConversionError
 from jaxrnn.interop._parts import (
     GATES,
-    KINDS,
-    RESET_BEFORE,
-    ConversionError,
-    Part,
-    needed,
-    not_converted,
-    one_bias,
-    put_together,
-    refuse,
-    reordered,
-    taken_apart,
+    STANDARD,
+    Direction,
+    build_layer,
+    import_extra,
+    raise_problems,
+    reorder_gates,
+    split_layer,
+    summed_bias,
+    warn_dropped,
 )
 
-# A letter for each gate: the new state of a GRU, which Keras calls hh, comes last as PyTorch's n.
-KERAS_GATES = {"RNN": "h", "LSTM": "ifgo", "GRU": "zrn", "GRUResetBefore": "zrn"}
+__all__ = ["from_keras", "to_keras"]
 
-INITIALIZERS = ("kernel_initializer", "recurrent_initializer")
+_KERAS_GATES = {"RNN": "h", "LSTM": "ifgo", "GRU": "zrn", "GRUResetBefore": "zrn"}
+_INITIALIZERS = ("kernel_initializer", "recurrent_initializer")
 
 
 def from_keras(layers: Any) -> Any:
-    """One of our layers from layers of Keras 3.
+    """Convert Keras layers to a jaxrnn layer.
 
     Args:
-        layers: a built ``SimpleRNN`` (tanh or relu), ``LSTM``, ``GRU`` or ``RNN`` of one of their
-            cells; a ``Bidirectional`` of one, with ``merge_mode="concat"``; a list or
-            ``Sequential`` of nothing but these, one upon the other, all of one kind and size.
+        layers: a built ``SimpleRNN`` (tanh or relu), ``LSTM``, ``GRU``, or ``RNN`` of one of their
+            cells; a ``Bidirectional`` with ``merge_mode="concat"``; or a list or ``Sequential`` of
+            these, of one kind and size.
 
     Returns:
-        An `RNN`, `LSTM` or `GRU`, or of a GRU with ``reset_after=False`` a `Recurrent` of
-        `cells.GRUResetBefore`, with as many layers, ``batch_first=True``, its ``param_dtype`` and
-        ``dtype`` those of the dtype policy. It gives out every step: what a layer of Keras without
-        ``return_sequences`` gives is the last of ``h_n``. One bias is ``bias_ih``, beside
-        zeros; the two of a GRU with ``reset_after=True`` are both.
+        An `RNN`, `LSTM`, `GRU`, or `Recurrent` of `cells.GRUResetBefore` for
+        ``reset_after=False``, batch-first, with the dtypes of the dtype policy. It returns the
+        output of every step; ``h_n[-1]`` is the output without ``return_sequences``.
 
     Raises:
         ImportError: if Keras is not installed.
-        TypeError: for anything that is no layer of Keras.
-        ConversionError: a ValueError that lists all that can't be held: other activations, a
-            single layer that goes backwards, another merge mode.
+        TypeError: if an argument is not a Keras layer.
+        ConversionError: if a layer is not representable: other activations, a single layer that
+            goes backwards, another merge mode.
 
     Warns:
-        UserWarning: of dropout, which acts in training only, and of ``stateful``.
+        UserWarning: if dropout or ``stateful`` is dropped.
 
     Example:
-        ``lstm = from_keras(keras_model.layers[0])``;
-        ``output, (h_n, c_n) = lstm(x)`` then has ``output == keras_model.layers[0](x)``.
+        .. code-block:: python
+
+            lstm = from_keras(keras_model.layers[0])
+            output, (h_n, c_n) = lstm(x)  # output == keras_model.layers[0](x)
     """
-    keras = _keras()
+    keras = import_extra("keras", "keras")
     if isinstance(layers, keras.Sequential):
         layers = layers.layers
     elif isinstance(layers, keras.layers.Layer):
         layers = [layers]
-    if not isinstance(layers, Iterable) or isinstance(layers, (str, bytes)):
-        raise TypeError(f"from_keras takes layers of Keras, got {type(layers).__name__}")
-    layers = list(layers)
-    for layer in layers:
+    elements = list(layers) if isinstance(layers, Iterable) else [layers]
+    for layer in elements:
         if not isinstance(layer, keras.layers.Layer):
-            raise TypeError(f"from_keras takes layers of Keras, got {type(layer).__name__}")
+            raise TypeError(f"from_keras expects layers of Keras, got {type(layer).__name__}")
     problems: list[str] = []
-    ignored: list[str] = []
-    for number, layer in enumerate(layers):
-        _check(keras, layer, problems, ignored, last=number == len(layers) - 1)
-    refuse(problems, "from_keras can't hold:")
-    not_converted(ignored, "from_keras: what acts in training or between calls")
-    stack = [[_part(keras, one) for one in _directions(keras, layer)] for layer in layers]
-    return put_together(stack, batch_first=True, function="from_keras")
+    dropped: list[str] = []
+    for number, layer in enumerate(elements):
+        _check(keras, layer, problems, dropped, last=number == len(elements) - 1)
+    raise_problems("from_keras does not support:", problems)
+    warn_dropped(dropped, "from_keras")
+    stack = [[_read(keras, one) for one in _directions(keras, layer)] for layer in elements]
+    return build_layer(stack, batch_first=True, function="from_keras")
 
 
 def to_keras(layer: Any) -> Any:
-    """A ``keras.Sequential`` of Keras 3 from one of our layers.
+    """Convert a jaxrnn layer to a ``keras.Sequential``.
 
     Args:
-        layer: an `RNN`, `LSTM` (without a projection), `GRU` or `Recurrent` of
+        layer: an `RNN`, `LSTM` without projections, `GRU`, or `Recurrent` of
             `cells.GRUResetBefore`.
 
     Returns:
-        A built model: for each layer a ``SimpleRNN``, ``LSTM`` or ``GRU`` with
-        ``return_sequences=True``, in a ``Bidirectional`` if there are two directions. It is
-        batch-first, as Keras is, whatever ``layer.batch_first`` says. Its ``layers`` are the single
-        ones, whose ``get_weights()`` are what ``set_weights`` of layers of your own takes.
-        All but a GRU with ``reset_after=True`` get the sum of both biases.
+        A built model with a ``SimpleRNN``, ``LSTM`` or ``GRU`` for each layer, wrapped in a
+        ``Bidirectional`` if bidirectional, with ``return_sequences=True``. It is batch-first, as is
+        Keras. All but a GRU with ``reset_after=True`` get the sum of both biases.
 
     Raises:
         ImportError: if Keras is not installed.
-        TypeError: for anything but a layer of ours.
-        ConversionError: a ValueError, for a cell, a projection or dtypes that Keras doesn't have.
+        TypeError: if `layer` is not a jaxrnn layer.
+        ConversionError: if Keras has no such cell, projection or dtype policy.
 
     Warns:
-        UserWarning: of dropout, which is not converted.
+        UserWarning: if dropout is dropped.
     """
-    keras = _keras()
-    stack = taken_apart(layer, "to_keras", KINDS | RESET_BEFORE)
-    made = []
+    keras = import_extra("keras", "keras")
+    stack = split_layer(layer, "to_keras", (*STANDARD, "GRUResetBefore"))
+    classes = {"RNN": keras.layers.SimpleRNN, "LSTM": keras.layers.LSTM}
+    keras_class = classes.get(stack[0][0].kind, keras.layers.GRU)
+    elements = []
     for directions in stack:
         first = directions[0]
         options: dict[str, Any] = {
             "return_sequences": True,
             "use_bias": first.bias_ih is not None,
-            "dtype": _policy(keras, layer),
+            "dtype": _dtype_policy(keras, layer),
         }
         if first.kind == "RNN":
             options["activation"] = first.nonlinearity
         elif first.kind == "GRUResetBefore":
             options["reset_after"] = False
-        # Nothing to draw before the weights are set: orthogonal ones take long, or, in float16,
-        # can't be drawn at all.
-        options |= dict.fromkeys(INITIALIZERS, "zeros")
-        one = _kinds(keras)[first.kind](first.hidden_size, **options)
-        both = len(directions) == 2
-        made.append(keras.layers.Bidirectional(one, dtype=one.dtype_policy) if both else one)
-    inputs = keras.Input((None, layer.input_size), dtype=made[0].compute_dtype)
-    model = keras.Sequential([inputs, *made])
-    for one, directions in zip(made, stack, strict=True):
-        one.set_weights([array for part in directions for array in _arrays(part)])
-        usual = _kinds(keras)[directions[0].kind](1).cell
-        for cell in (single.cell for single in _directions(keras, one)):
-            for name in INITIALIZERS:  # of a model that is made anew from this one's config
-                setattr(cell, name, getattr(usual, name))
+        # Orthogonal initialisation is slow, and fails in float16.
+        options |= dict.fromkeys(_INITIALIZERS, "zeros")
+        one = keras_class(first.hidden_size, **options)
+        if len(directions) == 2:
+            one = keras.layers.Bidirectional(one, dtype=one.dtype_policy)
+        elements.append(one)
+    inputs = keras.Input((None, layer.input_size), dtype=elements[0].compute_dtype)
+    model = keras.Sequential([inputs, *elements])
+    default = keras_class(1).cell
+    for one, directions in zip(elements, stack, strict=True):
+        one.set_weights([array for direction in directions for array in _arrays(direction)])
+        for single in _directions(keras, one):
+            for name in _INITIALIZERS:  # for a model that is rebuilt from this config
+                setattr(single.cell, name, getattr(default, name))
     return model
-
-
-def _keras() -> Any:
-    """Keras, on the backend that the user has chosen."""
-    try:
-        return needed("keras", "keras")
-    except ModuleNotFoundError as error:
-        if error.name in ("tensorflow", "torch"):
-            error.add_note(
-                "Keras chooses its backend when it is imported, TensorFlow unless the environment "
-                'says otherwise: os.environ["KERAS_BACKEND"] = "jax" before the first import of it'
-            )
-        raise
-
-
-def _kinds(keras: Any) -> dict[str, Any]:
-    layers = keras.layers
-    kinds = {"RNN": layers.SimpleRNN, "LSTM": layers.LSTM, "GRU": layers.GRU}
-    return kinds | {"GRUResetBefore": layers.GRU}
 
 
 def _kind(keras: Any, cell: Any) -> str | None:
@@ -168,91 +145,89 @@ def _directions(keras: Any, layer: Any) -> list[Any]:
     return [layer]
 
 
-def _check(keras: Any, layer: Any, problems: list[str], ignored: list[str], *, last: bool) -> None:
-    """Note all that a layer has and ours can't hold."""
-    both = _directions(keras, layer)
-    if len(both) == 2 and layer.merge_mode != "concat":
-        problems.append(f'{layer.name}: expected merge_mode "concat", got {layer.merge_mode!r}')
-    for backwards, one in zip((False, True), both):
-        where = layer.name if len(both) == 1 else f"{layer.name}.{one.name}"
+def _check(keras: Any, layer: Any, problems: list[str], dropped: list[str], *, last: bool) -> None:
+    """Append what is unsupported to `problems` and what is lost to `dropped`."""
+    directions = _directions(keras, layer)
+    if len(directions) == 2 and layer.merge_mode != "concat":
+        problems.append(f'{layer.name}: merge_mode must be "concat", got {layer.merge_mode!r}')
+    for backwards, one in zip((False, True), directions):
+        name = layer.name if len(directions) == 1 else f"{layer.name}.{one.name}"
         cell: Any = getattr(one, "cell", None)
         kind = _kind(keras, cell)
         if kind is None:
+            of_cell = f" of {type(cell).__name__}" if cell is not None else ""
+            hint = ". Pass its layers" if isinstance(one, keras.Model) else ""
             problems.append(
-                f"{where}: expected a SimpleRNN, LSTM or GRU, got {type(one).__name__}"
-                + (f" of {type(cell).__name__}" if cell is not None else "")
-                + ("; give those of its layers" if isinstance(one, keras.Model) else "")
+                f"{name}: must be a SimpleRNN, LSTM or GRU, got {type(one).__name__}{of_cell}{hint}"
             )
             continue
         if not one.built:
-            problems.append(f"{where}: is not built, it has no weights yet: call it, or build it")
+            problems.append(f"{name}: must be built. Call it, or {name}.build(shape)")
         if one.go_backwards is not backwards:
-            problems.append(f"{where}: expected go_backwards={backwards}, got {one.go_backwards}")
+            problems.append(f"{name}: go_backwards must be {backwards}, got {one.go_backwards}")
         if not last and not one.return_sequences:
-            problems.append(f"{where}: expected return_sequences=True below another layer")
-        activations = keras.activations
-        functions = (activations.tanh, *((activations.relu,) if kind == "RNN" else ()))
-        wanted = {"activation": functions}
+            problems.append(f"{name}: return_sequences must be True except in the last layer")
+        functions = keras.activations
+        supported = {"activation": [functions.tanh] + [functions.relu] * (kind == "RNN")}
         if kind != "RNN":
-            wanted["recurrent_activation"] = (activations.sigmoid,)
-        for name, allowed in wanted.items():
-            got = getattr(cell, name)
-            if got not in allowed:
-                words = " or ".join(function.__name__ for function in allowed)
-                called = getattr(got, "__name__", repr(got))
-                problems.append(f"{where}: expected {name} {words}, got {called}")
-        for name in ("dropout", "recurrent_dropout"):
-            if getattr(cell, name):
-                ignored.append(f"{name}={getattr(cell, name)} of {where}")
+            supported["recurrent_activation"] = [functions.sigmoid]
+        for option, allowed in supported.items():
+            function = getattr(cell, option)
+            if function not in allowed:
+                names = " or ".join(f.__name__ for f in allowed)
+                actual = getattr(function, "__name__", repr(function))
+                problems.append(f"{name}: {option} must be {names}, got {actual}")
+        for option in ("dropout", "recurrent_dropout"):
+            if getattr(cell, option):
+                dropped.append(f"{option}={getattr(cell, option)} of {name}")
         if one.stateful:
-            ignored.append(f"stateful=True of {where}")
+            dropped.append(f"stateful=True of {name}")
 
 
-def _part(keras: Any, layer: Any) -> Part:
-    """The weights of one direction, in PyTorch's order."""
+def _read(keras: Any, layer: Any) -> Direction:
+    """Read the weights of one direction."""
     cell = layer.cell
     kind = _kind(keras, cell)
-    assert kind is not None  # as `_check` has seen
+    assert kind is not None  # by `_check`
 
-    def ours(variable: Any) -> np.ndarray:
+    def _to_torch(variable: Any) -> np.ndarray:
         array = np.array(keras.ops.convert_to_numpy(variable.value))
-        return reordered(np.ascontiguousarray(array.T), KERAS_GATES[kind], GATES[kind])
+        return reorder_gates(np.ascontiguousarray(array.T), _KERAS_GATES[kind], GATES[kind])
 
     biases: dict[str, np.ndarray] = {}
     if cell.use_bias:
-        bias = ours(cell.bias)  # (G*H,), or of two (G*H, 2)
-        two = bias.T if bias.ndim == 2 else (bias, np.zeros_like(bias))
-        biases = dict(zip(("bias_ih", "bias_hh"), map(np.ascontiguousarray, two)))
-    weights = ours(cell.kernel), ours(cell.recurrent_kernel)
+        bias = _to_torch(cell.bias)  # (G*H,), or (G*H, 2) for two biases
+        both = bias.T if bias.ndim == 2 else (bias, np.zeros_like(bias))
+        biases = dict(zip(("bias_ih", "bias_hh"), map(np.ascontiguousarray, both)))
+    weights = _to_torch(cell.kernel), _to_torch(cell.recurrent_kernel)
     nonlinearity = cell.activation.__name__ if kind == "RNN" else "tanh"
     compute = jnp.dtype(layer.compute_dtype)
     dtype = None if compute == weights[0].dtype else compute
-    return Part(layer.name, kind, *weights, **biases, nonlinearity=nonlinearity, dtype=dtype)
+    return Direction(layer.name, kind, *weights, **biases, nonlinearity=nonlinearity, dtype=dtype)
 
 
-def _arrays(part: Part) -> list[np.ndarray]:
-    """The weights of one direction as Keras has them."""
+def _arrays(direction: Direction) -> list[np.ndarray]:
+    """Return the weights of one direction in the layout of Keras."""
 
-    def theirs(array: np.ndarray) -> np.ndarray:
-        return reordered(array, GATES[part.kind], KERAS_GATES[part.kind])
+    def _to_keras(array: np.ndarray) -> np.ndarray:
+        return reorder_gates(array, GATES[direction.kind], _KERAS_GATES[direction.kind])
 
-    arrays = [theirs(part.weight_ih).T, theirs(part.weight_hh).T]
-    if part.bias_ih is None or part.bias_hh is None:
+    arrays = [_to_keras(direction.weight_ih).T, _to_keras(direction.weight_hh).T]
+    if direction.bias_ih is None or direction.bias_hh is None:
         return arrays
-    if part.kind == "GRU":
-        return [*arrays, np.stack([theirs(part.bias_ih), theirs(part.bias_hh)])]
-    return [*arrays, theirs(one_bias(part))]
+    if direction.kind == "GRU":
+        return [*arrays, np.stack([_to_keras(direction.bias_ih), _to_keras(direction.bias_hh)])]
+    return [*arrays, _to_keras(summed_bias(direction))]
 
 
-def _policy(keras: Any, layer: Any) -> Any:
-    """The dtype policy of a layer of ours."""
-    own = jnp.dtype(layer.param_dtype).name
-    compute = own if layer.dtype is None else jnp.dtype(layer.dtype).name
-    if own == compute:
-        return keras.DTypePolicy(own)
-    if own == "float32" and compute in ("float16", "bfloat16"):
+def _dtype_policy(keras: Any, layer: Any) -> Any:
+    param = jnp.dtype(layer.param_dtype).name
+    compute = param if layer.dtype is None else jnp.dtype(layer.dtype).name
+    if param == compute:
+        return keras.DTypePolicy(param)
+    if param == "float32" and compute in ("float16", "bfloat16"):
         return keras.DTypePolicy(f"mixed_{compute}")
     raise ConversionError(
-        f"Keras has no dtype policy for {own} weights and computation in {compute}: it has one "
-        "dtype for both, or float32 weights with float16 or bfloat16"
+        f"Keras has no dtype policy for {param} weights and computation in {compute}. Use one "
+        "dtype for both, or float32 weights with float16 or bfloat16."
     )

@@ -1,0 +1,418 @@
+"""Conversion from and to Flax, nnx and linen: cells, ``RNN``, ``Bidirectional``, ``Sequential``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+
+from jaxrnn.interop._parts import (
+    GATES,
+    Direction,
+    build_layer,
+    raise_problems,
+    split_layer,
+    summed_bias,
+)
+
+__all__ = ["from_linen", "from_nnx", "to_linen", "to_nnx"]
+
+_CELLS = {"SimpleCell": "RNN", "LSTMCell": "LSTM", "OptimizedLSTMCell": "LSTM", "GRUCell": "GRU"}
+_FUNCTIONS = {
+    "sigmoid": (jax.nn.sigmoid,),
+    "tanh": (jnp.tanh, jax.nn.tanh, jax.lax.tanh),
+    "relu": (jax.nn.relu,),
+}
+
+# Names of the dense layers of a linen cell, one for each gate in PyTorch's order.
+_INPUT_DENSE = {"RNN": ["i"], "LSTM": ["ii", "if", "ig", "io"], "GRU": ["ir", "iz", "in"]}
+_STATE_DENSE = {"RNN": ["h"], "LSTM": ["hi", "hf", "hg", "ho"], "GRU": ["hr", "hz", "hn"]}
+_BIASED_DENSE = {"RNN": ["i"], "LSTM": _STATE_DENSE["LSTM"], "GRU": [*_INPUT_DENSE["GRU"], "hn"]}
+
+
+def from_nnx(modules: Any) -> Any:
+    """Convert Flax nnx modules to a jaxrnn layer.
+
+    Args:
+        modules: an ``nnx.RNN``, ``nnx.Bidirectional`` or cell: ``SimpleCell`` (tanh or relu),
+            ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell``; or a list or ``nnx.Sequential`` of
+            these, of one kind and size.
+
+    Returns:
+        An `RNN`, `LSTM` or `GRU`, batch-first unless the modules are time-major. The carry (c, h)
+        of an LSTM of Flax is (h, c) here.
+
+    Raises:
+        TypeError: if `modules` are not modules.
+        ConversionError: if a module is not representable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxrnn.interop.flax import from_nnx
+        >>> rnn = nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)))
+        >>> gru = from_nnx(rnn)
+        >>> gru
+        GRU(3, 4, batch_first=True)
+        >>> x = jnp.linspace(-1, 1, 30).reshape(2, 5, 3)
+        >>> bool(jnp.allclose(gru(x)[0], rnn(x), atol=1e-6))
+        True
+    """
+    if isinstance(modules, nnx.Sequential):
+        modules = modules.layers
+    elif isinstance(modules, nnx.Module) and not isinstance(modules, nnx.List):
+        modules = [modules]
+    if not isinstance(modules, Iterable) or isinstance(modules, (str, bytes)):
+        raise TypeError(f"from_nnx expects nnx modules, got {type(modules).__name__}")
+    problems: list[str] = []
+    stack, time_major = _cells_of(modules, nnx, problems)
+    raise_problems("from_nnx does not support:", problems)
+    layers = [[_read_nnx(name, cell) for name, cell in cells] for cells in stack]
+    return build_layer(layers, batch_first=not time_major, function="from_nnx")
+
+
+def to_nnx(layer: Any) -> nnx.Sequential:
+    """Convert a jaxrnn layer to an ``nnx.Sequential``.
+
+    Args:
+        layer: an `RNN`, `LSTM` without projections, or `GRU`.
+
+    Returns:
+        An ``nnx.RNN`` of a ``SimpleCell``, ``OptimizedLSTMCell`` or ``GRUCell`` for each layer, or
+        an ``nnx.Bidirectional``, time-major unless ``layer.batch_first``. Cells get the sum of both
+        biases.
+
+    Raises:
+        TypeError: if `layer` is not a jaxrnn layer.
+        ConversionError: if Flax has no such cell or projection, or ``b_hn`` of a GRU is not zero:
+            ``nnx.GRUCell`` has no such bias; see `to_linen`.
+
+    Warns:
+        UserWarning: if dropout is dropped.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.interop.flax import to_nnx
+        >>> rnn = jaxrnn.RNN(3, 4, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
+        >>> model, x = to_nnx(rnn), jnp.linspace(-1, 1, 30).reshape(5, 2, 3)
+        >>> bool(jnp.allclose(rnn(x)[0], model(x), atol=1e-6))
+        True
+    """
+    stack = split_layer(layer, "to_nnx")
+    problems = []
+    for direction in (direction for directions in stack for direction in directions):
+        if direction.kind == "GRU" and direction.bias_hh is not None:
+            b_hn = direction.bias_hh[2 * direction.hidden_size :]
+            if b_hn.any():
+                problems.append(
+                    f"{direction.name}: b_hn must be 0, got up to {abs(b_hn).max():.3g}"
+                )
+    raise_problems(
+        "to_nnx does not support a bias inside the reset product. Use to_linen:", problems
+    )
+    zeros = nnx.initializers.zeros_init()
+    options = {"rngs": nnx.Rngs(0), "kernel_init": zeros, "recurrent_kernel_init": zeros}
+    stacked = []
+    for directions in stack:
+        cells = []
+        for direction in directions:
+            cell = _create_cell(direction, layer, nnx, direction.weight_ih.shape[1], **options)
+            cell.dense_i.kernel[...] = jnp.array(direction.weight_ih.T)
+            cell.dense_h.kernel[...] = jnp.array(direction.weight_hh.T)
+            biased = cell.dense_h if direction.kind == "LSTM" else cell.dense_i
+            biased.bias[...] = jnp.array(summed_bias(direction))
+            cells.append(cell)
+        stacked.append(_wrap(cells, layer, nnx))
+    return nnx.Sequential(*stacked)
+
+
+def from_linen(params: Any, module: Any = None) -> Any:
+    """Convert the params of Flax linen modules to a jaxrnn layer.
+
+    Args:
+        params: params of an ``nn.RNN``, ``nn.Bidirectional`` or cell: ``SimpleCell``, ``LSTMCell``,
+            ``OptimizedLSTMCell``, ``GRUCell``; of an ``nn.Sequential`` of these; or a list of such
+            params, of one kind and size. ``{"params": params}`` is accepted too.
+        module: the module, or a list of modules, of the params, optional. It determines activation
+            functions, layout and computation dtype. Defaults to those of Flax.
+
+    Returns:
+        An `RNN`, `LSTM` or `GRU`, batch-first unless the module is time-major. ``b_hn`` of a GRU
+        becomes the last third of ``bias_hh``. The carry (c, h) of an LSTM of Flax is (h, c) here.
+
+    Raises:
+        TypeError: if `params` is not a dict or list.
+        ConversionError: if the params or a module are not representable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from jaxrnn.interop.flax import from_linen
+        >>> module, x = nn.RNN(nn.GRUCell(4)), jnp.linspace(-1, 1, 30).reshape(2, 5, 3)
+        >>> variables = module.init(jax.random.key(0), x)
+        >>> gru = from_linen(variables, module)
+        >>> gru
+        GRU(3, 4, batch_first=True)
+        >>> bool(jnp.allclose(gru(x)[0], module.apply(variables, x), atol=1e-6))
+        True
+    """
+    problems: list[str] = []
+    head = "from_linen does not support:"
+    trees = _cell_params(linen.meta.unbox(params), problems)
+    raise_problems(head, problems)
+    cells, time_major = [[(None, None)] * len(directions) for directions in trees], False
+    if module is not None:
+        if isinstance(module, linen.Sequential):
+            module = module.layers
+        modules = module if isinstance(module, Sequence) else [module]
+        cells, time_major = _cells_of(modules, linen, problems)
+        sizes, expected = list(map(len, cells)), list(map(len, trees))
+        if sizes != expected:
+            problems.append(f"directions of the module must be {expected}, got {sizes}")
+    raise_problems(head, problems)
+    layers = [
+        [_read_linen(*tree, cell, problems) for tree, (_, cell) in zip(*both, strict=True)]
+        for both in zip(trees, cells, strict=True)
+    ]
+    raise_problems(head, problems)
+    return build_layer(layers, batch_first=not time_major, function="from_linen")
+
+
+def to_linen(layer: Any) -> tuple[linen.Sequential, dict[str, Any]]:
+    """Convert a jaxrnn layer to a linen ``nn.Sequential`` and its params.
+
+    Args:
+        layer: an `RNN`, `LSTM` without projections, or `GRU`.
+
+    Returns:
+        The module, an ``nn.RNN`` of a ``SimpleCell``, ``OptimizedLSTMCell`` or ``GRUCell`` for each
+        layer or an ``nn.Bidirectional``, time-major unless ``layer.batch_first``; and its params.
+        Each gate gets the sum of both biases, except n of a GRU, which has both.
+
+    Raises:
+        TypeError: if `layer` is not a jaxrnn layer.
+        ConversionError: if Flax has no such cell or projection.
+
+    Warns:
+        UserWarning: if dropout is dropped.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.interop.flax import to_linen
+        >>> gru = jaxrnn.GRU(3, 4, num_layers=2, rngs=nnx.Rngs(0))
+        >>> module, params = to_linen(gru)
+        >>> x = jnp.linspace(-1, 1, 30).reshape(5, 2, 3)
+        >>> bool(jnp.allclose(gru(x)[0], module.apply({"params": params}, x), atol=1e-6))
+        True
+    """
+    modules, params = [], {}
+    for number, directions in enumerate(split_layer(layer, "to_linen")):
+        cells = [_create_cell(direction, layer, linen) for direction in directions]
+        modules.append(_wrap(cells, layer, linen))
+        trees = [{"cell": _linen_params(direction)} for direction in directions]
+        both = dict(zip(("forward_rnn", "backward_rnn"), trees))
+        params[f"layers_{number}"] = both if len(trees) == 2 else trees[0]
+    return linen.Sequential(tuple(modules)), params
+
+
+# `flax` is ``flax.linen`` or ``flax.nnx``, whose modules have the same names.
+
+
+def _function_name(function: Any) -> str:
+    for name, functions in _FUNCTIONS.items():
+        if function in functions:
+            return name
+    return getattr(function, "__name__", repr(function))
+
+
+def _kind(cell: Any, flax: Any) -> str | None:
+    return next((kind for name, kind in _CELLS.items() if type(cell) is getattr(flax, name)), None)
+
+
+def _check_cell(name: str, cell: Any, flax: Any, problems: list[str]) -> None:
+    """Append the unsupported functions and options of a cell to `problems`."""
+    kind = _kind(cell, flax)
+    if kind is None:
+        supported = ", ".join(_CELLS)
+        problems.append(f"{name}: must be one of {supported}, got {type(cell).__name__}")
+        return
+    functions = {"activation_fn": ["tanh"] + ["relu"] * (kind == "RNN")}
+    if kind != "RNN":
+        functions["gate_fn"] = ["sigmoid"]
+    for option, allowed in functions.items():
+        function = _function_name(getattr(cell, option))
+        if function not in allowed:
+            problems.append(f"{name}: {option} must be {' or '.join(allowed)}, got {function}")
+    if cell.carry_init not in (None, jax.nn.initializers.zeros):
+        problems.append(
+            f"{name}: carry_init must be zeros, got {_function_name(cell.carry_init)}. Pass the "
+            "initial state as hx"
+        )
+    if getattr(cell, "residual", False):
+        problems.append(f"{name}: residual must be False, got True")
+
+
+def _cells_of(
+    modules: Iterable[Any], flax: Any, problems: list[str]
+) -> tuple[list[list[tuple[Any, Any]]], bool]:
+    """Return the named cells of each layer, one for each direction, and True if time-major."""
+    layers: list[list[tuple[str, Any]]] = []
+    time_major: list[bool] = []
+    for number, module in enumerate(modules):
+        name = f"{number} ({type(module).__name__})"
+        cells = [(name, module)]
+        if isinstance(module, flax.Bidirectional):
+            if module.merge_fn is not flax.Bidirectional.merge_fn:
+                function = _function_name(module.merge_fn)
+                problems.append(f"{name}: merge_fn must be the default, got {function}")
+            both = {"forward_rnn": module.forward_rnn, "backward_rnn": module.backward_rnn}
+            cells = [(f"{name}.{key}", getattr(rnn, "cell", rnn)) for key, rnn in both.items()]
+            time_major.append(module.time_major)
+        elif isinstance(module, flax.RNN):
+            if module.reverse:
+                problems.append(
+                    f"{name}: reverse must be False except in a Bidirectional, got True"
+                )
+            cells = [(name, module.cell)]
+            time_major.append(module.time_major)
+        for cell_name, cell in cells:
+            _check_cell(cell_name, cell, flax, problems)
+        layers.append(cells)
+    if len(set(time_major)) > 1:
+        problems.append(f"time_major must be equal in all layers, got {time_major}")
+    return layers, bool(time_major) and time_major[0]
+
+
+def _create_cell(direction: Direction, layer: Any, flax: Any, *sizes: int, **options: Any) -> Any:
+    """Create a cell for one direction, without its weights."""
+    classes = {"RNN": flax.SimpleCell, "LSTM": flax.OptimizedLSTMCell, "GRU": flax.GRUCell}
+    if direction.kind == "RNN":
+        options["activation_fn"] = jax.nn.relu if direction.nonlinearity == "relu" else jnp.tanh
+    dtypes = {"dtype": layer.dtype, "param_dtype": direction.weight_ih.dtype}
+    return classes[direction.kind](*sizes, direction.hidden_size, **dtypes, **options)
+
+
+def _wrap(cells: list[Any], layer: Any, flax: Any) -> Any:
+    """Wrap the cells of one layer in an ``RNN`` or a ``Bidirectional``."""
+    time_major = not layer.batch_first
+    rnns = [flax.RNN(cell, time_major=time_major) for cell in cells]
+    return flax.Bidirectional(*rnns, time_major=time_major) if len(rnns) == 2 else rnns[0]
+
+
+def _fields(cell: Any, kind: str) -> dict[str, Any]:
+    """Return the fields of a `Direction` that a cell determines beside the weights."""
+    if cell is None:
+        return {}
+    nonlinearity = _function_name(cell.activation_fn) if kind == "RNN" else "tanh"
+    dtype = None if cell.dtype is None else jnp.dtype(cell.dtype)
+    return {"nonlinearity": nonlinearity, "dtype": dtype}
+
+
+def _concatenate(arrays: Iterable[Any]) -> np.ndarray:
+    """Concatenate kernels (D, H) or biases (H,) of gates to (G*H, D) or (G*H,)."""
+    return np.ascontiguousarray(np.concatenate(list(map(np.array, arrays)), axis=-1).T)
+
+
+def _read_nnx(name: str, cell: Any) -> Direction:
+    """Read the weights of an nnx cell, whose gate order is PyTorch's."""
+    kind = _kind(cell, nnx)
+    assert kind is not None  # by `_check_cell`
+    if isinstance(cell, nnx.LSTMCell):
+        dense_i = [cell.ii, cell.if_, cell.ig, cell.io]
+        dense_h = [cell.hi, cell.hf, cell.hg, cell.ho]
+    else:
+        dense_i, dense_h = [cell.dense_i], [cell.dense_h]
+    weights = [_concatenate(d.kernel[...] for d in dense) for dense in (dense_i, dense_h)]
+    bias = _concatenate(d.bias[...] for d in (dense_h if kind == "LSTM" else dense_i))
+    return Direction(name, kind, *weights, bias, np.zeros_like(bias), **_fields(cell, kind))
+
+
+def _cell_params(params: Any, problems: list[str]) -> list[list[tuple[str, Any]]]:
+    """Return the named params of the cells of each layer, one for each direction."""
+    if isinstance(params, Mapping) and set(params) == {"params"}:
+        params = params["params"]
+    if isinstance(params, Mapping):
+        named = [("cell", params)]
+        if params and all(re.fullmatch(r"layers_\d+", name) for name in params):
+            named = sorted(params.items(), key=lambda item: int(item[0].split("_")[1]))
+    elif isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
+        named = [(str(number), tree) for number, tree in enumerate(params)]
+    else:
+        raise TypeError(f"from_linen expects params, a dict or list, got {type(params).__name__}")
+    return [_direction_params(name, tree, problems) for name, tree in named]
+
+
+def _direction_params(name: str, tree: Any, problems: list[str]) -> list[tuple[str, Any]]:
+    keys = set(tree) if isinstance(tree, Mapping) else {type(tree).__name__}
+    if keys == {"forward_rnn", "backward_rnn"}:
+        return [
+            direction
+            for key in ("forward_rnn", "backward_rnn")
+            for direction in _direction_params(f"{name}.{key}", tree[key], problems)
+        ]
+    for key in ("params", "cell"):
+        if keys == {key}:
+            return _direction_params(name, tree[key], problems)
+    if _linen_kind(keys) is None:
+        known = "; ".join(" ".join(_INPUT_DENSE[k] + _STATE_DENSE[k]) for k in _INPUT_DENSE)
+        problems.append(f"{name}: keys must be those of a cell ({known}), got {sorted(keys)}")
+    return [(name, tree)]
+
+
+def _linen_kind(keys: Iterable[str]) -> str | None:
+    dense = {kind: {*_INPUT_DENSE[kind], *_STATE_DENSE[kind]} for kind in _INPUT_DENSE}
+    return next((kind for kind, names in dense.items() if names == set(keys)), None)
+
+
+def _read_linen(name: str, tree: Any, cell: Any, problems: list[str]) -> Direction:
+    """Read the weights of a linen cell."""
+    kind = _linen_kind(tree)
+    assert kind is not None  # by `_direction_params`
+    if cell is not None and _kind(cell, linen) != kind:
+        problems.append(f"{name}: params must be those of {type(cell).__name__}, got {kind}")
+    actual = {f"{key}.{leaf}" for key, dense in tree.items() for leaf in dense}
+    expected = {f"{key}.kernel" for key in tree} | {f"{key}.bias" for key in _BIASED_DENSE[kind]}
+    if actual != expected:
+        problems += [f"{name}: missing {key}" for key in sorted(expected - actual)]
+        problems += [f"{name}: unexpected {key}" for key in sorted(actual - expected)]
+        return Direction(name, kind, *[np.zeros((0, 0), np.float32)] * 2)
+    weights = [
+        _concatenate(tree[key]["kernel"] for key in dense[kind])
+        for dense in (_INPUT_DENSE, _STATE_DENSE)
+    ]
+    bias = _concatenate(tree[key]["bias"] for key in _BIASED_DENSE[kind][: len(GATES[kind])])
+    bias_hh = np.zeros_like(bias)
+    if kind == "GRU":
+        b_hn = np.asarray(tree["hn"]["bias"])
+        bias_hh[len(bias_hh) - len(b_hn) :] = b_hn
+    return Direction(name, kind, *weights, bias, bias_hh, **_fields(cell, kind))
+
+
+def _linen_params(direction: Direction) -> dict[str, Any]:
+    """Return the params of a linen cell."""
+    kind = direction.kind
+    tree: dict[str, Any] = {}
+    for names, weight in (
+        (_INPUT_DENSE[kind], direction.weight_ih),
+        (_STATE_DENSE[kind], direction.weight_hh),
+    ):
+        for name, gate in zip(names, np.split(weight, len(names)), strict=True):
+            tree[name] = {"kernel": jnp.array(gate.T)}
+    bias = summed_bias(direction)
+    if kind == "GRU":
+        start, zeros = 2 * direction.hidden_size, np.zeros_like(bias)
+        both = direction.bias_ih, direction.bias_hh
+        bias_ih, bias_hh = (zeros if b is None else b for b in both)
+        bias = np.concatenate([bias[:start], bias_ih[start:]])
+        tree["hn"]["bias"] = jnp.array(bias_hh[start:])
+    names = _BIASED_DENSE[kind][: len(GATES[kind])]
+    for name, gate in zip(names, np.split(bias, len(names)), strict=True):
+        tree[name]["bias"] = jnp.array(gate)
+    return tree
