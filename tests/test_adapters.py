@@ -143,7 +143,7 @@ def test_first_carries_are_drawn_where_that_is_asked_for() -> None:
 def test_what_cannot_be_adapted_to_flax() -> None:
     with pytest.raises(TypeError, match=r"should be a RecurrentCell, .*got GRU"):
         ToNnx(cells.GRU())  # pyright: ignore
-    with pytest.raises(TypeError, match=r"should be a jaxrnn.cells.Cell.*got str"):
+    with pytest.raises(TypeError, match=r"must be a jaxrnn.cells.Cell.*got str"):
         linen.RNN(ToLinen("gru", H)).init(jax.random.key(0), X)  # pyright: ignore
     rnn: Any = linen.RNN(ToLinen(cells.GRU(), H, **WIDE))
     for carry, message in (

@@ -322,7 +322,7 @@ def test_norms_begin_as_none_and_neurons_do_not_grow() -> None:
     [
         ({"r_min": 0.9, "r_max": 0.5}, "0 <= r_min < r_max <= 1, got r_min=0.9, r_max=0.5"),
         ({"r_max": 1.5}, "r_max=1.5"),
-        ({"max_phase": 0}, "max_phase above 0, got 0"),
+        ({"max_phase": 0}, "`max_phase` must be positive, got 0"),
     ],
 )
 def test_a_ring_that_is_none(options: Any, words: str) -> None:

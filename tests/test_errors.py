@@ -727,7 +727,7 @@ def test_weights_of_inconsistent_shapes_are_refused(name: str, backend: str) -> 
     (weights,) = stack.init(jax.random.key(0), cell, D, H, proj_size=size)
     wrong = weights._replace(**{name: getattr(weights, name)[:-1]})
     options = stack.StackOptions(cell, backend=backend)
-    with pytest.raises(checks.ShapeError, match=r"should have the shapes .*, got .*"):
+    with pytest.raises(checks.ShapeError, match=r"must have the shapes .*, got .*"):
         stack.run(options, (wrong,), fill(X))
 
 

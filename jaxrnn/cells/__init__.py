@@ -1,39 +1,46 @@
-"""What one step of a recurrent cell is: data, and one small pure function.
+"""Recurrent cells: one step of a recurrence, as static data and one pure function.
 
-| kind | what it writes | who runs it |
+| base class | a subclass defines | backends |
 |---|---|---|
-| `Cell` | ``step(z, state)`` on gate inputs that the recurrence computes | kernels, scan |
-| `GeneralCell` | ``step(x, state, params)``, any products inside | scan |
-| `LinearCell` | ``coefficients(x, params)``, for ``s = a * s + b`` | scan, associative scan |
+| `Cell` | ``step(z, state)`` on gate pre-activations; the layer multiplies | scan, kernels |
+| `GeneralCell` | ``step(x, state, params)`` with any products | scan |
+| `LinearCell` | ``coefficients(x, params)`` of ``s = a * s + b`` | scan, associative scan |
 
-In every function of a cell what comes in is first, then the state, then the parameters. Each kind
-runs in `jaxrnn.Recurrent` with all that the layers can do. `Elman`, `LSTM` and `GRU` are the cells
-of PyTorch's layers; beside them there are
+Arguments come in the order input, state, parameters. Every cell runs in `jaxrnn.Recurrent` with all
+options of a layer. `Elman`, `LSTM` and `GRU` are the cells of PyTorch's layers. The others:
 
-| cell | what it is | kind |
+| cell | difference | base class |
 |---|---|---|
-| `PeepholeLSTM` | gates that see the cell state | `Cell` |
-| `CoupledLSTM`, `CoupledPeepholeLSTM` | ``f = 1 - i`` | `Cell` |
+| `PeepholeLSTM` | gates read the cell state | `Cell` |
+| `CoupledLSTM`, `CoupledPeepholeLSTM` | forget gate 1 - i | `Cell` |
 | `LayerNormLSTM`, `LayerNormGRU` | layer normalisation | `Cell` |
-| `IndRNN` | no recurrent matrix | `Cell` |
-| `GRUResetBefore` | the reset before the product: Keras 1, ONNX's default | `GeneralCell` |
+| `IndRNN` | elementwise recurrence without W_hh | `Cell` |
+| `GRUResetBefore` | reset gate before the product, as in Keras 1 and ONNX | `GeneralCell` |
 | `MinimalGatedUnit` | one gate | `GeneralCell` |
 | `MinGRU`, `MinLSTM` | gates without the state, parallel in time | `LinearCell` |
-| `LRU` | complex and diagonal, parallel in time | `LinearCell` |
+| `LRU` | complex diagonal recurrence, parallel in time | `LinearCell` |
 """
 
 from jaxrnn.cells._check import check
-from jaxrnn.cells.base import BaseCell, Parameter, Sizes, State, StateSpec
-from jaxrnn.cells.gated import Cell
-from jaxrnn.cells.general import GeneralCell, LinearCell
+from jaxrnn.cells.base import (
+    BaseCell,
+    Cell,
+    GeneralCell,
+    LinearCell,
+    Parameter,
+    Sizes,
+    State,
+    StateSpec,
+)
 from jaxrnn.cells.linear import LRU, MinGRU, MinLSTM
-from jaxrnn.cells.normalised import LayerNormGRU, LayerNormLSTM
 from jaxrnn.cells.standard import GRU, LSTM, Elman
 from jaxrnn.cells.variants import (
     CoupledLSTM,
     CoupledPeepholeLSTM,
     GRUResetBefore,
     IndRNN,
+    LayerNormGRU,
+    LayerNormLSTM,
     MinimalGatedUnit,
     PeepholeLSTM,
 )

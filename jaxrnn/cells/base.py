@@ -1,14 +1,14 @@
-"""What every cell declares as data: its states, its parameters, and what their sizes are.
+"""Base classes of cells: declarations of states and parameters, and the function of a step.
 
-A size is a number, or a product of numbers and letters: ``"H"``, ``"3*H"``, ``"D"``.
+A size is an integer or a product of integers and letters, such as ``"H"``, ``"3*H"``, ``"D"``:
 
-| letter | what |
+| letter | meaning |
 |---|---|
-| D | input features of the layer; those of an upper layer are the output of the one below |
+| D | input features of the layer |
 | H | hidden size |
-| G | gates |
+| G | number of gates |
 | R | features of h: P if projected, else H |
-| a name | an attribute of the cell, a whole number |
+| other names | an integer attribute of the cell |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Size = int | str
 
 
 def compute_dtype(dtype: Any) -> Any:
-    """Return the dtype of sums and of a cell's step: at least float32."""
+    """Return the dtype of accumulation and of a cell's step: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -41,12 +41,12 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 
 class Parameter(NamedTuple):
-    """A parameter of a cell: its shape and how it begins.
+    """Shape and initialiser of a cell parameter.
 
     Attributes:
-        shape: sizes, see `jaxrnn.cells.base`.
-        init: None for PyTorch's U(-1/sqrt(H), 1/sqrt(H)); a number for that number; or a function
-            ``(key, shape, dtype) -> array``, one of `jax.nn.initializers` say.
+        shape: a tuple of sizes, see `jaxrnn.cells.base`.
+        init: None for PyTorch's U(-1/sqrt(H), 1/sqrt(H)); a number to fill with; or a function
+            ``(key, shape, dtype) -> array`` such as one of `jax.nn.initializers`.
     """
 
     shape: tuple[Size, ...]
@@ -54,11 +54,11 @@ class Parameter(NamedTuple):
 
 
 class StateSpec(NamedTuple):
-    """A state of a cell that is not H real numbers.
+    """Size and kind of a state.
 
     Attributes:
-        size: its features, see `jaxrnn.cells.base`.
-        complex: whether it is complex.
+        size: number of features, see `jaxrnn.cells.base`.
+        complex: if True, the state is complex.
     """
 
     size: Size = "H"
@@ -66,7 +66,7 @@ class StateSpec(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What the letters stand for in one layer."""
+    """Values of the letters D, H and R in one layer."""
 
     D: int
     H: int
@@ -75,19 +75,19 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseCell:
-    """What all kinds of cells have in common; see `Cell`, `GeneralCell` and `LinearCell`.
+    """Base class of `Cell`, `GeneralCell` and `LinearCell`.
 
-    A cell is a frozen dataclass without arrays, so that it can be a static argument of ``jax.jit``.
+    A cell is a frozen dataclass without arrays, so that it can be a static argument of `jax.jit`.
 
     Attributes:
-        states: the names of the states, H real features each; or a mapping of names to
-            `StateSpec`. The first is the hidden state ``h``.
-        parameters: a mapping of names to shapes, or to `Parameter`. A layer holds each as
-            ``<name>_l{k}{_reverse}``. One whose name begins with "bias" is none of the layer's if
-            it has ``bias=False``; the step gets zeros then.
+        states: names of the states, each of H real features; or a mapping of names to
+            `StateSpec`. The first is the hidden state h.
+        parameters: a mapping of names to shapes or `Parameter`. A layer stores each one as
+            ``<name>_l{k}{_reverse}``. With ``bias=False`` a layer has no parameter whose name
+            begins with "bias"; the step gets zeros instead.
         output_size: features of the output at each step; None for those of the first state.
-        hidden_size: H, of a cell that has one of its own; None for one that goes by its layer.
-        draw: None; or ``draw(key, sizes, dtype) -> dict``, which draws all of its parameters.
+        hidden_size: H of a cell with a fixed hidden size; None to take it from the layer.
+        draw: optional function ``(key, sizes, dtype) -> dict`` that draws all parameters.
     """
 
     states: ClassVar[Sequence[str] | Mapping[str, StateSpec]] = ("h",)
@@ -95,26 +95,26 @@ class BaseCell:
     output_size: ClassVar[Size | None] = None
     hidden_size: ClassVar[int | None] = None
     draw: ClassVar[Callable[..., dict[str, jax.Array]] | None] = None
-    gates: ClassVar[tuple[str, ...]] = ()  # of the gate form, see `Cell`; () elsewhere
-    split: ClassVar[bool] = False
+    gates: ClassVar[tuple[str, ...]] = ()  # of a `Cell`
+    split: ClassVar[bool] = False  # of a `Cell`
 
     def initialize(self, parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The parameters a layer begins with, from those drawn: where one depends on another."""
+        """Return the initial parameters of a layer from the drawn ones."""
         return parameters
 
     def parameter_specs(self) -> dict[str, Parameter]:
-        """The parameters of its own, by name."""
-        own = self.parameters.items()
-        return {n: p if isinstance(p, Parameter) else Parameter(tuple(p)) for n, p in own}
+        """Return the declared parameters as `Parameter`."""
+        declared = self.parameters.items()
+        return {n: p if isinstance(p, Parameter) else Parameter(tuple(p)) for n, p in declared}
 
     def shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter of a layer and direction, in their order."""
+        """Return the shape of each parameter of one layer and direction, in order."""
         return self.cell_parameter_shapes(sizes, bias=bias)
 
     def cell_parameter_shapes(
         self, sizes: Sizes, *, bias: bool = True
     ) -> dict[str, tuple[int, ...]]:
-        """Of those among them that are the cell's own."""
+        """Return the shape of each declared parameter."""
         return {
             name: tuple(self.evaluate_size(size, sizes) for size in parameter.shape)
             for name, parameter in self.parameter_specs().items()
@@ -122,46 +122,282 @@ class BaseCell:
         }
 
     def state_specs(self) -> tuple[StateSpec, ...]:
-        """What each state is."""
+        """Return the specification of each state."""
         if isinstance(self.states, Mapping):
             return tuple(self.states.values())
         return (StateSpec("R"), *(StateSpec(),) * (len(self.states) - 1))
 
     def state_sizes(self, sizes: Sizes) -> tuple[int, ...]:
-        """The features of each state."""
+        """Return the number of features of each state."""
         return tuple(self.evaluate_size(spec.size, sizes) for spec in self.state_specs())
 
     def state_dtypes(self, dtype: Any) -> tuple[Any, ...]:
-        """The dtype of each state, where real ones have this."""
-        wide = jnp.result_type(dtype, jnp.complex64)
-        return tuple(wide if spec.complex else jnp.dtype(dtype) for spec in self.state_specs())
+        """Return the dtype of each state, given that of real states."""
+        complex_dtype = jnp.result_type(dtype, jnp.complex64)
+        return tuple(complex_dtype if s.complex else jnp.dtype(dtype) for s in self.state_specs())
 
     def output_features(self, sizes: Sizes) -> int:
-        """The features of the output."""
+        """Return the number of features of the output."""
         size = self.state_specs()[0].size if self.output_size is None else self.output_size
         return self.evaluate_size(size, sizes)
 
     def evaluate_size(self, size: Size, sizes: Sizes) -> int:
-        """What a size is in a layer.
+        """Return the value of a size in a layer.
+
+        Raises:
+            ValueError: for a name that is not a letter or a non-negative integer attribute.
 
         Example:
-            >>> from jaxrnn.cells import LSTM
-            >>> from jaxrnn.cells.base import Sizes
-            >>> LSTM().number("G*H", Sizes(D=3, H=5, R=5))
+            >>> from jaxrnn.cells import LSTM, Sizes
+            >>> LSTM().evaluate_size("G*H", Sizes(D=3, H=5, R=5))
             20
         """
-        total = 1
+        letters, total = sizes._asdict() | {"G": len(self.gates)}, 1
         for factor in str(size).split("*"):
             name = factor.strip()
-            letters = sizes._asdict() | {"G": len(self.gates)}
-            value: Any = (
-                int(name) if name.isdigit() else letters.get(name, getattr(self, name, None))
-            )
+            value: Any = int(name) if name.isdigit() else letters.get(name)
+            value = getattr(self, name, None) if value is None else value
             if not hasattr(value, "__index__") or value < 0:
                 raise ValueError(
-                    f"{self} has a size {size!r}: expected a number, or a product of "
-                    f"numbers, D, H, G, R and attributes of the cell that are such; {name!r} is "
-                    f"{'none' if value is None else repr(value)}"
+                    f"Size {size!r} of {self} must be a product of integers, D, H, G, R and "
+                    f"integer attributes of the cell, got {value!r} for {name!r}."
                 )
             total *= operator.index(value)
         return total
+
+
+@dataclass(frozen=True)
+class Cell(BaseCell):
+    r"""A cell of gates: an elementwise step on the gate pre-activations.
+
+    The layer computes the matrix products and calls :meth:`step`:
+
+    .. math::
+        z_x &= W_{ih} x_t + b_{ih} \\
+        z_h &= W_{hh} h_{t-1} + b_{hh} \\
+        s_t &= \operatorname{step}(z_x + z_h, s_{t-1})
+
+    Arrays are feature-major inside a step, z (G*H, N) and each state (H, N), so that each gate is
+    contiguous in memory. Kernels run a step that is elementwise; the scan runs any.
+
+    Attributes:
+        gates: names of the gates, in the order of the weights.
+        states: names of the states; W_hh multiplies the first, which is also the output.
+        split: if True, the step takes the pair ``(zx, zh)`` instead of the sum.
+        recurrent: if False, there is no W_hh and b_hh, and z is zx.
+        biased: if False, there is no b_ih and b_hh.
+        parameters: further parameters, see `BaseCell`. The step then takes a dict of them as a
+            third argument, each vector (H,) as (H, 1).
+
+    Example:
+        A cell with one gate (Zhou et al., 2016, without reset):
+
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.cells import Cell
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class OneGate(Cell):
+        ...     gates = ("f", "n")
+        ...     def step(self, z, state):
+        ...         (h,), (f, n) = state, self.split_gates(z)
+        ...         f = jax.nn.sigmoid(f)
+        ...         return ((1 - f) * h + f * jnp.tanh(n),)
+        >>> layer = jaxrnn.Recurrent(OneGate(), 3, 4, bidirectional=True, rngs=nnx.Rngs(0))
+        >>> output, h_n = layer(jnp.ones((5, 2, 3)))
+        >>> output.shape, h_n.shape
+        ((5, 2, 8), (2, 2, 4))
+
+        A cell with a parameter and without a recurrent matrix (IndRNN, Li et al., 2018):
+
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Independent(Cell):
+        ...     gates, recurrent, parameters = ("h",), False, {"weight_u": ("H",)}
+        ...     def step(self, z, state, params):
+        ...         return (jax.nn.relu(z + params["weight_u"] * state[0]),)
+        >>> layer = jaxrnn.Recurrent(Independent(), 3, 4, rngs=nnx.Rngs(0))
+        >>> {name: array.shape for name, array in jaxrnn.state_dict(layer).items()}
+        {'weight_ih_l0': (4, 3), 'bias_ih_l0': (4,), 'weight_u_l0': (4,)}
+    """
+
+    recurrent: ClassVar[bool] = True
+    biased: ClassVar[bool] = True
+
+    def step(self, *args: Any, **kwargs: Any) -> State:
+        """Compute one step: ``step(z, state)`` or ``step(z, state, params)``.
+
+        Args:
+            z: gate pre-activations (G*H, N); with `split` the pair (zx, zh).
+            state: the old states, a tuple of (H, N).
+            params: a dict, only for a cell with `parameters`.
+
+        Returns:
+            The new states, a tuple of (H, N).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define step(z, state).")
+
+    def split_gates(self, z: jax.Array) -> list[jax.Array]:
+        """Split z (G*H, N) into G arrays (H, N), in the order of `gates`."""
+        return jnp.split(z, len(self.gates))
+
+    def shapes(self, sizes: Sizes, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each parameter of one layer and direction, in PyTorch's order."""
+        features = len(self.gates) * sizes.H
+        shape: dict[str, tuple[int, ...]] = {"weight_ih": (features, sizes.D)}
+        if self.recurrent:
+            shape["weight_hh"] = (features, sizes.R)
+        if bias and self.biased:
+            shape["bias_ih"] = (features,)
+            if self.recurrent:
+                shape["bias_hh"] = (features,)
+        if sizes.R != sizes.H:
+            shape["weight_hr"] = (sizes.R, sizes.H)
+        return shape | self.cell_parameter_shapes(sizes, bias=bias)
+
+    # The derivative rule of the step. These defaults are `jax.jvp`; `jaxrnn.backends.elementwise`
+    # derives a better rule for an elementwise step, unless the cell overrides all three functions.
+
+    def save(self, z: Any, state: State, *params: Any) -> tuple[State, Any]:
+        """Compute one step in the forward loop; return the new states and the residuals."""
+        return self.step(z, state, *params), z
+
+    def linearize(self, residuals: Any, old: State, new: State, *params: Any) -> Any:
+        """Return the coefficients of `tangent` from the residuals and the states of a step."""
+        del new, params
+        return residuals, old
+
+    def tangent(self, coefficients: Any, dz: Any, dstate: State, *params: Any) -> State:
+        """Return the tangents of the new states, linear in ``dz``, ``dstate`` and ``dparams``.
+
+        For a cell with parameters ``*params`` is ``params, dparams``; ``dparams`` is None in the
+        loop over time, where the parameters are constant.
+        """
+        z, old = coefficients
+        if not params:
+            return jax.jvp(self.step, (z, old), (dz, dstate))[1]
+        values, dparams = params
+        if dparams is None:
+            return jax.jvp(lambda z, old: self.step(z, old, values), (z, old), (dz, dstate))[1]
+        return jax.jvp(self.step, (z, old, values), (dz, dstate, dparams))[1]
+
+
+@dataclass(frozen=True)
+class GeneralCell(BaseCell):
+    """A cell with any step, which may multiply matrices.
+
+    The step is written for one sequence, with x (D,), states (H,) and ``params["weight_ih"] @ x``;
+    `jax.vmap` adds the batch axis. The backend is the scan, and the derivative is JAX's.
+
+    Attributes:
+        parameters: all parameters, names to shapes or `Parameter`, see `jaxrnn.cells.base`.
+        states, output_size: see `BaseCell`.
+
+    Example:
+        A GRU with the reset gate before the product (Cho et al., 2014):
+
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.cells import GeneralCell
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class ResetBefore(GeneralCell):
+        ...     parameters = {
+        ...         "weight_ih": ("3*H", "D"), "weight_hh": ("2*H", "H"),
+        ...         "weight_hn": ("H", "H"), "bias_ih": ("3*H",),
+        ...     }
+        ...     def inputs(self, x, params):
+        ...         return jnp.split(params["weight_ih"] @ x + params["bias_ih"], 3)
+        ...     def step(self, x, state, params):
+        ...         (h,), (xr, xz, xn) = state, x
+        ...         hr, hz = jnp.split(params["weight_hh"] @ h, 2)
+        ...         r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
+        ...         n = jnp.tanh(xn + params["weight_hn"] @ (r * h))
+        ...         return ((1 - z) * n + z * h,)
+        >>> layer = jaxrnn.Recurrent(ResetBefore(), 3, 4, num_layers=2, rngs=nnx.Rngs(0))
+        >>> output, h_n = layer(jnp.ones((5, 2, 3)))
+        >>> output.shape, h_n.shape
+        ((5, 2, 4), (2, 2, 4))
+    """
+
+    def inputs(self, x: Any, params: Any) -> Any:
+        """Return the part of a step that does not need the state; x by default.
+
+        The layer computes it for a whole block of steps at once.
+        """
+        del params
+        return x
+
+    def step(self, *args: Any, **kwargs: Any) -> State:
+        """Compute one step of one sequence: ``step(x, state, params)``.
+
+        Args:
+            x: the result of `inputs`, by default the input (D,).
+            state: the old states, a tuple of (H,) or of the declared sizes.
+            params: a dict of all parameters.
+
+        Returns:
+            The new states.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define step(x, state, params).")
+
+    def output(self, x: Any, state: State, params: Any) -> jax.Array:
+        """Return the output of a step from its input (D,) and its new states; by default h."""
+        del x, params
+        return state[0]
+
+
+@dataclass(frozen=True)
+class LinearCell(GeneralCell):
+    r"""A cell whose state is linear in the previous state, and so parallel in time.
+
+    .. math::
+        a_t, b_t &= \operatorname{coefficients}(x_t) \\
+        s_t &= a_t \odot s_{t-1} + b_t \\
+        y_t &= \operatorname{output}(x_t, s_t)
+
+    The state is real or complex; the output is the state itself by default. The backend "parallel"
+    is `jax.lax.associative_scan` over the steps.
+
+    Attributes:
+        states: one state, of H real features by default.
+        parameters, output_size: see `GeneralCell`.
+
+    Example:
+        A complex state whose size is a field of the cell:
+
+        >>> import dataclasses, jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.cells import LinearCell, Parameter, StateSpec
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Rotation(LinearCell):
+        ...     modes: int = 8
+        ...     states, output_size = {"s": StateSpec("modes", complex=True)}, "H"
+        ...     parameters = {
+        ...         "decay": Parameter(("modes",), 0.1), "angle": ("modes",),
+        ...         "weight_in": ("modes", "D"), "weight_out": ("H", "modes"),
+        ...     }
+        ...     def coefficients(self, x, params):
+        ...         a = jnp.exp(-jnp.exp(params["decay"]) + 1j * params["angle"])
+        ...         return a, params["weight_in"] @ x
+        ...     def output(self, x, state, params):
+        ...         return params["weight_out"] @ state[0].real
+        >>> layer = jaxrnn.Recurrent(Rotation(), 3, 4, rngs=nnx.Rngs(0))
+        >>> output, s_n = layer(jnp.ones((5, 2, 3)))
+        >>> output.shape, s_n.shape, s_n.dtype
+        ((5, 2, 4), (1, 2, 8), dtype('complex64'))
+    """
+
+    def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
+        """Return a and b of a step from its input x (D,), each with the shape of the state."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define coefficients(x, params) -> (a, b)."
+        )
+
+    def inputs(self, x: Any, params: Any) -> Any:
+        """Return the coefficients in the dtype of the state."""
+        a, b = self.coefficients(x, params)
+        dtype = self.state_dtypes(x.dtype)[0]
+        return a.astype(dtype), b.astype(dtype)
+
+    def step(self, *args: Any, **kwargs: Any) -> State:
+        """Compute one step ``a * s + b``."""
+        (a, b), (s,), _ = args
+        return (a * s + b,)

@@ -11,25 +11,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.nn import log_sigmoid, sigmoid
+from jax.nn.initializers import normal, variance_scaling
 
-from jaxrnn.cells.base import Parameter, State, StateSpec
-from jaxrnn.cells.general import LinearCell
+from jaxrnn.cells.base import LinearCell, Parameter, State, StateSpec
 
 
 @dataclass(frozen=True)
 class MinGRU(LinearCell):
-    """A GRU whose gate and candidate do not see the state, gate order ``z, n``.
+    r"""Minimal GRU: the gate and the candidate do not depend on the state.
 
-    .. code-block:: text
+    .. math::
+        z &= \sigma(W_{iz} x + b_{iz}), \quad n = W_{in} x + b_{in} \\
+        h' &= (1 - z) \odot h + z \odot n
 
-        z = sigmoid(W_iz x + b_iz);   n = W_in x + b_in
-        h' = (1 - z) * h + z * n
-
-    Parameters: ``weight_ih`` (2*H, D), ``bias_ih`` (2*H,) from U(-1/sqrt(H), 1/sqrt(H)).
+    Parameters: ``weight_ih`` (2*H, D), ``bias_ih`` (2*H,), in the gate order z, n, drawn from
+    U(-1/sqrt(H), 1/sqrt(H)).
 
     Attributes:
-        positive: take ``q(n)`` for n, ``q(n) = n + 1/2`` from 0 and ``sigmoid(n)`` below, as the
-            paper's form in logarithms does. From a state above 0 all states are.
+        positive: if True, n is replaced by n + 1/2 if n >= 0, else by sigmoid(n), as in the paper's
+            log-space form; states stay positive.
 
     Source: L. Feng et al., Were RNNs all we needed?, arXiv:2410.01201 (2024).
 
@@ -37,36 +37,34 @@ class MinGRU(LinearCell):
         >>> import jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
         >>> layer = jaxrnn.Recurrent(jaxrnn.cells.MinGRU(), 3, 4, rngs=nnx.Rngs(0))
-        >>> output, h_n = layer(jnp.ones((5, 2, 3)))
-        >>> output.shape, h_n.shape
-        ((5, 2, 4), (1, 2, 4))
+        >>> layer(jnp.ones((5, 2, 3)))[0].shape
+        (5, 2, 4)
     """
 
     parameters: ClassVar[Mapping[str, Any]] = {"weight_ih": ("2*H", "D"), "bias_ih": ("2*H",)}
     positive: bool = False
 
     def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
+        """Return a = 1 - z and b = z * n."""
         z, n = jnp.split(params["weight_ih"] @ x + params["bias_ih"], 2)
-        return sigmoid(-z), sigmoid(z) * (_above_zero(n) if self.positive else n)
+        return sigmoid(-z), sigmoid(z) * (_positive(n) if self.positive else n)
 
 
 @dataclass(frozen=True)
 class MinLSTM(LinearCell):
-    """An LSTM whose gates do not see the state and add up to one, gate order ``f, i, n``.
+    r"""Minimal LSTM: the gates do not depend on the state and sum to one.
 
-    .. code-block:: text
+    .. math::
+        f, i &= \sigma(W_{if} x + b_{if}), \sigma(W_{ii} x + b_{ii}), \quad n = W_{in} x + b_{in} \\
+        h' &= \frac{f}{f + i} \odot h + \frac{i}{f + i} \odot n
 
-        f, i = sigmoid(W_if x + b_if), sigmoid(W_ii x + b_ii);   n = W_in x + b_in
-        h' = f / (f + i) * h + i / (f + i) * n
-
-    It has one state, h. Parameters: ``weight_ih`` (3*H, D), ``bias_ih`` (3*H,) from
+    Parameters: ``weight_ih`` (3*H, D), ``bias_ih`` (3*H,), in the gate order f, i, n, drawn from
     U(-1/sqrt(H), 1/sqrt(H)).
 
     Attributes:
-        positive: as of `MinGRU`.
+        positive: see `MinGRU`.
 
-    Source: L. Feng et al., Were RNNs all we needed?, arXiv:2410.01201 (2024), with its gates
-    normalised, independent of time.
+    Source: L. Feng et al., Were RNNs all we needed?, arXiv:2410.01201 (2024), normalised gates.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -80,55 +78,49 @@ class MinLSTM(LinearCell):
     positive: bool = False
 
     def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
+        """Return the normalised forget gate, and n times the normalised input gate."""
         f, i, n = jnp.split(params["weight_ih"] @ x + params["bias_ih"], 3)
-        # f / (f + i), where both may be too small to divide.
-        odds = log_sigmoid(f) - log_sigmoid(i)
-        return sigmoid(odds), sigmoid(-odds) * (_above_zero(n) if self.positive else n)
+        log_odds = log_sigmoid(f) - log_sigmoid(i)  # f / (f + i) without division by zero
+        return sigmoid(log_odds), sigmoid(-log_odds) * (_positive(n) if self.positive else n)
 
 
-def _above_zero(n: jax.Array) -> jax.Array:
+def _positive(n: jax.Array) -> jax.Array:
     return jnp.where(n >= 0, n + 0.5, sigmoid(n))
 
 
-def _drawn_from_unit_interval(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
-    """U(0, 1) without the zero, whose logarithm is taken."""
+def _unit_interval(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
+    """Draw from U(0, 1) without zero, whose logarithm is infinite."""
     return jax.random.uniform(key, shape, dtype, float(jnp.finfo(dtype).eps))
 
 
-def _normal(axis: str) -> Any:
-    """Entries of variance one over the number of columns, one over twice that for "D"."""
-
-    def init(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
-        scale = (2 if axis == "D" else 1) * shape[1]
-        return jax.random.normal(key, shape, dtype) / math.sqrt(scale)
-
-    return init
+def _fan_in(variance: float) -> Any:
+    """Return a normal initialiser with the given variance over the number of columns."""
+    return variance_scaling(variance, "fan_in", "normal", in_axis=1, out_axis=0)
 
 
 @dataclass(frozen=True)
 class LRU(LinearCell):
-    """Linear recurrent unit: a complex diagonal recurrence, from D features to D.
+    r"""Linear recurrent unit: a complex diagonal recurrence from D features to D.
 
-    .. code-block:: text
+    .. math::
+        \lambda &= \exp(-\exp(\nu_{\log}) + i \exp(\theta_{\log})) \\
+        s' &= \lambda \odot s + \exp(\gamma_{\log}) \odot (B x) \\
+        y &= \operatorname{Re}(C s') + D \odot x
 
-        lambda = exp(-exp(nu_log) + 1j * exp(theta_log))          within the unit circle
-        s' = lambda * s + exp(gamma_log) * (B x)                  B = B_re + 1j * B_im
-        y = Re(C s') + D * x                                      C = C_re + 1j * C_im
-
-    The state s is H complex numbers, the output (D,): a layer has as many features out as in, in
-    each direction. What a block of a deep model has around it, norms and dense layers, is not here.
+    The state s is H complex numbers; a layer has D output features in each direction. The norms
+    and dense layers around it in a deep model are not included.
 
     Parameters, all real:
 
-    - ``nu_log``, ``theta_log`` (H,): lambda uniform on the ring between `r_min` and `r_max`, its
-      phase uniform in (0, `max_phase`);
-    - ``gamma_log`` (H,): ``sqrt(1 - |lambda|^2)``, which keeps the size of a state in bounds;
+    - ``nu_log``, ``theta_log`` (H,): lambda is uniform on the ring from `r_min` to `r_max`, with
+      a phase uniform in (0, `max_phase`);
+    - ``gamma_log`` (H,): initially sqrt(1 - |lambda|^2), which normalises the state;
     - ``B_re``, ``B_im`` (H, D): normal, variance 1/(2*D); ``C_re``, ``C_im`` (D, H): normal,
       variance 1/H; ``D`` (D,): normal.
 
     Attributes:
-        r_min, r_max: of the ring, 0 <= r_min < r_max <= 1. Long memory: 0.9 and 0.999, say.
-        max_phase: the largest phase of lambda to begin with, in radians.
+        r_min, r_max: radii of the ring, 0 <= r_min < r_max <= 1; for long memory 0.9 and 0.999.
+        max_phase: largest initial phase of lambda in radians.
 
     Source: A. Orvieto et al., Resurrecting recurrent neural networks for long sequences, ICML 2023,
     arXiv:2303.06349.
@@ -137,8 +129,7 @@ class LRU(LinearCell):
         >>> import jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
         >>> cell = jaxrnn.cells.LRU(r_min=0.9, r_max=0.999)
-        >>> layer = jaxrnn.Recurrent(cell, 3, 16, rngs=nnx.Rngs(0))
-        >>> output, s_n = layer(jnp.ones((5, 2, 3)))
+        >>> output, s_n = jaxrnn.Recurrent(cell, 3, 16, rngs=nnx.Rngs(0))(jnp.ones((5, 2, 3)))
         >>> output.shape, s_n.shape, s_n.dtype
         ((5, 2, 3), (1, 2, 16), dtype('complex64'))
     """
@@ -146,14 +137,14 @@ class LRU(LinearCell):
     states: ClassVar[Mapping[str, StateSpec]] = {"s": StateSpec("H", complex=True)}
     output_size: ClassVar[str] = "D"
     parameters: ClassVar[Mapping[str, Any]] = {
-        "nu_log": Parameter(("H",), _drawn_from_unit_interval),
-        "theta_log": Parameter(("H",), _drawn_from_unit_interval),
+        "nu_log": Parameter(("H",), _unit_interval),
+        "theta_log": Parameter(("H",), _unit_interval),
         "gamma_log": Parameter(("H",), 0.0),
-        "B_re": Parameter(("H", "D"), _normal("D")),
-        "B_im": Parameter(("H", "D"), _normal("D")),
-        "C_re": Parameter(("D", "H"), _normal("H")),
-        "C_im": Parameter(("D", "H"), _normal("H")),
-        "D": Parameter(("D",), jax.nn.initializers.normal(1.0)),
+        "B_re": Parameter(("H", "D"), _fan_in(0.5)),
+        "B_im": Parameter(("H", "D"), _fan_in(0.5)),
+        "C_re": Parameter(("D", "H"), _fan_in(1.0)),
+        "C_im": Parameter(("D", "H"), _fan_in(1.0)),
+        "D": Parameter(("D",), normal(1.0)),
     }
     r_min: float = 0.0
     r_max: float = 1.0
@@ -162,12 +153,14 @@ class LRU(LinearCell):
     def __post_init__(self) -> None:
         if not 0 <= self.r_min < self.r_max <= 1:
             raise ValueError(
-                f"expected 0 <= r_min < r_max <= 1, got r_min={self.r_min}, r_max={self.r_max}"
+                "`r_min` and `r_max` must satisfy 0 <= r_min < r_max <= 1, got "
+                f"r_min={self.r_min}, r_max={self.r_max}."
             )
         if not self.max_phase > 0:
-            raise ValueError(f"expected max_phase above 0, got {self.max_phase}")
+            raise ValueError(f"`max_phase` must be positive, got {self.max_phase}.")
 
     def initialize(self, parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return the initial parameters from uniform draws for the radius and the phase."""
         area = self.r_min**2 + parameters["nu_log"] * (self.r_max**2 - self.r_min**2)
         nu = -jnp.log(area) / 2  # |lambda| = exp(-nu)
         return parameters | {
@@ -177,11 +170,13 @@ class LRU(LinearCell):
         }
 
     def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
+        """Return lambda and the normalised input."""
         radius, phase = jnp.exp(-jnp.exp(params["nu_log"])), jnp.exp(params["theta_log"])
         gamma = jnp.exp(params["gamma_log"])
         a = lax.complex(radius * jnp.cos(phase), radius * jnp.sin(phase))
         return a, lax.complex(gamma * (params["B_re"] @ x), gamma * (params["B_im"] @ x))
 
     def output(self, x: Any, state: State, params: Any) -> jax.Array:
+        """Return the output (D,)."""
         (s,) = state
         return params["C_re"] @ s.real - params["C_im"] @ s.imag + params["D"] * x

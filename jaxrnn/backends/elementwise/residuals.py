@@ -1,4 +1,4 @@
-"""Derivative rules of cell steps, with residuals chosen by min-cut partitioning.
+r"""Derivative rules of cell steps, with residuals chosen by min-cut partitioning.
 
 A derivative rule splits the derivative of a step in three functions, see `jaxrnn.cells.Cell`:
 `save` runs in the forward loop and returns the residuals, `linearize` turns the residuals of many
@@ -6,7 +6,7 @@ steps into coefficients, `tangent` is linear and runs in the loop of the derivat
 define its own. For other elementwise cells the rule follows from the graph of the step:
 
 .. math::
-    \\dot s' = \\sum_k c_k \\, \\dot z_{j(k)} \\quad\\text{or}\\quad c_k \\, \\dot s_{j(k)}
+    \dot s' = \sum_k c_k \, \dot z_{j(k)} \quad\text{or}\quad c_k \, \dot s_{j(k)}
 
 The states before and after each step are stored in any case, so they are free residuals. Storing
 any other intermediate costs a memory write and a read; recomputing it costs its arithmetic, and
