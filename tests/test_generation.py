@@ -429,7 +429,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "temperatures": (
         lambda: generate(STEP, START, FIRST, 3, key=KEY, temperature=[1.0, 1.0, 1.0]),
         RuntimeError,
-        r"\(\) or \(2,\), got shape \(3,\)",
+        r"\(\) or \(2,\), got \(3,\)",
     ),
     "eos": (
         lambda: generate(STEP, START, FIRST, 3, key=KEY, eos=3),
@@ -450,7 +450,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "penalties": (
         lambda: beam_search(STEP, START, FIRST, 3, beams=1, eos=1, length_penalty=[0.0, 1.0]),
         RuntimeError,
-        r"one number, got shape \(2,\)",
+        r"must be a number, got shape \(2,\)",
     ),
     "real tokens": (
         lambda: generate(STEP, START, FIRST * 1.0, 3, key=KEY),

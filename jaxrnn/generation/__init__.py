@@ -29,15 +29,5 @@ from jaxrnn.generation.sampling import (
     value_step,
 )
 
-__all__ = [
-    "Beams",
-    "Generated",
-    "LayerStep",
-    "Step",
-    "batch_major",
-    "beam_search",
-    "generate",
-    "rollout",
-    "token_step",
-    "value_step",
-]
+__all__ = ["Beams", "Generated", "LayerStep", "Step", "batch_major", "beam_search", "generate"]
+__all__ += ["rollout", "token_step", "value_step"]

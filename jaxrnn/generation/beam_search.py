@@ -24,13 +24,12 @@ from jaxrnn.generation.sampling import (
 
 
 class Beams(NamedTuple):
-    """Hypotheses of each example, sorted by score in decreasing order.
+    """Hypotheses of each example, the best first.
 
     Attributes:
         tokens: int32 (N, B, T); `eos` after the end of a hypothesis.
-        scores: log-probability over length penalty (N, B); -inf for an empty place, where fewer
-            than B hypotheses exist.
-        lengths: number of tokens, `eos` included, int32 (N, B); 0 for an empty place.
+        scores: log-probability over length penalty (N, B); -inf if fewer than B hypotheses exist.
+        lengths: number of tokens, `eos` included, int32 (N, B); 0 for an absent hypothesis.
     """
 
     tokens: jax.Array
@@ -55,16 +54,15 @@ def beam_search(
         \mathrm{score}(y) = \frac{\log p(y)}{((5 + |y|) / 6)^\alpha}
         \qquad \alpha = \mathrm{length\_penalty}, \quad |y| \text{ includes eos}
 
-    Each step extends the B active hypotheses by every token. The B best extensions that do not end
-    in `eos` stay active. Extensions among the B best that end in `eos` are finished; the B finished
-    hypotheses with the best scores are stored and do not take the place of active ones. After
-    `length` steps active and finished hypotheses compete by score. The search stops early once no
-    active hypothesis can exceed the stored ones.
+    Each step extends the B active hypotheses by every token. The B best extensions without `eos`
+    stay active; those among the B best that end in `eos` are finished, and the B best finished ones
+    are stored. After `length` steps active and finished hypotheses compete by score. The search
+    stops early once no active hypothesis can exceed the stored ones.
 
     Args:
         step: ``step(state, tokens) -> (logits, state)``, called with batch size N * B; the beams of
             an example are neighbours.
-        state: the batch-major state (N, ...) before `tokens` are consumed.
+        state: batch-major state (N, ...) before `tokens`.
         tokens: first inputs, integers (N,).
         length: T, the maximal number of tokens, `eos` included.
         beams: B, the beam width. 1 without a penalty is greedy decoding; V ** T is exhaustive.
@@ -97,7 +95,7 @@ def beam_search(
     checks.at_least("beams", beams, 1)
     if np.shape(length_penalty) != ():
         raise ShapeError(
-            f"`length_penalty` must be one number, got shape {np.shape(length_penalty)}."
+            f"`length_penalty` must be a number, got shape {np.shape(length_penalty)}."
         )
     run = _beam_search_compiled if is_compilable(step) else _beam_search
     tokens = check_first_tokens(tokens)
@@ -112,14 +110,7 @@ class _Search(NamedTuple):
 
 
 def _beam_search(
-    step: Step,
-    state: Any,
-    tokens: jax.Array,
-    length_penalty: Any,
-    *,
-    length: int,
-    beams: int,
-    eos: int | None,
+    step: Step, state: Any, tokens: Any, length_penalty: Any, length: int, beams: int, eos: Any
 ) -> Beams:
     batch_size = len(tokens)
     state = jax.tree.map(jnp.asarray, state)
@@ -140,8 +131,7 @@ def _beam_search(
 
     def _advance(search: _Search, index: jax.Array) -> _Search:
         logits, state = step(search.state, search.tokens.reshape(-1))
-        log_probs = jax.nn.log_softmax(logits.astype(dtype))
-        log_probs = log_probs.reshape(batch_size, beams, vocab_size)
+        log_probs = jax.nn.log_softmax(logits.astype(dtype)).reshape(batch_size, beams, -1)
         total = search.active.scores[..., None] + log_probs
         # Each hypothesis has one extension by eos, so that 2B extensions hold B active ones.
         count = beams * min(2, vocab_size)
@@ -152,22 +142,20 @@ def _beam_search(
 
         finished = search.finished
         if eos is not None:
-            in_beam = jnp.arange(count)[None] < beams
-            ends = (token == eos) & in_beam
+            ends = (token == eos) & (jnp.arange(count)[None] < beams)
             final_scores = jnp.where(ends, _penalised(scores, index + 1), -jnp.inf)
             finished = _best(beams, finished, extended._replace(scores=final_scores))
             scores = jnp.where(token == eos, -jnp.inf, scores)
         scores, selected = lax.top_k(scores, beams)
         parent, token = _take((parent, token), selected)
         state = jax.tree.map(lambda leaf: _reorder(leaf, parent), state)
-        active = _take(extended, selected)._replace(scores=scores)
-        return _Search(state, token, active, finished)
+        return _Search(state, token, _take(extended, selected)._replace(scores=scores), finished)
 
     def _body(search: _Search, index: jax.Array) -> Any:
         if eos is None:
             return _advance(search, index), None
-        converged = _converged(search, index)
-        return lax.cond(converged, lambda s, _: s, _advance, search, index), None
+        stop = _converged(search, index)
+        return lax.cond(stop, lambda s, _: s, _advance, search, index), None
 
     empty = Beams(
         jnp.full((batch_size, beams, length), 0 if eos is None else eos, jnp.int32),

@@ -6,7 +6,7 @@ Axis letters: N batch, V vocabulary, T time, D features, L layers, H hidden size
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -38,17 +38,11 @@ def batch_major(states: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class LayerStep:
-    """A step made from a recurrent layer by `token_step` or `value_step`.
-
-    Attributes:
-        layer: a recurrent layer.
-        head: a module or function applied to the layer's output, or None.
-        embed: a module or function applied to the input, or None.
-    """
+    """A step made from a recurrent layer by `token_step` or `value_step`."""
 
     layer: Any
-    head: Any
-    embed: Any
+    head: Any  # applied to the layer's output, or None
+    embed: Any  # applied to the input, or None
 
     def __call__(self, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         """Return the outputs of one time step, and the new state."""
@@ -74,6 +68,26 @@ class _OneHot:
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return jax.nn.one_hot(tokens, self.size, dtype=self.dtype)
+
+
+def value_step(layer: Any, head: Any = None) -> LayerStep:
+    """Make a step for `rollout` from a layer and a head, (N, D) to (N, D); see `token_step`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.generation import value_step
+        >>> step = value_step(jaxrnn.GRU(4, 4, rngs=nnx.Rngs(0)))
+        >>> y, state = step(step.initial_state(2), jnp.ones((2, 4)))
+        >>> y.shape, state.shape
+        ((2, 4), (2, 1, 4))
+    """
+    if getattr(layer, "bidirectional", False):
+        raise ValueError(
+            f"Generation needs a unidirectional layer, got {layer}: its reverse direction would "
+            "read tokens that are not generated yet."
+        )
+    return LayerStep(layer, head, None)
 
 
 def token_step(layer: Any, head: Any = None, *, embed: Any = None) -> LayerStep:
@@ -106,7 +120,6 @@ def token_step(layer: Any, head: Any = None, *, embed: Any = None) -> LayerStep:
         >>> generate(step, step.initial_state(1), [0], 4, temperature=0).tokens.shape
         (1, 4)
     """
-    _check_unidirectional(layer)
     if embed is None:
         size = getattr(layer, "input_size", None)
         if size is None:
@@ -115,23 +128,7 @@ def token_step(layer: Any, head: Any = None, *, embed: Any = None) -> LayerStep:
                 "function from tokens (N,) to inputs (N, D)."
             )
         embed = _OneHot(size, layer.param_dtype if layer.dtype is None else layer.dtype)
-    return LayerStep(layer, head, embed)
-
-
-def value_step(layer: Any, head: Any = None) -> LayerStep:
-    """Make a step for `rollout` from a layer and a head, (N, D) to (N, D); see `token_step`.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> from jaxrnn.generation import value_step
-        >>> step = value_step(jaxrnn.GRU(4, 4, rngs=nnx.Rngs(0)))
-        >>> y, state = step(step.initial_state(2), jnp.ones((2, 4)))
-        >>> y.shape, state.shape
-        ((2, 4), (2, 1, 4))
-    """
-    _check_unidirectional(layer)
-    return LayerStep(layer, head, None)
+    return replace(value_step(layer, head), embed=embed)
 
 
 class Generated(NamedTuple):
@@ -139,10 +136,9 @@ class Generated(NamedTuple):
 
     Attributes:
         tokens: int32 (N, T); `eos` after the end of a sequence.
-        log_probs: log-probability of each token (N, T), in nats, before temperature and top-k; 0
-            after the end of a sequence.
-        lengths: number of tokens of each sequence, `eos` included, int32 (N,).
-        state: the state from which the last token was drawn; it has not consumed that token.
+        log_probs: log-probabilities (N, T), in nats, before temperature and top-k; 0 after the end.
+        lengths: number of tokens, `eos` included, int32 (N,).
+        state: the state from which the last token was drawn, and which has not consumed it.
     """
 
     tokens: jax.Array
@@ -171,30 +167,29 @@ def generate(
 
     Args:
         step: ``step(state, tokens) -> (logits (N, V), state)``.
-        state: the batch-major state before `tokens` are consumed: ``step.initial_state(N)``, or
-            ``batch_major(h_n)`` after a prompt.
+        state: batch-major state before `tokens`: ``step.initial_state(N)``, or ``batch_major(h_n)``
+            after a prompt.
         tokens: first inputs, integers (N,): a start symbol, or the last tokens of a prompt.
         length: T, the number of tokens to sample.
-        key: PRNG key. Step t folds t into it, so that a longer call starts with the tokens of a
-            shorter one. Optional if `temperature` is 0.
-        temperature: () or (N,), may be traced. 0 selects the most likely token. A traced negative
-            value acts as 0. Defaults to 1.
+        key: PRNG key, into which step t folds t. Optional if `temperature` is 0.
+        temperature: () or (N,), may be traced. 0 selects the most likely token, as does a traced
+            negative value. Defaults to 1.
         top_k: sample from the `top_k` most likely tokens. Defaults to the whole vocabulary.
-        eos: token that ends a sequence. Its later tokens are `eos` and its state is unchanged; once
+        eos: token that ends a sequence. Later tokens are `eos` and the state is unchanged; once
             every sequence has ended, the remaining steps are skipped. Defaults to None.
 
     Returns:
-        Tokens, log-probabilities, lengths and the final state. The log-probabilities are
-        differentiable with respect to the arrays in `step` and `state`: the sum of
-        ``reward * log_probs`` at temperature 1 has the gradient of REINFORCE.
+        Tokens, log-probabilities, lengths and the final state. At temperature 1 the sum of
+        ``reward * log_probs`` has the gradient of REINFORCE.
 
     Raises:
-        ValueError: if the key is missing, `temperature` is negative, `length` or `top_k` is below
-            1, or `top_k` or `eos` is outside the vocabulary; also a RuntimeError for wrong shapes.
+        ValueError: for a missing key, an argument outside its range, or wrong shapes (also a
+            RuntimeError).
         TypeError: if `tokens` are not integers.
 
     Example:
-        The layer consumes all but the last token of a prompt in one call.
+        One call of the layer consumes all but the last token of a prompt; prompts of different
+        lengths need ``layer(x, lengths=lengths - 1)``.
 
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
@@ -208,8 +203,6 @@ def generate(
         >>> sample.tokens.shape, sample.log_probs.shape, sample.lengths.tolist()
         ((2, 7), (2, 7), [7, 7])
         >>> more = generate(step, sample.state, sample.tokens[:, -1], 5, temperature=0)
-
-        For prompts of different lengths, call ``layer(x, lengths=lengths - 1)``.
     """
     checks.at_least("length", length, 1)
     if top_k is not None:
@@ -230,13 +223,12 @@ def generate(
 def _generate(
     step: Step,
     state: Any,
-    tokens: jax.Array,
+    tokens: Any,
     key: Any,
     temperature: Any,
-    *,
     length: int,
-    top_k: int | None,
-    eos: int | None,
+    top_k: Any,
+    eos: Any,
 ) -> Generated:
     state = jax.tree.map(jnp.asarray, state)
     vocab_size, dtype = check_token_step(step, state, tokens, eos)
@@ -257,12 +249,9 @@ def _generate(
             ended = ended | (token == eos)
         return (new_state, token, ended), (token, log_prob)
 
-    def _skip(carry: Any, index: jax.Array) -> Any:
-        del index
-        return carry, (carry[1], jnp.zeros(tokens.shape, dtype))
-
     def _draw_unless_ended(carry: Any, index: jax.Array) -> Any:
-        return lax.cond(carry[2].all(), _skip, _draw, carry, index)
+        skipped = (carry, (carry[1], jnp.zeros(tokens.shape, dtype)))
+        return lax.cond(carry[2].all(), lambda *_: skipped, _draw, carry, index)
 
     start = (state, tokens, jnp.zeros(tokens.shape, bool))
     body = _draw if eos is None else _draw_unless_ended
@@ -309,7 +298,7 @@ def rollout(step: Step, state: Any, x: Any, length: int) -> tuple[jax.Array, Any
 
     Args:
         step: ``step(state, x (N, D)) -> (y (N, D), state)``.
-        state: the batch-major state (N, ...) before x is consumed.
+        state: batch-major state (N, ...) before x.
         x: first input (N, D).
         length: T, the number of outputs.
 
@@ -317,8 +306,7 @@ def rollout(step: Step, state: Any, x: Any, length: int) -> tuple[jax.Array, Any
         The outputs (N, T, D) and the final state.
 
     Raises:
-        ValueError: if `length` is below 1; also a RuntimeError if the state or the output of the
-            step has a wrong shape.
+        ValueError: if `length` is below 1, or for wrong shapes (also a RuntimeError).
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -395,9 +383,7 @@ def check_temperature(value: Any, batch_size: int) -> jax.Array | None:
     concrete = not isinstance(value, Tracer)
     value = np.asarray(value) if concrete else value
     if value.shape not in ((), (batch_size,)):
-        raise ShapeError(
-            f"`temperature` must have shape () or ({batch_size},), got shape {value.shape}."
-        )
+        raise ShapeError(f"`temperature` must have shape () or ({batch_size},), got {value.shape}.")
     if concrete and not (value >= 0).all():
         raise ValueError(f"`temperature` must be 0 or greater, got {value}.")
     if concrete and not value.any():
@@ -451,14 +437,6 @@ def check_token_step(step: Step, state: Any, tokens: jax.Array, eos: Any) -> tup
     if eos is not None and not 0 <= eos < shape[1]:
         raise ValueError(f"`eos` must be a token from 0 to {shape[1] - 1}, got {eos}.")
     return shape[1], compute_dtype(logits.dtype)
-
-
-def _check_unidirectional(layer: Any) -> None:
-    if getattr(layer, "bidirectional", False):
-        raise ValueError(
-            f"Generation needs a unidirectional layer, got {layer}: its reverse direction would "
-            "read tokens that are not generated yet."
-        )
 
 
 def _describe(tree: Any) -> str:

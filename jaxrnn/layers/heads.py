@@ -50,13 +50,12 @@ def linear(
 ) -> nnx.Linear:
     r"""Return an `nnx.Linear` initialised as ``torch.nn.Linear``.
 
-    Weight and bias are drawn from :math:`U(-1/\sqrt{D}, 1/\sqrt{D})`.
-
     Args:
         in_features: D.
         out_features: O.
         bias: If True, add a bias. Defaults to True.
-        rngs: random streams; ``params`` draws the parameters.
+        rngs: random streams; ``params`` draws weight and bias from
+            :math:`U(-1/\sqrt{D}, 1/\sqrt{D})`.
         options: ``dtype`` and ``param_dtype``, as in the recurrent layers.
 
     Example:
@@ -89,11 +88,6 @@ class Head(nnx.Module):
         self.rnn = rnn
         dtypes = {"dtype": rnn.dtype, "param_dtype": rnn.param_dtype}
         self.fc = linear(rnn.output_size, out_features, rngs=rngs, **dtypes)
-
-    @property
-    def out_features(self) -> int:
-        """Number of output features, O."""
-        return self.fc.out_features
 
 
 class ManyToMany(Head):
@@ -260,11 +254,9 @@ class OneToMany(Head):
             output, state = rnn(inputs, hx, rngs=rngs)
             return self.fc(output), state
         # Checks hx as a call of the layer does, before an unbatched input gets a batch axis.
-        _, state = rnn._check_call(jnp.expand_dims(x, time_axis), hx)
-        if state is None:
-            state = rnn.initial_state(len(x) if batched else None)
-        else:
-            state = rnn._as_hx(state)
+        _, checked = rnn._check_call(jnp.expand_dims(x, time_axis), hx)
+        batch_size = len(x) if batched else None
+        state = rnn.initial_state(batch_size) if checked is None else rnn._as_hx(checked)
         if rnn.dtype is not None:
             x, state = jax.tree.map(lambda a: a.astype(rnn.dtype), (x, state))
         if not batched:
@@ -295,11 +287,7 @@ def _single_input(head: Head, x: Any) -> tuple[jax.Array, int]:
 def check_tokens(name: str, tokens: Any, lengths: Any, vocab_size: int) -> tuple[Any, Any]:
     """Return tokens as int32 (N, T), 0 at padding, and lengths as int32 (N,) or None.
 
-    Args:
-        name: the argument's name in errors.
-        tokens: integers (N, T), anything at padding.
-        lengths: integers (N,), or None if every length is T.
-        vocab_size: V. Tokens that are not traced must lie in [0, V).
+    Valid tokens must lie in [0, vocab_size), which is not checked for traced ones.
     """
     concrete = not isinstance(tokens, Tracer)
     tokens = check_integers(name, np.asarray(tokens) if concrete else tokens)
@@ -388,10 +376,8 @@ class Regressor(ManyToOne):
         """Return the mean squared error, in the squared unit of y.
 
         Args:
-            x: input, as in a call.
-            y: target with the exact shape of the prediction, (N, O) or (O,); never broadcast.
-            hx: initial state, as in a call.
-            options: ``lengths``, ``resets``, ``rngs``, as in a call.
+            x: input; it, `hx` and `options` are the arguments of a call.
+            y: target with the shape of the prediction, (N, O) or (O,); never broadcast.
         """
         predicted, _ = self(x, hx, **options)
         y = jnp.asarray(y)
@@ -438,10 +424,8 @@ class Classifier(ManyToOne):
         """Return the mean cross-entropy, in nats.
 
         Args:
-            x: input, as in a call.
+            x: input; it, `hx` and `options` are the arguments of a call.
             y: class of each sequence, integers (N,), or () if unbatched.
-            hx: initial state, as in a call.
-            options: ``lengths``, ``resets``, ``rngs``, as in a call.
         """
         logits, _ = self(x, hx, **options)
         y = check_integers("y", jnp.asarray(y))
@@ -450,8 +434,7 @@ class Classifier(ManyToOne):
                 f"`y` must be one class per sequence. Expected shape {logits.shape[:-1]}, "
                 f"got {y.shape}"
             )
-        logits = logits.reshape(-1, 1, self.out_features)  # (N, T = 1, K)
-        return cross_entropy(logits, y.reshape(-1, 1))
+        return cross_entropy(logits.reshape(-1, 1, logits.shape[-1]), y.reshape(-1, 1))  # T = 1
 
 
 class CharacterModel(ManyToMany):
@@ -526,11 +509,8 @@ class CharacterModel(ManyToMany):
         """Return the mean cross-entropy of all valid characters, in nats.
 
         Args:
-            x: character indices, as in a call, but no PackedSequence.
+            x: character indices, no PackedSequence; it and the others are the arguments of a call.
             y: index of the character after each one, with the shape of x.
-            hx: initial state, as in a call.
-            lengths: number of characters of each sequence. Padding is ignored.
-            options: ``resets``, ``rngs``, as in a call.
         """
         logits, _ = self(x, hx, lengths=lengths, **options)
         y = check_integers("y", jnp.asarray(y))
@@ -554,14 +534,9 @@ class CharacterModel(ManyToMany):
         temperature: Any = 1.0,
         top_k: int | None = None,
     ) -> str:
-        """Return `length` characters sampled autoregressively after a prompt.
+        """Return `length` characters sampled after a prompt of at least one character.
 
-        Args:
-            prompt: at least one character.
-            length: number of characters.
-            key: PRNG key. Optional at temperature 0.
-            temperature: 0 selects the most likely character. Defaults to 1.
-            top_k: sample from the `top_k` most likely characters. Defaults to all.
+        The other arguments are those of `jaxrnn.generation.generate`.
 
         Raises:
             ValueError: for an empty prompt, characters outside the vocabulary, a bidirectional
@@ -576,7 +551,6 @@ class CharacterModel(ManyToMany):
         if len(prompt) > 1:  # one call consumes all but the last character
             consumed = indices[None, :-1] if self.rnn.batch_first else indices[:-1, None]
             state = generation.batch_major(self(consumed, generation.batch_major(state))[1])
-        sample = generation.generate(
-            step, state, indices[-1:], length, key=key, temperature=temperature, top_k=top_k
-        )
+        options: Any = {"key": key, "temperature": temperature, "top_k": top_k}
+        sample = generation.generate(step, state, indices[-1:], length, **options)
         return self.vocabulary.decode(sample.tokens[0])

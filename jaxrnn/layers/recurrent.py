@@ -32,34 +32,30 @@ from jaxrnn.packing import PackedSequence
 
 
 class LayerOptions(TypedDict, total=False):
-    r"""Keyword-only options of every layer.
+    r"""Keyword-only options of every layer, all optional.
 
     Attributes:
         dtype: dtype of computation, to which input, states and weights are cast. Defaults to None:
-            they are used as they are and must agree.
+            no cast; their dtypes must agree.
         param_dtype: dtype of the parameters. Defaults to float32.
-        backend: "auto" or the name of a backend, see `jaxrnn.backends.select`. Defaults to "auto".
-        remat: If True, recompute the residuals of the backward pass (rematerialisation), which
-            takes less memory and one product more per step. Defaults to False.
+        backend: "auto" or the name of a backend, see `jaxrnn.backends.select`.
+        remat: If True, recompute residuals in the backward pass (rematerialisation), which takes
+            less memory and one more product per step.
         input_dropout: probability of zeroing an input feature of a layer in training, with one mask
-            per sequence for all steps and both directions. For this and the next four options see
-            `jaxrnn.core.dropout`. Defaults to 0.
-        recurrent_dropout: probability of zeroing a feature of h before the product with W_hh, in
-            training, with one mask per sequence; for cells with gates. Defaults to 0.
-        zoneout: probability that a unit of the state keeps its previous value, drawn at each step
-            in training and replaced by its expectation in evaluation; a number, or one per state.
-            Defaults to 0.
+            per sequence. For this and the next four options see `jaxrnn.core.dropout`.
+        recurrent_dropout: probability of zeroing a feature of h before the product with W_hh in
+            training, with one mask per sequence; for cells with gates.
+        zoneout: probability that a unit of the state retains its value at a step in training; its
+            expectation acts in evaluation. A number, or one per state.
         weight_drop: probability of zeroing a weight of W_hh in training, with one mask per call.
-            Defaults to 0.
-        weight_norm: If True, or a sequence of weight names, store these weights as
-            ``<name>_l{k}{s}_g`` and ``<name>_l{k}{s}_v``, :math:`W = g V / \|V\|` with a norm per
-            output feature. True stands for ``weight_ih`` and ``weight_hh``. Defaults to False.
-        learn_initial_state: If True, the default initial state is a parameter per layer and
-            direction, ``<state>_0_l{k}{s}`` (S,), initially zero. A reset still starts from zeros.
-            Defaults to False.
+        weight_norm: store weights as ``<name>_l{k}{s}_g`` and ``<name>_l{k}{s}_v``,
+            :math:`W = g V / \|V\|` with one norm per output feature. A sequence of names, or True
+            for ``weight_ih`` and ``weight_hh``.
+        learn_initial_state: If True, the default initial state is a parameter ``<state>_0_l{k}{s}``
+            (S,), initially zero. Resets still start from zeros.
         skip: "residual", "highway" or None: the connection around each layer with as many output
             as input features, see `jaxrnn.core.skips`. A highway has the parameters
-            ``weight_highway_l{k}`` (F*R, F*R) and ``bias_highway_l{k}`` (F*R,). Defaults to None.
+            ``weight_highway_l{k}`` (F*R, F*R) and ``bias_highway_l{k}`` (F*R,).
     """
 
     dtype: Any
@@ -89,22 +85,13 @@ _DEFAULT_OPTIONS: LayerOptions = {
     "skip": None,
 }
 
-_REPR_DEFAULTS = {
-    "proj_size": 0,
-    "num_layers": 1,
-    "bias": True,
-    "batch_first": False,
-    "dropout": 0,
-    "bidirectional": False,
-    "input_dropout": 0,
-    "recurrent_dropout": 0,
-    "zoneout": 0,
-    "weight_drop": 0,
-    "weight_norm": False,
-    "learn_initial_state": False,
-    "skip": None,
+_NOT_PRINTED = ("dtype", "param_dtype", "backend", "remat")
+_REPR_DEFAULTS: dict[str, Any] = {
+    **{"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False},
+    **{"dropout": 0.0, "bidirectional": False},
+    **{name: value for name, value in _DEFAULT_OPTIONS.items() if name not in _NOT_PRINTED},
 }
-"""Arguments that follow the sizes in the repr, with the default that is not printed."""
+"""Arguments after the sizes in the repr, with the default that is not printed."""
 
 
 class Recurrent(PyTorchModule):
@@ -112,22 +99,12 @@ class Recurrent(PyTorchModule):
 
     Args:
         cell: definition of one time step, see `jaxrnn.cells`.
-        input_size: D, the number of input features.
-        hidden_size: H, the number of hidden features, or a sequence of one per layer.
-        num_layers: L, the number of stacked layers. Defaults to 1, or the number of hidden sizes.
-        bias: If True, add b_ih, b_hh and the cell parameters whose name starts with "bias".
-            Defaults to True.
-        batch_first: If True, input and output are (N, T, ...) instead of (T, N, ...). States are
-            never batch-first. Defaults to False.
-        dropout: probability of zeroing an output of any layer but the last, in training. Defaults
-            to 0.
-        bidirectional: If True, add a reverse direction. Defaults to False.
         proj_size: P, the size of a projected h, for cells with gates. Defaults to 0: no projection.
-        rngs: random streams: ``params`` draws the parameters, ``dropout`` the dropout masks.
-        options: `LayerOptions`, all optional.
 
-    The state `hx` is an array for a cell with one state, else a tuple in the cell's order; with
-    different hidden sizes each state is a tuple of one array per layer, see `jaxrnn.core.state`.
+    The other arguments are those of `RNN`; `bias` also concerns cell parameters whose name starts
+    with "bias". The state `hx` is an array for a cell with one state, else a tuple in the cell's
+    order; with different hidden sizes each state is a tuple of one array per layer, see
+    `jaxrnn.core.state`.
 
     Parameters of layer k, with suffix s ('' or '_reverse'): for cells with gates
     ``weight_ih_l{k}{s}`` (G*H, D), ``weight_hh_l{k}{s}`` (G*H, R), ``bias_ih_l{k}{s}`` and
@@ -195,10 +172,8 @@ class Recurrent(PyTorchModule):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
-        self.dtype = settings["dtype"]
-        self.param_dtype = settings["param_dtype"]
-        self.backend = settings["backend"]
-        self.remat = settings["remat"]
+        self.dtype, self.param_dtype = settings["dtype"], settings["param_dtype"]
+        self.backend, self.remat = settings["backend"], settings["remat"]
         self.input_dropout = float(settings["input_dropout"])
         self.recurrent_dropout = float(settings["recurrent_dropout"])
         self.zoneout = _hashable(settings["zoneout"])
@@ -465,9 +440,7 @@ class Recurrent(PyTorchModule):
     @property
     def parameter_names(self) -> tuple[str, ...]:
         """Names of all parameters: PyTorch's in its order, then initial states and highways."""
-        weights = [name for pairs in self._weight_names for _, name in pairs]
-        groups = (*self._state_names, *self._highway_names)
-        return (*weights, *(name for names in groups for name in names))
+        return self._parameter_names
 
     @property
     def all_weights(self) -> list[list[nnx.Param]]:
@@ -497,80 +470,68 @@ class Recurrent(PyTorchModule):
         return tuple(Weights.from_named(self.cell, named) for named in layers)
 
     def _highway_gates(self) -> tuple[skips.Gate | None, ...] | None:
-        """Return the highway parameters of each layer, or None."""
+        """Return the highway parameters of each layer that has a highway, or None."""
         if self.skip != "highway":
             return None
-        layers = [[getattr(self, name)[...] for name in names] for names in self._highway_names]
-        return tuple(skips.Gate(*arrays) if arrays else None for arrays in layers)
+        gates: list[skips.Gate | None] = []
+        for k in range(self.num_layers):
+            named = {n: getattr(self, f"{n}_highway_l{k}", None) for n in skips.Gate._fields}
+            arrays = {n: param[...] for n, param in named.items() if param is not None}
+            gates.append(skips.Gate(**arrays) if arrays else None)
+        return tuple(gates)
 
     def _learned_state(self) -> tuple[Any, ...] | None:
         """Return the learned initial state without a batch axis, or None."""
         if not self.learn_initial_state:
             return None
-        layers = [tuple(getattr(self, name)[...] for name in names) for names in self._state_names]
+        layers = [
+            tuple(getattr(self, f"{state}_0{suffix}")[...] for state in self.cell.states)
+            for suffix in self._suffixes
+        ]
         return states.stacked(layers, self._directions, 0)
+
+    @property
+    def _suffixes(self) -> list[str]:
+        """Suffixes of parameter names, one per layer and direction."""
+        directions = ("", "_reverse")[: self._directions]
+        return [f"_l{k}{direction}" for k in range(self.num_layers) for direction in directions]
 
     def _init_parameters(self, key: jax.Array) -> None:
         # Stored, since computing them takes longer than checking a call.
         self._layer_state_sizes = tuple(map(self.cell.state_sizes, self._layer_sizes))
         has_skip = skips.places(self.skip, self.cell, self._layer_sizes, self._directions)
         drawn = params.init(
-            key,
-            self.cell,
-            self.input_size,
-            self.hidden_size,
+            *(key, self.cell, self.input_size, self.hidden_size),
             num_layers=self.num_layers,
             bias=self.bias,
             bidirectional=bool(self.bidirectional),
             proj_size=self.proj_size,
             dtype=self.param_dtype,
         )
-        directions = ("", "_reverse")[: self._directions]
-        suffixes = [f"_l{k}{direction}" for k in range(self.num_layers) for direction in directions]
         normed = regularisers.normed_names(self.weight_norm, drawn[0].shapes())
+        arrays: dict[str, Any] = {}
         weight_names = []
-        for suffix, weights in zip(suffixes, drawn):
-            arrays = weights.named()
-            if normed:
-                arrays = regularisers.taken_apart(arrays, normed)
-            pairs = tuple((field, _parameter_name(field, suffix, normed)) for field in arrays)
-            self._set_parameters({name: arrays[field] for field, name in pairs})
+        for suffix, weights in zip(self._suffixes, drawn):
+            named = regularisers.taken_apart(weights.named(), normed)
+            pairs = tuple((field, _parameter_name(field, suffix, normed)) for field in named)
+            arrays |= {name: named[field] for field, name in pairs}
             weight_names.append(pairs)
         self._weight_names = tuple(weight_names)
-        self._state_names = self._init_state(suffixes) if self.learn_initial_state else ()
-        self._highway_names = self._init_highways(key, has_skip) if self.skip == "highway" else ()
-
-    def _init_state(self, suffixes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        dtypes = self.cell.state_dtypes(self.param_dtype)
-        groups = []
-        for index, suffix in enumerate(suffixes):
-            sizes = self._layer_state_sizes[index // self._directions]
-            zeros = {
-                f"{state}_0{suffix}": jnp.zeros(size, dtype)
-                for state, size, dtype in zip(self.cell.states, sizes, dtypes)
-            }
-            groups.append(self._set_parameters(zeros))
-        return tuple(groups)
-
-    def _init_highways(
-        self, key: jax.Array, has_skip: Sequence[bool]
-    ) -> tuple[tuple[str, ...], ...]:
-        groups: list[tuple[str, ...]] = []
-        for layer, sizes in enumerate(self._layer_sizes):
-            arrays: dict[str, Any] = {}
-            if has_skip[layer]:
-                layer_key = jax.random.fold_in(key, 2**32 - 1 - layer)
-                gate = skips.init(layer_key, sizes.D, bias=self.bias, dtype=self.param_dtype)
+        if self.learn_initial_state:
+            dtypes = self.cell.state_dtypes(self.param_dtype)
+            for index, suffix in enumerate(self._suffixes):
+                sizes = self._layer_state_sizes[index // self._directions]
+                for state, size, dtype in zip(self.cell.states, sizes, dtypes):
+                    arrays[f"{state}_0{suffix}"] = jnp.zeros(size, dtype)
+        for k, sizes in enumerate(self._layer_sizes):
+            if self.skip == "highway" and has_skip[k]:
+                gate_key = jax.random.fold_in(key, 2**32 - 1 - k)
+                gate = skips.init(gate_key, sizes.D, bias=self.bias, dtype=self.param_dtype)
                 named = gate._asdict().items()
-                arrays = {f"{n}_highway_l{layer}": a for n, a in named if a is not None}
-            groups.append(self._set_parameters(arrays))
-        return tuple(groups)
-
-    def _set_parameters(self, arrays: dict[str, Any]) -> tuple[str, ...]:
-        """Store arrays as parameters and return their names."""
+                arrays |= {f"{n}_highway_l{k}": a for n, a in named if a is not None}
         for name, array in arrays.items():
             setattr(self, name, nnx.Param(array))
-        return tuple(arrays)
+        self._parameter_names = tuple(arrays)
 
 
 def _hashable(option: Any) -> Any:

@@ -75,15 +75,12 @@ class Encoder(nnx.Module):
         return self.rnn.output_size
 
     def __call__(self, source: Any, lengths: Any = None, *, rngs: Any = None) -> Any:
-        """Encode sources.
+        """Return the outputs (N, S, F*R), zero at padding, and the final state of the layers.
 
         Args:
             source: tokens, integers (N, S).
             lengths: number of tokens, integers (N,), 0 allowed. Defaults to S.
             rngs: source of the dropout key, as in the layers.
-
-        Returns:
-            The outputs (N, S, F*R), zero at padding, and the final state of the layers.
         """
         source, lengths = check_tokens("source", source, lengths, self.vocab_size)
         return _run_batch_first(self.rnn, self.embedding(source), None, lengths, rngs)
@@ -194,12 +191,9 @@ class Bridge(nnx.Module):
 
     Args:
         encoder: recurrent layers of the encoder.
-        decoder: recurrent layers of the decoder, with the same number of layers and the same
-            states.
-        rngs: random streams; ``params`` draws the parameters.
-
-    Parameters, shared by all layers: ``h.weight`` (R', F*R), ``h.bias``, and for LSTM ``c.weight``,
-    ``c.bias``.
+        decoder: recurrent layers of the decoder, as many and with the same states.
+        rngs: random streams; ``params`` draws the parameters, shared by all layers: ``h.weight``
+            (R', F*R), ``h.bias``, and for LSTM ``c.weight``, ``c.bias``.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -269,15 +263,7 @@ class Seq2Seq(nnx.Module):
         (2, 4, 10)
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        decoder: Decoder,
-        *,
-        bos: int,
-        eos: int,
-        rngs: nnx.Rngs | None = None,
-    ):
+    def __init__(self, encoder: Encoder, decoder: Decoder, *, bos: int, eos: int, rngs: Any = None):
         first, second = encoder.rnn, decoder.rnn
         for name, value in (("bos", bos), ("eos", eos)):
             if not 0 <= value < decoder.vocab_size:
@@ -360,25 +346,19 @@ class Seq2Seq(nnx.Module):
         if known == 1:
             encoder_rngs, decoder_rngs = _split_rngs(rngs)
             memory, state = self.encode(source, source_lengths, rngs=encoder_rngs)
-            inputs = _shift_right(target, self.bos)
-            logits, _, weights = self.decoder(
-                inputs, state, memory, target_lengths, rngs=decoder_rngs
-            )
+            inputs = (_shift_right(target, self.bos), state, memory, target_lengths)
+            logits, _, weights = self.decoder(*inputs, rngs=decoder_rngs)
         else:
             if key is None and known != 0:
                 raise ValueError(f"teacher_forcing={teacher_forcing} needs a PRNG key: pass key=.")
-            source, source_lengths = check_tokens(
-                "source", source, source_lengths, self.encoder.vocab_size
-            )
+            sources = check_tokens("source", source, source_lengths, self.encoder.vocab_size)
             ratio = None if known == 0 else teacher_forcing
-            logits, weights = _scheduled_sampling(
-                self, source, source_lengths, target, ratio, key, _loop_dropout_key(self, key, rngs)
-            )
+            dropout_key = _loop_dropout_key(self, key, rngs)
+            logits, weights = _scheduled_sampling(self, *sources, target, ratio, key, dropout_key)
         if target_lengths is not None:
             valid_mask = masks.valid_mask(target_lengths, target.shape[1])
-            logits, weights = jax.tree.map(
-                functools.partial(zero_padding, valid_mask), (logits, weights)
-            )
+            zero = functools.partial(zero_padding, valid_mask)
+            logits, weights = jax.tree.map(zero, (logits, weights))
         return logits, weights
 
     def loss(
@@ -387,7 +367,7 @@ class Seq2Seq(nnx.Module):
         target: Any,
         source_lengths: Any = None,
         target_lengths: Any = None,
-        **options: Any,
+        **options,
     ) -> jax.Array:
         """Return the mean cross-entropy of the target tokens, in nats; arguments as in a call."""
         logits, _ = self(source, target, source_lengths, target_lengths, **options)
@@ -410,13 +390,7 @@ class Seq2Seq(nnx.Module):
         return step, generation.batch_major(state)
 
     def greedy(self, source: Any, length: int, lengths: Any = None) -> generation.Generated:
-        """Decode the most likely token at each step, see `jaxrnn.generation.generate`.
-
-        Args:
-            source: integers (N, S).
-            length: maximal number of tokens, `eos` included.
-            lengths: number of source tokens (N,), 0 allowed. Defaults to S.
-        """
+        """Decode the most likely token at each step: `sample` at temperature 0."""
         return self.sample(source, length, lengths, temperature=0.0)
 
     def sample(
@@ -429,7 +403,13 @@ class Seq2Seq(nnx.Module):
         temperature: Any = 1.0,
         top_k: int | None = None,
     ) -> generation.Generated:
-        """Sample targets; for arguments and errors see `jaxrnn.generation.generate`."""
+        """Sample targets; for the other arguments and errors see `jaxrnn.generation.generate`.
+
+        Args:
+            source: integers (N, S).
+            length: maximal number of tokens, `eos` included.
+            lengths: number of source tokens (N,), 0 allowed. Defaults to S.
+        """
         source, lengths = check_tokens("source", source, lengths, self.encoder.vocab_size)
         temperature = check_temperature(temperature, len(source))
         return _sample(self, source, lengths, key, temperature, length=length, top_k=top_k)
@@ -443,7 +423,7 @@ class Seq2Seq(nnx.Module):
         beams: int,
         length_penalty: Any = 0.0,
     ) -> generation.Beams:
-        """Search the most likely targets; for arguments see `jaxrnn.generation.beam_search`."""
+        """Search the most likely targets; see `sample` and `jaxrnn.generation.beam_search`."""
         source, lengths = check_tokens("source", source, lengths, self.encoder.vocab_size)
         return _beam(self, source, lengths, length_penalty, length=length, beams=beams)
 
@@ -464,16 +444,10 @@ def _sample(
     top_k: Any,
 ) -> generation.Generated:
     step, state = model.step(source, lengths)
-    return generation.generate(
-        step,
-        state,
-        jnp.full(len(source), model.bos, jnp.int32),
-        length,
-        key=key,
-        temperature=0.0 if temperature is None else temperature,
-        top_k=top_k,
-        eos=model.eos,
-    )
+    tokens = jnp.full(len(source), model.bos, jnp.int32)
+    temperature = 0.0 if temperature is None else temperature
+    options: dict[str, Any] = {"key": key, "temperature": temperature, "top_k": top_k}
+    return generation.generate(step, state, tokens, length, eos=model.eos, **options)
 
 
 @functools.partial(jax.jit, static_argnames=("length", "beams"))
@@ -488,17 +462,11 @@ def _beam(
 
 @jax.jit
 def _scheduled_sampling(
-    model: Seq2Seq,
-    source: jax.Array,
-    source_lengths: Any,
-    target: jax.Array,
-    ratio: Any,
-    key: Any,
-    dropout_key: Any,
+    model: Seq2Seq, source: Any, lengths: Any, target: Any, ratio: Any, key: Any, dropout_key: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """Loop over target steps; each input is the ground truth with probability `ratio`, or None."""
     encoder_rngs, decoder_rngs = _split_rngs(dropout_key)
-    memory, state = model.encode(source, source_lengths, rngs=encoder_rngs)
+    memory, state = model.encode(source, lengths, rngs=encoder_rngs)
     ground_truth = _shift_right(target, model.bos).T  # (T, N)
     forced = jnp.zeros(ground_truth.shape, bool)
     if ratio is not None:
@@ -551,9 +519,7 @@ def _check_teacher_forcing(value: Any) -> None:
         raise ValueError(f"`teacher_forcing` must be a probability from 0 to 1, got {value}.")
 
 
-def _run_batch_first(
-    rnn: Any, x: jax.Array, state: Any, lengths: Any, rngs: Any
-) -> tuple[jax.Array, Any]:
+def _run_batch_first(rnn: Any, x: Any, state: Any, lengths: Any, rngs: Any) -> tuple[Any, Any]:
     """Call a layer with (N, T, D), whatever its `batch_first`."""
     x = x if rnn.batch_first else x.swapaxes(0, 1)
     output, state = rnn(x, state, lengths=lengths, rngs=rngs)
