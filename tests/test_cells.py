@@ -463,7 +463,7 @@ def test_the_states_of_a_call() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             layer(X, hx)
-    with pytest.raises(ValueError, match="must have dtype complex128.*got float64"):
+    with pytest.raises(ValueError, match=r"must have dtype complex128.*got float64"):
         made(cells.LRU())(X, jnp.zeros((1, N, H)))
 
 
