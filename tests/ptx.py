@@ -98,7 +98,7 @@ class Memory:
         for begin, root in self.pieces:
             if begin <= least and most + size <= begin + len(root):
                 return root, (addresses.astype(np.int64) - begin)[:, None] + np.arange(size)
-        raise AssertionError(f"no piece of memory from {least:#x} to {most + size:#x}")
+        raise AssertionError(f"no allocation from {least:#x} to {most + size:#x}")
 
 
 class Stopped(BaseException):
@@ -174,15 +174,15 @@ class Block:
         if state[1:] == [0, 0]:
             state[:] = [state[0] + 1, 1, 0]
 
-    def write(self, text: str, *operands: Any, result: bool = False) -> int | None:
+    def execute(self, text: str, *operands: int, returns: bool = False) -> int | None:
         """Run a text, with a register for its result before its operands, if it has one."""
-        given = [0] * result + [int(o) for o in operands]
+        given = [0] * returns + list(operands)
         run = _Run(self, parsed(text), given)
-        if result:
+        if returns:
             run.registers["$0"] = np.zeros(LANES, np.uint32)
         run.run()
         self.pause()
-        if not result:
+        if not returns:
             return None
         number = run.registers["$0"]
         assert (number == number[0]).all(), "a scalar that is not the same for all threads"

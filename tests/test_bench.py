@@ -44,7 +44,7 @@ def test_a_case_runs_and_is_written_whole(tmp_path: Path) -> None:
     "words",
     [
         *(["lyers"], ["layers", "--peers", "torhc"], ["--reps", "x"], ["--budget", "nan"]),
-        *(["sharings", "--quick"], ["--out", "/dev/null/no"]),
+        *(["tilings", "--quick"], ["--out", "/dev/null/no"]),
     ],
 )
 def test_a_wrong_name_is_one_clear_line(words: list[str], capsys: pytest.CaptureFixture) -> None:

@@ -26,7 +26,7 @@ from bench.peers import PEERS
 from bench.precision import precision
 from bench.reference import run_stack
 from bench.runner import build_all, run_suite
-from bench.suites import SUITES, sharings
+from bench.suites import SUITES, tilings
 from jaxrnn import cells
 from jaxrnn.backends.hopper import tiling as hopper_tiling
 
@@ -51,23 +51,24 @@ def test_what_takes_too_long_ahead_is_stopped(tmp_path: Path) -> None:
     assert ahead.build_ahead(SUITE, SUITE.cases, ["jaxrnn"], str(tmp_path), deadline, print) == 0
 
 
-def test_sharings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert (sharings.UNITS, sharings.ROWS) == (hopper_tiling.UNITS, hopper_tiling.ROWS)
-    found = []
-    for name in sharings.NAMED:
+    assert tilings.UNITS == hopper_tiling.UNITS
+    assert tilings.BATCH_TILES == hopper_tiling.BATCH_TILES
+    clusters = []
+    for name in tilings.CLUSTERS:
         with contextlib.suppress(Unsupported):
-            found.append(sharings.sharing(name, cells.LSTM(), jnp.bfloat16, 32, 512))
-    assert {(t.C, t.U, t.L) for t in found} >= {(16, 32, 16)}
-    assert sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 512) in found
+            clusters.append(tilings.tiling_of(name, cells.LSTM(), jnp.bfloat16, 32, 512))
+    assert {(t.C, t.U, t.B) for t in clusters} >= {(16, 32, 16)}
+    assert tilings.tiling_of("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 512) in clusters
     groups = []
-    for name in sharings.GROUPED:
+    for name in tilings.GROUPED:
         with contextlib.suppress(Unsupported):
-            groups.append(sharings.sharing(name, cells.LSTM(), jnp.bfloat16, 64, 1024))
-    assert sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 64, 1024) in groups
-    assert {t.C for t in groups} == set(hopper_tiling.GROUPED)
-    with pytest.raises(Unsupported, match="no room"):
-        sharings.sharing("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 2048)
+            groups.append(tilings.tiling_of(name, cells.LSTM(), jnp.bfloat16, 64, 1024))
+    assert tilings.tiling_of("jaxrnn", cells.LSTM(), jnp.bfloat16, 64, 1024) in groups
+    assert {t.C for t in groups} == set(hopper_tiling.GROUP_CLUSTER_SIZES)
+    with pytest.raises(Unsupported, match="does not fit"):
+        tilings.tiling_of("jaxrnn", cells.LSTM(), jnp.bfloat16, 32, 2048)
 
 
 # What is compared.

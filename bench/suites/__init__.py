@@ -13,9 +13,9 @@ from bench.suites import (
     memory,
     own_cells,
     ragged,
-    sharings,
     stacks,
     sweep,
+    tilings,
     training,
 )
 
@@ -26,7 +26,7 @@ _MODULES = (
     ragged,
     deepbench,
     gpu,
-    sharings,
+    tilings,
     devices,
     training,
     fit,

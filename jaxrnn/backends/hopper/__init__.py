@@ -1,28 +1,24 @@
-"""The kernels for Hopper GPUs (Pallas, Mosaic GPU): the loop of a layer, and its linear backward.
+"""Kernels for NVIDIA Hopper GPUs (Pallas, Mosaic GPU): the recurrence and its linear backward pass.
 
 .. code-block:: text
 
-    zx = x @ W_ih.T + b             for all steps in one product of XLA's
-    z_t = zx_t + W_hh @ h_{t-1}     W_hh in the shared memory of a cluster of blocks
+    zx = x @ W_ih.T + b             for all steps, one product of XLA's
+    z_t = zx_t + W_hh @ h_{t-1}     W_hh stays in the shared memory of a cluster of blocks
     h_t, c_t, ... = cell(z_t, ...)  in registers, float32
 
-A cluster takes a slice of the rows through all steps; clusters know nothing of each other. A block
-of it holds the weights of U units, computes these units' gates on the tensor cores, and sends the
-new h to all blocks of its cluster, twice buffered: each step waits once, until all have come
-(`jaxrnn.backends.hopper.peers`). Backward, each block multiplies its dz by its columns of W_hh and
-sends each block its part of the derivative by h. So weights are read from global memory once, and
-states never.
+Clusters are independent: each runs a slice of the batch through all steps. Its blocks hold W_hh,
+compute the gates of their units on the tensor cores, and send the new h to each other once a step.
+In the backward pass they exchange partial sums of dh instead. Weights are thus read from global
+memory once, and states never.
 
-Weights that have no room in a cluster are shared by a group of clusters, which exchange h through
-global memory (`jaxrnn.backends.hopper.tiling`, `hopper_far`). Groups have been interpreted, and
-compiled for an H100, but have never run: "auto" leaves them out.
+Products use bfloat16, float16 or TF32 factors: one TF32 product if ``jax_default_matmul_precision``
+is "tensorfloat32", else three on float32 split into two terms, which keep 22 of its 24 significant
+bits. Sums, states and elementwise functions are float32.
 
-Products are of bfloat16, of float16, or of TF32: once where ``jax_default_matmul_precision`` says
-"tensorfloat32", and else three of them, on float32 split into two, which keeps 22 of its 24 bits.
-Sums, states and pointwise functions are float32.
+`README.md` in this folder describes the partition, the measurements and the tests.
 
-Sources: persistent recurrent networks, G. Diamos et al., ICML 2016; three products of a split
-number, H. Ootomo and R. Yokota, Int. J. High Performance Computing Applications 36 (2022).
+Sources: persistent recurrent networks, G. Diamos et al., ICML 2016; products of split floats,
+H. Ootomo and R. Yokota, Int. J. High Performance Computing Applications 36 (2022).
 """
 
 from __future__ import annotations
@@ -35,286 +31,268 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.backends.elementwise import lower
-from jaxrnn.backends.hopper.tiling import PROCESSORS, Tiles, choose
+from jaxrnn.backends.elementwise.trace import topological_order
+from jaxrnn.backends.hopper.tiling import MIN_SMS, Tiling, select_tiling
 from jaxrnn.backends.products import rows_product
 from jaxrnn.backends.step import plus
 from jaxrnn.cells import Cell
 
 DTYPES = ("float32", "bfloat16", "float16")
-OLDEST, NEWEST = (0, 10, 2), (0, 13)
-"""The versions of JAX whose Mosaic GPU these kernels are written for: from, and below."""
+_FIRST_JAX, _END_JAX = (0, 10, 2), (0, 13)
+"""Versions of JAX whose Mosaic GPU is supported; the second is excluded."""
 
-SCAN_STEP = 6.5
-"""Microseconds that a step of a scan takes at least, as measured on an H200."""
+_SCAN_STEP = 6.5
+"""Least time of a scan step in microseconds, measured on an H200."""
 
-GROUPS = False
-"""Whether "auto" takes groups of clusters: not before they have been measured."""
-
-INTERPRET = False
-"""Whether to run in Mosaic's interpreter, which needs no GPU."""
+GROUPS_IN_AUTO = False
+"""If True, "auto" uses groups of clusters. They have not been measured."""
 
 
 def unsupported_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
-    """Why the kernels can't serve; None if they can."""
-    del D
+    """Return the reason why the kernels do not support a layer, or None if they do."""
+    del T, D
     name = jnp.dtype(dtype).name
-    if not OLDEST <= jax.__version_info__ < NEWEST:
-        return f"it is written for jax 0.10.2 to 0.12, not {jax.__version__}"
-    reason = None if INTERPRET else _why_not_here()
-    if reason is None and name not in DTYPES:
-        reason = f"it computes in {' or '.join(DTYPES)}, not in {name}"
-    reason = reason or lower.unsupported_reason(cell)
-    if reason is None and any("sqrt" in _operations(n) for n in _outputs(cell)):
-        reason = f"Mosaic has no square root, which {type(cell).__name__} takes"
-    if reason is None and tiles_of(cell, dtype, N, H) is None:
-        reason = (
-            f"W_hh of H {H} in {name} does not fit into the shared memory of {processors()} "
-            "multiprocessors beside what goes through it"
+    if not _FIRST_JAX <= jax.__version_info__ < _END_JAX:
+        return f"it supports jax 0.10.2 to 0.12, not {jax.__version__}"
+    if (reason := _unsupported_gpu()) is not None:
+        return reason
+    if name not in DTYPES:
+        return f"it computes in {' or '.join(DTYPES)}, not in {name}"
+    if (reason := lower.unsupported_reason(cell)) is not None:
+        return reason
+    if _uses_sqrt(cell):
+        return f"Mosaic has no square root, which {type(cell).__name__} uses"
+    if tiling_for(cell, dtype, N, H) is None:
+        return (
+            f"W_hh of H {H} in {name} does not fit into the shared memory of {num_sms()} "
+            "multiprocessors beside the states"
         )
-    return reason
+    return None
 
 
 def unprofitable_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
-    """Why "auto" should not take them though they can serve, or None."""
+    """Return the reason why "auto" should not use the kernels for a layer, or None."""
     del T, D
-    tiles = tiles_of(cell, dtype, N, H)
-    if tiles is not None and tiles.K > 1 and not GROUPS:
+    t = tiling_for(cell, dtype, N, H)
+    if t is not None and t.K > 1 and not GROUPS_IN_AUTO:
         return (
-            f"W_hh takes the shared memory of {tiles.K} clusters, and such kernels have been "
-            'compiled and interpreted but never run on a GPU: backend="kernel" asks for them'
+            f"W_hh needs the shared memory of {t.K} clusters, and such kernels have been compiled "
+            'and interpreted but never run on a GPU. Use backend="kernel" to run them'
         )
-    if slower(cell, dtype, N, H):
-        return "so many rows keep the whole processor busy in a scan, too"
+    if t is None or t.waves(N) * t.step_time() > _scan_step_time(t, N, H):
+        return "a batch of this size keeps all multiprocessors busy in a scan, too"
     return None
 
 
 @functools.cache
-def _why_not_here() -> str | None:
-    """Why this machine's GPU can't run them. That of a machine without one is not judged."""
+def _unsupported_gpu() -> str | None:
+    """Return the reason why this machine's GPU is not supported, or None; None without a GPU."""
     if jax.default_backend() not in ("gpu", "cuda"):
         return None
     capability = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
     if capability.split(".")[0] != "9":
-        return f"it is for GPUs of compute capability 9, this one has {capability}"
+        return f"it needs a GPU of compute capability 9, this one has {capability}"
     return None
 
 
-def _outputs(cell: Cell) -> tuple[Any, ...]:
+@functools.cache
+def _uses_sqrt(cell: Cell) -> bool:
     graph = lower.cell_graphs(cell)
-    return (*graph.forward, *graph.backward)
+    nodes = topological_order((*graph.forward, *graph.backward))
+    return any(node.operation == "sqrt" for node in nodes)
+
+
+def tiling_for(cell: Cell, dtype: Any, N: int, H: int) -> Tiling | None:
+    """Return the tiling of a layer, or None if it does not fit."""
+    precision = str(getattr(jax.config, "jax_default_matmul_precision", None)).lower()
+    tf32 = precision in ("tensorfloat32", "high")
+    terms = 2 if jnp.dtype(dtype) == jnp.float32 and not tf32 else 1
+    return select_tiling(cell, jnp.dtype(dtype).itemsize, terms, N, H, num_sms())
 
 
 @functools.cache
-def _operations(node: Any) -> frozenset[str]:
-    return frozenset({node.operation}).union(*map(_operations, node.inputs))
+def num_sms() -> int:
+    """Return the number of multiprocessors that a group of clusters may use.
 
-
-def tiles_of(cell: Cell, dtype: Any, N: int, H: int) -> Tiles | None:
-    """How a layer is shared out; None where it does not fit."""
-    exact = jnp.dtype(dtype) == jnp.float32 and not tensorfloat32()
-    return choose(cell, jnp.dtype(dtype).itemsize, 1 + exact, N, H, processors())
-
-
-@functools.cache
-def processors() -> int:
-    """Multiprocessors that a group may take: those of the least of such GPUs, or of a part of one.
-
-    Not those of this machine where it has more: a program may be exported from it, and a group
-    with no room for all of it would wait for ever.
+    This is the number of the smallest Hopper GPU, or of this machine's if it has fewer (MIG). A
+    program may be exported to a smaller GPU, where a group that is not resident would deadlock.
     """
     if jax.default_backend() not in ("gpu", "cuda"):
-        return PROCESSORS
-    return min(PROCESSORS, getattr(jax.devices()[0], "core_count", PROCESSORS))
+        return MIN_SMS
+    return min(MIN_SMS, getattr(jax.devices()[0], "core_count", MIN_SMS))
 
 
-def slower(cell: Cell, dtype: Any, N: int, H: int) -> bool:
-    """Whether a step of the scan is quicker, by arithmetic: all multiprocessors share its rows."""
-    tiles = tiles_of(cell, dtype, N, H)
-    if tiles is None:
-        return True
-    rate = 3e8 if tiles.itemsize == 2 else 1.5e8 if tiles.parts == 1 else 4e7  # in a microsecond
-    scan = SCAN_STEP + 2 * N * len(cell.gates) * H * H / rate
-    return tiles.turns(N) * tiles.step() > scan
-
-
-def tensorfloat32() -> bool:
-    """Whether products of float32 may be of TF32."""
-    return str(getattr(jax.config, "jax_default_matmul_precision", None)).lower() in (
-        "tensorfloat32",
-        "high",
-    )
+def _scan_step_time(t: Tiling, N: int, H: int) -> float:
+    """Return the modelled time of a scan step in microseconds."""
+    rate = 3e8 if t.itemsize == 2 else 1.5e8 if t.terms == 1 else 4e7  # flop per microsecond
+    return _SCAN_STEP + 2 * N * t.G * H * H / rate
 
 
 def run_forward(
     operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool, store_residuals: bool
 ) -> list[jax.Array]:
-    """The forward kernel; operands and results are those of `jaxrnn.backends.primitives.forward_p`."""
+    """Run the forward kernel, with the signature of `jaxrnn.backends.primitives.forward_p`."""
+    from jaxrnn.backends.hopper.loops import LoopOptions, forward
+
     x, w_ih, w_hh, b_ih, b_hh, *more = operands
-    states, saved = len(cell.states), lower.cell_graphs(cell).residual_counts
+    S, saved = len(cell.states), lower.cell_graphs(cell).residual_counts
     (T, N), H, G = x.shape[:2], w_hh.shape[1], len(cell.gates)
-    tiles, order = _plan(cell, x.dtype, N, H)
+    t, order = _plan(cell, x.dtype, N, H)
     bias = (b_ih if cell.split else b_ih + b_hh).astype(jnp.float32)
-    inputs = [order.tiles(plus(rows_product(x, w_ih), bias, axis=-1), G)]
+    inputs = [order.to_tiles(plus(rows_product(x, w_ih), bias, axis=-1), G)]
     if cell.split:
-        per_row = jnp.broadcast_to(b_hh.astype(jnp.float32), (1, tiles.L, G * H))
-        inputs.append(order.tiles(per_row, G)[0, 0])
-    first = jnp.concatenate(more[:states], axis=1).astype(jnp.float32)
-    inputs.append(order.tiles(first[None], states)[0])
-    inputs += order.flags(more[states:]) + order.inside()
-    inputs.append(_forward_weights(w_hh, tiles, G))
+        b_h = jnp.broadcast_to(b_hh.astype(jnp.float32), (1, t.B, G * H))
+        inputs.append(order.to_tiles(b_h, G)[0, 0])
+    initial = jnp.concatenate(more[:S], axis=1).astype(jnp.float32)
+    inputs.append(order.to_tiles(initial[None], S)[0])
+    inputs += order.masks(more[S:]) + order.unit_mask()
+    inputs.append(_forward_weights(w_hh, t))
 
-    shape = lambda *axes: jax.ShapeDtypeStruct((*axes, *tiles.tile), x.dtype)  # noqa: E731
-    blocks = (order.groups, tiles.blocks)
-    results = [shape(T, *blocks, 1)]
-    if states > 1:
-        results.append(shape(*((T,) if store_residuals else ()), *blocks, states - 1))
+    results = [order.result(x.dtype, 1, T)]
+    if S > 1:
+        results.append(order.result(x.dtype, S - 1, *([T] if store_residuals else [])))
     if store_residuals and sum(saved):
-        results.append(shape(T, *blocks, sum(saved)))
-    device = _device(tiles)
-    from jaxrnn.backends.hopper import forward as hopper_forward
-
-    body, scratch = hopper_forward.forward(
-        device, cell, T, masked, order.padded, reverse, store_residuals, x.dtype
-    )
-    run = device.launch(body, tuple(results), scratch, order.groups, "rnn_forward")
-    h, *kept = run(*inputs)
-    out = [order.rows(h)]
-    if states > 1:
-        rest = kept.pop(0)
-        rest = order.rows(rest if store_residuals else rest[None])
-        rest = rest if store_residuals else rest[0]
-        out += jnp.split(rest, states - 1, axis=-1)
-    if kept:
-        everything, place = order.rows(kept[0]), 0
+        results.append(order.result(x.dtype, sum(saved), T))
+    device = device_for(t)
+    options = LoopOptions(cell, T, masked, order.padded, reverse, x.dtype)
+    body, scratch = forward(device, options, store_residuals)
+    kernel = device.launch(body, tuple(results), scratch, order.clusters, "rnn_forward")
+    h, *more = kernel(*inputs)
+    out = [order.from_tiles(h)]
+    if S > 1:
+        states = more.pop(0)
+        states = order.from_tiles(states) if store_residuals else order.from_tiles(states[None])[0]
+        out += jnp.split(states, S - 1, axis=-1)
+    if more:
+        residuals, start = order.from_tiles(more[0]), 0
         for count in saved:
-            out.append(everything[..., place * H : (place + count) * H])
-            place += count
+            out.append(residuals[..., start * H : (start + count) * H])
+            start += count
     return out
 
 
 def run_backward(
     operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool
 ) -> list[jax.Array]:
-    """The backward kernel; operands and results as `jaxrnn.backends.kernels` says."""
-    states, counts = len(cell.states), lower.cell_graphs(cell).residual_counts
+    """Run the backward kernel, with the signature given in `jaxrnn.backends.kernels`."""
+    from jaxrnn.backends.hopper.loops import LoopOptions, backward
+
+    S, counts = len(cell.states), lower.cell_graphs(cell).residual_counts
     dh, *more = operands
-    dlast, (w_hh, *more) = more[:states], more[states:]
-    first, after = more[:states], more[states : 2 * states]
-    saved, flags = more[2 * states :][: len(counts)], more[2 * states + len(counts) :]
+    dfinal, (w_hh, *more) = more[:S], more[S:]
+    initial, after = more[:S], more[S : 2 * S]
+    saved, masks = more[2 * S :][: len(counts)], more[2 * S + len(counts) :]
     (T, N), H, G = dh.shape[:2], w_hh.shape[1], len(cell.gates)
-    tiles, order = _plan(cell, w_hh.dtype, N, H)
-    wide = jnp.float32
-    inputs = [order.tiles(dh.astype(wide), 1)]
-    inputs.append(order.tiles(jnp.concatenate(dlast, axis=1).astype(wide)[None], states)[0])
-    ends = [jnp.concatenate(first, axis=1)[None], jnp.concatenate(after, axis=2)]
-    inputs.append(order.tiles(jnp.concatenate(ends[::-1] if reverse else ends), states))
+    t, order = _plan(cell, w_hh.dtype, N, H)
+    f32 = jnp.float32
+    inputs = [order.to_tiles(dh.astype(f32), 1)]
+    inputs.append(order.to_tiles(jnp.concatenate(dfinal, axis=1).astype(f32)[None], S)[0])
+    states = [jnp.concatenate(initial, axis=1)[None], jnp.concatenate(after, axis=2)]
+    inputs.append(order.to_tiles(jnp.concatenate(states[::-1] if reverse else states), S))
     if saved:
-        inputs.append(order.tiles(jnp.concatenate(saved, axis=2), sum(counts)))
-    inputs += order.flags(flags) + order.inside()
-    inputs.append(_backward_weights(w_hh, tiles, G))
+        inputs.append(order.to_tiles(jnp.concatenate(saved, axis=2), sum(counts)))
+    inputs += order.masks(masks) + order.unit_mask()
+    inputs.append(_backward_weights(w_hh, t))
 
-    shape = lambda *axes: jax.ShapeDtypeStruct((*axes, *tiles.tile), wide)  # noqa: E731
-    blocks = (order.groups, tiles.blocks)
-    results = (shape(T, *blocks, G * (1 + cell.split)), shape(*blocks, states))
-    device = _device(tiles)
-    from jaxrnn.backends.hopper import backward as hopper_backward
-
-    body, scratch = hopper_backward.backward(
-        device, cell, T, masked, order.padded, reverse, w_hh.dtype
-    )
-    run = device.launch(body, results, scratch, order.groups, "rnn_backward")
-    dz, dfirst = run(*inputs)
-    dfirst = order.rows(dfirst[None])[0]
+    results = order.result(f32, G * (1 + cell.split), T), order.result(f32, S)
+    device = device_for(t)
+    options = LoopOptions(cell, T, masked, order.padded, reverse, w_hh.dtype)
+    body, scratch = backward(device, options)
+    kernel = device.launch(body, results, scratch, order.clusters, "rnn_backward")
+    dz, dinitial = kernel(*inputs)
+    dinitial = order.from_tiles(dinitial[None])[0]
     return [
-        *jnp.split(order.rows(dz), 1 + cell.split, axis=2),
-        *jnp.split(dfirst, states, axis=1),
+        *jnp.split(order.from_tiles(dz), 1 + cell.split, axis=2),
+        *jnp.split(dinitial, S, axis=1),
     ]
 
 
-def _plan(cell: Cell, dtype: Any, N: int, H: int) -> tuple[Tiles, _Order]:
-    tiles = tiles_of(cell, dtype, N, H)
-    if tiles is None:
+def _plan(cell: Cell, dtype: Any, N: int, H: int) -> tuple[Tiling, _KernelOrder]:
+    t = tiling_for(cell, dtype, N, H)
+    if t is None:
         raise ValueError(unsupported_reason(cell, dtype, 1, N, 1, H))
-    return tiles, _Order(tiles, N, H)
+    return t, _KernelOrder(t, N, H)
 
 
-def _device(tiles: Tiles) -> Any:
-    if INTERPRET:
-        from jaxrnn.backends.hopper.interpreted import Interpreted, InterpretedGroup
+def device_for(tiling: Tiling) -> Any:
+    """Return the device that runs a tiling."""
+    from jaxrnn.backends.hopper.device import Cluster, ClusterGroup
 
-        return (InterpretedGroup if tiles.K > 1 else Interpreted)(tiles)
-    from jaxrnn.backends.hopper.device import Device
-    from jaxrnn.backends.hopper.group import Group
-
-    return (Group if tiles.K > 1 else Device)(tiles)
+    return (ClusterGroup if tiling.K > 1 else Cluster)(tiling)
 
 
-class _Order:
-    """The order of arrays in the kernels, and back: (T, clusters, blocks, what, tile)."""
+class _KernelOrder:
+    """Conversion of arrays to kernel order (T, clusters, blocks, count, *tile) and back."""
 
-    def __init__(self, tiles: Tiles, N: int, H: int):
-        self.t, self.N, self.H = tiles, N, H
-        self.groups = -(-N // tiles.L)
-        self.padded = tiles.units > H
+    def __init__(self, tiling: Tiling, N: int, H: int):
+        self.tiling, self.N, self.H = tiling, N, H
+        self.clusters = -(-N // tiling.B)
+        self.padded = tiling.padded_hidden_size > H
 
-    def inside(self) -> list[jax.Array]:
-        """Where there are units that are padding, which are none, as tiles of zeros and ones."""
+    def result(self, dtype: Any, count: int, *steps: int) -> jax.ShapeDtypeStruct:
+        """Return the shape and dtype of a result of a kernel."""
+        t = self.tiling
+        shape = (*steps, self.clusters, t.num_blocks, count, *t.tile_shape)
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def unit_mask(self) -> list[jax.Array]:
+        """Return tiles with 1 for units and 0 for padding, or nothing without padding."""
         if not self.padded:
             return []
-        return [self.tiles(jnp.ones((1, self.t.L, self.H), jnp.float32), 1)[0, 0, :, 0]]
+        return [self.to_tiles(jnp.ones((1, self.tiling.B, self.H), jnp.float32), 1)[0, 0, :, 0]]
 
-    def tiles(self, a: jax.Array, count: int) -> jax.Array:
-        """Of (T, N, count * H)."""
-        t, (T, N, _) = self.t, a.shape
-        groups = -(-N // t.L)
+    def to_tiles(self, a: jax.Array, count: int) -> jax.Array:
+        """Convert (T, N, count * H) to kernel order."""
+        t, (T, N, _) = self.tiling, a.shape
+        clusters = -(-N // t.B)
         a = a.reshape(T, N, count, self.H)
-        padding = (0, 0), (0, groups * t.L - N), (0, 0), (0, t.units - self.H)
-        a = jnp.pad(a, padding).reshape(T, groups, t.L, count, t.blocks, t.U)
-        return a.transpose(0, 1, 4, 3, *((2, 5) if t.rows_first else (5, 2)))
+        padding = (0, 0), (0, clusters * t.B - N), (0, 0), (0, t.padded_hidden_size - self.H)
+        a = jnp.pad(a, padding).reshape(T, clusters, t.B, count, t.num_blocks, t.U)
+        return a.transpose(0, 1, 4, 3, *((2, 5) if t.batch_major else (5, 2)))
 
-    def rows(self, a: jax.Array) -> jax.Array:
-        """Back to (T, N, count * H)."""
-        t, (T, _, _, count) = self.t, a.shape[:4]
-        a = a.transpose(0, 1, *((4, 3, 2, 5) if t.rows_first else (5, 3, 2, 4)))
-        a = a.reshape(T, self.groups * t.L, count, t.units)
+    def from_tiles(self, a: jax.Array) -> jax.Array:
+        """Convert kernel order to (T, N, count * H)."""
+        t, (T, _, _, count) = self.tiling, a.shape[:4]
+        a = a.transpose(0, 1, *((4, 3, 2, 5) if t.batch_major else (5, 3, 2, 4)))
+        a = a.reshape(T, self.clusters * t.B, count, t.padded_hidden_size)
         return a[:, : self.N, :, : self.H].reshape(T, self.N, count * self.H)
 
-    def flags(self, flags: Sequence[jax.Array]) -> list[jax.Array]:
-        """Resets and own steps, as one tile each of zeros and ones, the same for all blocks."""
+    def masks(self, flags: Sequence[jax.Array]) -> list[jax.Array]:
+        """Return float reset and valid masks (T, clusters, 2, *tile), or nothing without masks."""
         if not flags:
             return []
-        t, bits = self.t, jnp.stack([flags[0] & 1, flags[0] >> 1], axis=1).astype(jnp.float32)
-        bits = jnp.pad(bits, ((0, 0), (0, 0), (0, self.groups * t.L - self.N)))
-        bits = bits.reshape(len(bits), 2, self.groups, t.L).swapaxes(1, 2)
-        each = bits[..., None] if t.rows_first else bits[..., None, :]
-        return [jnp.broadcast_to(each, (*each.shape[:3], *t.tile))]
+        t, bits = self.tiling, jnp.stack([flags[0] & 1, flags[0] >> 1], axis=1).astype(jnp.float32)
+        bits = jnp.pad(bits, ((0, 0), (0, 0), (0, self.clusters * t.B - self.N)))
+        bits = bits.reshape(len(bits), 2, self.clusters, t.B).swapaxes(1, 2)
+        bits = bits[..., None] if t.batch_major else bits[..., None, :]
+        return [jnp.broadcast_to(bits, (*bits.shape[:3], *t.tile_shape))]
 
 
-def _forward_weights(w_hh: jax.Array, t: Tiles, G: int) -> jax.Array:
-    """W_hh as (K*C, parts, P, M, U): of the gates of Q blocks, from P blocks' units."""
-    w = _padded(w_hh, t, G).transpose(1, 5, 4, 2, 0, 3, 6)
-    w = w.reshape(t.blocks, t.P, t.Q * G * t.U, t.U)
-    w = jnp.pad(w, ((0, 0), (0, 0), (0, t.M - t.Q * G * t.U), (0, 0)))
-    return _parts(w, t)
+def _forward_weights(w_hh: jax.Array, t: Tiling) -> jax.Array:
+    """Return W_hh as (K*C, terms, h_blocks, forward_m, U)."""
+    w = _split_units(w_hh, t).transpose(1, 5, 4, 2, 0, 3, 6)
+    m = t.gate_blocks * t.G * t.U
+    w = w.reshape(t.num_blocks, t.h_blocks, m, t.U)
+    return _terms(jnp.pad(w, ((0, 0), (0, 0), (0, t.forward_m - m), (0, 0))), t)
 
 
-def _backward_weights(w_hh: jax.Array, t: Tiles, G: int) -> jax.Array:
-    """W_hh as (K*C, parts, Q*G, M_back, U): to the units of P blocks, from Q blocks' gates."""
-    w = _padded(w_hh, t, G).transpose(1, 5, 2, 0, 4, 6, 3)
-    w = w.reshape(t.blocks, t.Q * G, t.P * t.U, t.U)
-    w = jnp.pad(w, ((0, 0), (0, 0), (0, t.M_back - t.P * t.U), (0, 0)))
-    return _parts(w, t)
+def _backward_weights(w_hh: jax.Array, t: Tiling) -> jax.Array:
+    """Return W_hh.T as (K*C, terms, gate_blocks * G, backward_m, U)."""
+    w = _split_units(w_hh, t).transpose(1, 5, 2, 0, 4, 6, 3)
+    m = t.h_blocks * t.U
+    w = w.reshape(t.num_blocks, t.gate_blocks * t.G, m, t.U)
+    return _terms(jnp.pad(w, ((0, 0), (0, 0), (0, t.backward_m - m), (0, 0))), t)
 
 
-def _padded(w_hh: jax.Array, t: Tiles, G: int) -> jax.Array:
-    """W_hh (G*H, H) as (G, P, Q, U, P, Q, U)."""
+def _split_units(w_hh: jax.Array, t: Tiling) -> jax.Array:
+    """Pad W_hh (G*H, H) and reshape it to (G, *units, *units), units (h_blocks, gate_blocks, U)."""
     H = w_hh.shape[1]
-    more = (0, t.units - H)
-    w = jnp.pad(w_hh.reshape(G, H, H), ((0, 0), more, more))
-    return w.reshape(G, t.P, t.Q, t.U, t.P, t.Q, t.U)
+    padding = (0, t.padded_hidden_size - H)
+    w = jnp.pad(w_hh.reshape(t.G, H, H), ((0, 0), padding, padding))
+    return w.reshape(t.G, *(t.h_blocks, t.gate_blocks, t.U) * 2)
 
 
-def _parts(w: jax.Array, t: Tiles) -> jax.Array:
-    from jaxrnn.backends.hopper import loops as hopper_loops
+def _terms(w: jax.Array, t: Tiling) -> jax.Array:
+    from jaxrnn.backends.hopper.loops import factors
 
-    return jnp.stack(hopper_loops.factors(w, t, w.dtype), axis=1)
+    return jnp.stack(factors(w, t, w.dtype), axis=1)

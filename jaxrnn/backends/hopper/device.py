@@ -1,17 +1,15 @@
-"""What the kernels for Hopper ask of the machine: a cluster of blocks, each of one warpgroup.
+"""Devices: the operations of loops on a cluster of blocks and on a group of clusters.
 
-A group of clusters is in `jaxrnn.backends.hopper.group`, and what stands for both where there is no
-such machine in `jaxrnn.backends.hopper.interpreted`.
-
-Loading with a layout and the order of arguments differ between the versions of JAX, and only here.
+Each block has one warpgroup. The tests implement the same operations without a GPU. Differences
+between versions of JAX are confined to this module.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,278 +17,396 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.backends.hopper import peers
-from jaxrnn.backends.hopper.tiling import Tiles
+from jaxrnn.backends.hopper import exchange
+from jaxrnn.backends.hopper.tiling import Tiling
 
-BLOCKS, CLUSTERS = "units", "rows"
+BLOCKS, CLUSTERS = "units", "batch"  # axes of the launch
 
-SLOTS = 2
-"""Places that messages go to in turns: with one, some would come where the last is still read."""
+NUM_BUFFERS = 2
+"""Number of buffers for messages; with one, a message could overwrite one that is still read."""
 
-# What has other names and places in other versions of JAX.
-_NEW = "out_type" in inspect.signature(plgpu.kernel).parameters
-_RESULTS, _SCRATCH = ("out_type", "scratch_types") if _NEW else ("out_shape", "scratch_shapes")
-_AT = inspect.signature(plgpu.load).parameters.get("idx")
+# Names that differ between versions of JAX.
+_IDX = inspect.signature(plgpu.load).parameters.get("idx")
+_INDEX: tuple[Any, ...] = ((),) if _IDX is not None and _IDX.default is _IDX.empty else ()
 _STORE: Any = getattr(plgpu, "store", None)
-_INDEX: tuple[Any, ...] = ((),) if _AT is not None and _AT.default is _AT.empty else ()
 
-# From 0.11 on JAX would search for the layouts of all arrays, which takes it up to minutes, and in
-# 0.11.0 it finds none for an LSTM of 512 units in float32. They are all given here.
+# JAX 0.11 and later infer layouts, which takes minutes, and 0.11.0 fails for an LSTM with 512 units
+# in float32. Lane semantics use the layouts given here.
 _PARAMS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
 
 
-class Copies(NamedTuple):
-    """A barrier in scratch memory that so many copies from global memory arrive at."""
+class SharedMemory(NamedTuple):
+    """Array in the shared memory of each block."""
 
-    count: int
-
-
-class Arrivals(NamedTuple):
-    """Barriers in scratch memory, in turns, for what the blocks of a cluster send each other."""
+    shape: tuple[int, ...]
+    dtype: Any
+    swizzled: bool = False
 
 
-class Memory(NamedTuple):
-    """Global memory that a group of clusters exchanges through, for each group; not initialised."""
+class CopyBarrier(NamedTuple):
+    """Barrier at which copies from global memory arrive."""
+
+    num_arrivals: int
+
+
+class MessageBarriers(NamedTuple):
+    """Barriers at which messages within a cluster arrive, one for each buffer."""
+
+
+class GlobalMemory(NamedTuple):
+    """Uninitialised global memory of each group, through which its clusters exchange data."""
 
     shape: tuple[int, ...]
     dtype: Any
 
 
-def _rows(side: int, vector: int, most: int) -> Any:
-    """Tiles with rows of `side`: neighbours in one thread, the lanes of a warp side by side."""
-    wide = next(w for w in (64, 32, 16, 8) if side % w == 0 and w <= min(32 * vector, most))
-    rows = 32 * vector // wide
-    if rows > 1:
-        tiling, dims = ((4 * rows, wide), (rows, wide), (vector,)), ((-5,), (-3, -2))
+class Cluster:
+    """A cluster of blocks on a Hopper GPU.
+
+    Messages are numbered by the step `s` that reads them.
+    """
+
+    memory: dict[str, Any]
+    """References to scratch memory by name, while a kernel is traced."""
+
+    def __init__(self, tiling: Tiling):
+        self.tiling = tiling
+        vector = 2 if tiling.itemsize == 2 else 1
+        max_width = tiling.swizzle // tiling.itemsize
+        self.layout = _tile_layout(tiling.tile_shape[1], vector, max_width)
+        self.sum_layout = _tile_layout(tiling.B, 1, 64) if tiling.batch_major else self.layout
+
+    def launch(
+        self, body: Any, results: Any, scratch: dict[str, Any], grid_size: int, name: str
+    ) -> Callable[..., Any]:
+        """Return a kernel as a function of its operands.
+
+        Args:
+            body: called with references to operands and results.
+            results: shapes and dtypes of the results.
+            scratch: scratch memory by name. "messages" and "copies" are barriers; a group of
+                clusters needs `GlobalMemory` under "mailboxes".
+            grid_size: number of clusters, or of groups of clusters.
+            name: name of the kernel.
+        """
+        names = list(scratch)
+
+        def run(*refs: Any) -> None:
+            self.memory = dict(zip(names, refs[-len(names) :], strict=True))
+            body(*refs[: -len(names)])
+
+        return plgpu.kernel(
+            run,
+            out_type=results,
+            scratch_types=[self._scratch(kind) for kind in scratch.values()],
+            grid_names=(CLUSTERS,),
+            kernel_name=name,
+            compiler_params=_PARAMS,
+            **self._mesh(grid_size),
+        )
+
+    def _mesh(self, grid_size: int) -> dict[str, Any]:
+        t = self.tiling
+        return dict(grid=(grid_size * t.K,), cluster=(t.C,), cluster_names=(BLOCKS,))
+
+    def _scratch(self, kind: Any) -> Any:
+        if isinstance(kind, CopyBarrier):
+            return plgpu.Barrier(num_arrivals=kind.num_arrivals)
+        if isinstance(kind, MessageBarriers):
+            return plgpu.SMEM(*exchange.BARRIERS)
+        transforms = dict(transforms=self.tiling.transforms) if kind.swizzled else {}
+        return plgpu.SMEM(kind.shape, kind.dtype, **transforms)
+
+    # Position
+
+    def position(self) -> tuple[Any, Any]:
+        """Return the index of this block among those that share W_hh, and of its batch tile."""
+        return self.rank, lax.axis_index(CLUSTERS)
+
+    @property
+    def rank(self) -> Any:
+        """Rank of this block in its cluster."""
+        return lax.axis_index(BLOCKS)
+
+    @property
+    def h_rank(self) -> Any:
+        """Rank of this block among those that exchange h."""
+        return self.rank
+
+    # Memory and arithmetic
+
+    def local(self, name: str) -> Any:
+        """Return this block's scratch memory."""
+        return self.memory[name]
+
+    def load_raw(self, ref: Any) -> jax.Array:
+        """Load a tile in its dtype; each thread holds the same elements of every tile."""
+        return plgpu.load(ref, *_INDEX, layout=self.layout, optimized=False)
+
+    def load(self, ref: Any, transpose: bool = False) -> jax.Array:
+        """Load a tile or its transpose as float32."""
+        return self.load_raw(_transposed(ref) if transpose else ref).astype(jnp.float32)
+
+    def cast_layout(self, tile: jax.Array) -> jax.Array:
+        """Convert a computed tile to the layout of loaded tiles."""
+        return plgpu.layout_cast(tile, self.layout)
+
+    def matmul(self, m: int, pairs: Sequence[tuple[Any, Any]]) -> jax.Array:
+        """Return the sum of products of factors in shared memory, float32 (m, B)."""
+        transpose = self.tiling.batch_major
+
+        def multiply(acc: Any) -> jax.Array:
+            for a, b in pairs:
+                plgpu.wgmma(acc, a, _transposed(b) if transpose else b)
+            return acc[...]
+
+        return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((m, self.tiling.B), jnp.float32))
+
+    def store_sums(self, sums: Any, value: jax.Array) -> None:
+        """Store the result of `matmul` in shared memory."""
+        if _STORE is None or self.tiling.B == 16:
+            sums[...] = value
+        else:  # wider tiles have bank conflicts, which newer versions of JAX report
+            _STORE(sums, value, optimized=False)
+
+    def sum_tiles(
+        self, sources: Sequence[Sequence[Any]], scratch: Sequence[Any]
+    ) -> list[jax.Array]:
+        """Return sums of (U, B) tiles in the layout of states; one scratch tile for each sum."""
+        sums = []
+        for refs in sources:
+            tiles = [
+                plgpu.load(ref, *_INDEX, layout=self.sum_layout, optimized=False) for ref in refs
+            ]
+            sums.append(functools.reduce(jnp.add, tiles))
+        if not self.tiling.batch_major:
+            return [plgpu.layout_cast(total, self.layout) for total in sums]
+        for ref, total in zip(scratch, sums, strict=True):
+            ref[...] = total
+        plgpu.commit_smem()
+        return [self.load(ref, transpose=True) for ref in scratch]
+
+    def start(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        """Copy from global to shared memory, and initialise the message barriers."""
+        for source, target in pairs:
+            plgpu.copy_gmem_to_smem(source, target, self.memory["copies"])
+        plgpu.barrier_wait(self.memory["copies"])
+        exchange.init_barriers(self.memory["messages"])
+
+    def finish(self) -> None:
+        """Wait for the other blocks of the cluster before exiting."""
+        exchange.exit_together()
+
+    def zero(self, ref: Any) -> None:
+        """Store zeros in a (U, B) tile of shared memory."""
+        zeros = jnp.zeros((self.tiling.U, self.tiling.B), jnp.float32)
+        ref[...] = plgpu.layout_cast(zeros, self.sum_layout)
+
+    # Messages within a cluster
+
+    def broadcast(self, name: str, s: Any, num_tiles: int) -> None:
+        """Send this block's part of `name`, (NUM_BUFFERS, C, num_tiles, ...), to its cluster."""
+        t, buffer = self.tiling, buffer_of(s)
+        num_bytes = num_tiles * t.terms * t.U * t.B * t.itemsize
+        exchange.expect(self.memory["messages"], buffer, (t.C - 1) * num_bytes)
+        if t.C == 1:
+            return
+        part = self.memory[name].at[buffer, self.rank]
+        exchange.send(
+            *(part, part, self.memory["messages"], buffer),
+            num_bytes=num_bytes,
+            stride=0,
+            first=0,
+            count=t.C,
+            skip_self=True,
+            fixed_offsets=t.K > 1,
+            transforms=(t.transforms, t.transforms),
+        )
+
+    def expect(self, s: Any, m: int) -> None:
+        """Expect (m, B) sums from each block of the cluster."""
+        t, buffer = self.tiling, buffer_of(s)
+        exchange.expect(self.memory["messages"], buffer, t.C * m * t.B * 4)
+
+    def scatter(self, s: Any, first: int, count: int, m: int) -> None:
+        """Send (m, B) slices of "sums" to the inboxes of the blocks from `first` on."""
+        num_bytes, buffer = m * self.tiling.B * 4, buffer_of(s)
+        inbox = self.memory["inbox"].at[buffer, self.rank]
+        exchange.send(
+            *(self.memory["sums"], inbox, self.memory["messages"], buffer),
+            num_bytes=num_bytes,
+            stride=num_bytes,
+            first=first,
+            count=count,
+            fixed_offsets=self.tiling.K > 1,
+        )
+
+    def wait(self, s: Any) -> None:
+        """Wait until all blocks have sent message `s`; the tensor cores may then read it."""
+        exchange.wait(self.memory["messages"], buffer_of(s), lax.div(s, jnp.int32(2)))
+        plgpu.commit_smem()
+
+    # Exchange of h and of its cotangent
+
+    def h_buffer(self, s: Any) -> Any:
+        """Return the buffer of "h" that step `s` reads."""
+        return buffer_of(s)
+
+    def send_h(self, s: Any) -> None:
+        """Send this block's h to the blocks that read it at step `s`."""
+        self.broadcast("h", s, 1)
+
+    def receive_h(self, s: Any) -> None:
+        """Wait for h of step `s`."""
+        self.wait(s)
+
+    def init_dh(self) -> None:
+        """Make the partial sums of dh that step 0 reads zero."""
+        for c in range(self.tiling.C):
+            self.zero(self.local("inbox").at[0, c])
+        exchange.expect(self.memory["messages"], jnp.int32(0), 0)
+
+    def expect_dh(self, s: Any) -> None:
+        """Expect the partial sums of dh that step `s` reads."""
+        self.expect(s, self.tiling.U)
+
+    def send_dh(self, s: Any, first: int, count: int) -> None:
+        """Send partial sums of dh to the blocks from `first` on."""
+        self.scatter(s, first, count, self.tiling.U)
+
+    def flush_dh(self) -> None:
+        """Publish what `send_dh` has sent."""
+
+    def receive_dh(self, s: Any) -> jax.Array:
+        """Wait for the partial sums of dh and return their sum, a tile."""
+        self.wait(s)
+        inbox = self.local("inbox").at[buffer_of(s)]
+        parts = [inbox.at[c] for c in range(self.tiling.C)]
+        return self.sum_tiles([parts], [self.local("transposed")])[0]
+
+
+class ClusterGroup(Cluster):
+    """A group of clusters on a Hopper GPU, which exchange data through global memory."""
+
+    mailboxes: Any
+    """Reference to the global memory of all groups, while a kernel is traced."""
+
+    extra_scratch: ClassVar[dict[str, Any]] = dict(ticket=SharedMemory(*exchange.TICKET))
+
+    def launch(
+        self, body: Any, results: Any, scratch: dict[str, Any], grid_size: int, name: str
+    ) -> Callable[..., Any]:
+        """Return a kernel as a function of its operands, see `Cluster.launch`."""
+        scratch = scratch | self.extra_scratch
+        mailboxes: GlobalMemory = scratch.pop("mailboxes")
+        shape = jax.ShapeDtypeStruct((grid_size, *mailboxes.shape), mailboxes.dtype)
+
+        def run(*refs: Any) -> None:
+            *refs, self.mailboxes = refs
+            self.enter(grid_size)
+            body(*refs)
+
+        kernel = super().launch(run, (*results, shape), scratch, grid_size, name)
+        return lambda *operands: kernel(*operands)[:-1]
+
+    def enter(self, grid_size: int) -> None:
+        """Draw a ticket and derive this block's place from it."""
+        t = self.tiling
+        # Pallas passes counters in and out of the kernel, and the program zeroes them each time.
+        size = (1 + grid_size * t.C) * exchange.COUNTER_STRIDE
+        counters = pl.get_global(plgpu.SemaphoreType.REGULAR((size,)))
+        ticket = exchange.draw_ticket(self.memory["ticket"], counters.at[pl.ds(0, 1)])
+        self.group, self.index = lax.div(ticket, jnp.int32(t.K)), lax.rem(ticket, jnp.int32(t.K))
+        place = (1 + self.group * t.C + self.rank) * exchange.COUNTER_STRIDE
+        self.counter = counters.at[pl.ds(place, 1)]
+
+    def position(self) -> tuple[Any, Any]:
+        """Return the index of this block in its group, and of its batch tile."""
+        return self.index * self.tiling.C + self.rank, self.group
+
+    @property
+    def h_rank(self) -> Any:
+        """Rank of this block among those that exchange h: the index of its cluster."""
+        return self.index
+
+    def h_buffer(self, s: Any) -> Any:
+        """Return the buffer of "h": the first, as no other block writes it."""
+        return 0
+
+    def _mailbox(self, s: Any) -> Any:
+        """Return the global memory of messages `s` to and from the blocks that exchange h."""
+        return self.mailboxes.at[self.group, buffer_of(s), self.rank]
+
+    def send_h(self, s: Any) -> None:
+        """Send this block's h to the blocks that read it at step `s`."""
+        t = self.tiling
+        source, target = self.local("h").at[0, self.index], self._mailbox(s).at[self.index]
+        num_bytes = t.terms * t.U * t.B * t.itemsize
+        exchange.write_global(source, target, num_bytes=num_bytes, transforms=t.transforms)
+        exchange.signal(self.counter)
+
+    def receive_h(self, s: Any) -> None:
+        """Wait for h of step `s`, and copy it to shared memory."""
+        t = self.tiling
+        exchange.wait_for_signals(self.counter, (s + 1) * t.K)
+        num_bytes = t.K * t.terms * t.U * t.B * t.itemsize
+        exchange.read_global(self._mailbox(s), self.local("h").at[0], num_bytes, t.transforms)
+        plgpu.commit_smem()  # the tensor cores read it through the async proxy
+
+    def init_dh(self) -> None:
+        """Make the partial sums of dh that step 0 reads zero."""
+        t = self.tiling
+        exchange.zero_global(self._mailbox(jnp.int32(0)).at[self.index], t.K * t.U * t.B * 4)
+
+    def expect_dh(self, s: Any) -> None:
+        """Do nothing: counters need no announcement."""
+
+    def send_dh(self, s: Any, first: int, count: int) -> None:
+        """Send partial sums of dh to the blocks from `first` on."""
+        t = self.tiling
+        num_bytes = t.U * t.B * 4
+        exchange.write_global(
+            *(self.local("sums"), self._mailbox(s).at[0, self.index]),
+            num_bytes=num_bytes,
+            stride=t.K * num_bytes,
+            first=first,
+            count=count,
+        )
+
+    def flush_dh(self) -> None:
+        """Publish what `send_dh` has sent."""
+        exchange.signal(self.counter)
+
+    def receive_dh(self, s: Any) -> jax.Array:
+        """Wait for the partial sums of dh and return their sum, a tile."""
+        t = self.tiling
+        exchange.wait_for_signals(self.counter, s * t.K)
+        total = self.local("transposed")
+        exchange.sum_global(self._mailbox(s).at[self.index], total, t.U * t.B, t.K)
+        plgpu.commit_smem()
+        return self.load(total, transpose=t.batch_major)
+
+
+def buffer_of(s: Any) -> Any:
+    """Return the buffer of message `s`."""
+    return lax.rem(s, jnp.int32(NUM_BUFFERS))
+
+
+def _tile_layout(width: int, vector: int, max_width: int) -> Any:
+    """Return a layout of tiles that are `width` wide, with `vector` neighbours in each thread.
+
+    The lanes of a warp hold adjacent vectors.
+    """
+    wide = next(w for w in (64, 32, 16, 8) if width % w == 0 and w <= min(32 * vector, max_width))
+    lines = 32 * vector // wide  # of a warp
+    if lines > 1:
+        tiling, dims = ((4 * lines, wide), (lines, wide), (vector,)), ((-5,), (-3, -2))
     else:
         tiling, dims = ((4, wide), (vector,)), ((-3,), (-2,))
     return plgpu.Layout.TILED(plgpu.Tiling(tiling), *dims, -1)
 
 
-class Device:
-    """A Hopper GPU: a cluster of blocks, each of one warpgroup."""
-
-    def __init__(self, tiles: Tiles):
-        self.tiles = tiles
-        vector = 2 if tiles.itemsize == 2 else 1
-        most = tiles.swizzle // tiles.itemsize  # a row of the tiles in shared memory
-        self.layout = _rows(tiles.tile[1], vector, most)
-        self.by_units = _rows(tiles.L, 1, 64) if tiles.rows_first else self.layout
-
-    def launch(
-        self, body: Any, results: Any, scratch: dict[str, Any], groups: int, name: str
-    ) -> Any:
-        """The kernel as a function of its operands.
-
-        Args:
-            body: called with references to operands, results and scratch memory, these by name.
-            results: shapes and dtypes.
-            scratch: shapes and dtypes of a block's shared memory, with the swizzle or None; or
-                `Copies` or `Arrivals`; for a group of clusters, `Memory` under "exchanged", too.
-            groups: how many clusters, or groups of them.
-            name: of the kernel.
-        """
-        names = list(scratch)
-
-        def run(*refs: Any) -> None:
-            refs, own = refs[: -len(names)], refs[-len(names) :]
-            body(*refs, **dict(zip(names, own, strict=True)))
-
-        return plgpu.kernel(
-            run,
-            **{_RESULTS: results, _SCRATCH: [self._scratch(s) for s in scratch.values()]},
-            grid_names=(CLUSTERS,),
-            kernel_name=name,
-            compiler_params=_PARAMS,
-            **self._mesh(groups),
-        )
-
-    def _mesh(self, groups: int) -> dict[str, Any]:
-        t = self.tiles
-        return dict(grid=(groups * t.K,), cluster=(t.C,), cluster_names=(BLOCKS,))
-
-    def _scratch(self, what: Any) -> Any:
-        if isinstance(what, Copies):
-            return plgpu.Barrier(num_arrivals=what.count)
-        if isinstance(what, Arrivals):
-            return plgpu.SMEM(*peers.BARRIERS)
-        shape, dtype, swizzle = what
-        return self._memory(shape, dtype, swizzle)
-
-    def _memory(self, shape: Sequence[int], dtype: Any, swizzle: int | None) -> Any:
-        if swizzle is None:
-            return plgpu.SMEM(tuple(shape), dtype)
-        return plgpu.SMEM(tuple(shape), dtype, transforms=self.tiles.transforms)
-
-    def places(self) -> tuple[Any, Any]:
-        """Which of the blocks that share the units this is, and of which rows."""
-        return self.rank, lax.axis_index(CLUSTERS)
-
-    @property
-    def rank(self) -> Any:
-        """Which block of its cluster this is."""
-        return lax.axis_index(BLOCKS)
-
-    @property
-    def along(self) -> Any:
-        """Which of the blocks that share h."""
-        return self.rank
-
-    def slot(self, s: Any) -> Any:
-        """Which place in shared memory the h of step `s` has."""
-        return slot_of(s)
-
-    def own(self, ref: Any) -> Any:
-        """This block's part of scratch memory."""
-        return ref
-
-    def raw(self, ref: Any) -> jax.Array:
-        """A tile as it is, each thread with the same elements of every one."""
-        return plgpu.load(ref, *_INDEX, layout=self.layout, optimized=False)
-
-    def load(self, ref: Any, turn: bool = False) -> jax.Array:
-        """A tile, or its transpose, as float32."""
-        return self.raw(turned(ref) if turn else ref).astype(jnp.float32)
-
-    def placed(self, tile: jax.Array) -> jax.Array:
-        """A tile made by the kernel, in the layout of those that were loaded."""
-        return plgpu.layout_cast(tile, self.layout)
-
-    def products(self, rows: int, pairs: Sequence[tuple[Any, Any]]) -> jax.Array:
-        """The sum of products of factors in shared memory, float32 (rows, L)."""
-        turn = self.tiles.rows_first
-
-        def multiply(acc: Any) -> jax.Array:
-            for a, b in pairs:
-                plgpu.wgmma(acc, a, turned(b) if turn else b)
-            return acc[...]
-
-        return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((rows, self.tiles.L), jnp.float32))
-
-    def store(self, sums: Any, value: jax.Array) -> None:
-        """Sums of a product into shared memory."""
-        if _STORE is None or self.tiles.L == 16:
-            sums[...] = value
-        else:  # longer rows share banks, to which newer versions of JAX want a consent
-            _STORE(sums, value, optimized=False)
-
-    def fetch(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:
-        """Copy from global to shared memory, all at once, and wait."""
-        for source, target in pairs:
-            plgpu.copy_gmem_to_smem(source, target, barrier)
-        plgpu.barrier_wait(barrier)
-
-    def begin(self, barriers: Any) -> None:
-        """Make the barriers of all blocks."""
-        peers.begin(barriers)
-
-    def end(self) -> None:
-        """Leave together."""
-        peers.end()
-
-    def clear(self, ref: Any) -> None:
-        """A tile of zeros (U, L) in shared memory."""
-        zeros = jnp.zeros((self.tiles.U, self.tiles.L), jnp.float32)
-        ref[...] = plgpu.layout_cast(zeros, self.by_units)
-
-    def spread(self, hs: Any, barriers: Any, s: Any) -> None:
-        """Send this block's h, as message `s`, to all that share it."""
-        self.share(hs, barriers, s, 1)
-
-    def gather(self, hs: Any, barriers: Any, s: Any) -> None:
-        """Until all h of message `s` is here."""
-        del hs
-        self.wait(barriers, s)
-
-    def share(self, ref: Any, barriers: Any, s: Any, tiles: int) -> None:
-        """Send this block's part of `ref` (2, C, so many tiles) to its cluster, as message `s`."""
-        t, slot = self.tiles, slot_of(s)
-        count = tiles * t.parts * t.U * t.L * t.itemsize
-        peers.expect(barriers, slot, (t.C - 1) * count)
-        if t.C == 1:
-            return
-        part = ref.at[slot, self.rank]
-        peers.push(
-            *(part, part, barriers, slot),
-            bytes_each=count,
-            stride=0,
-            first=0,
-            count=t.C,
-            others=True,
-            steady=t.K > 1,
-            transforms=(t.transforms, t.transforms),
-        )
-
-    def nothing(self, inbox: Any, barriers: Any) -> None:
-        """Parts of dh, message 0: zeros."""
-        for c in range(self.tiles.C):
-            self.clear(self.own(inbox).at[0, c])
-        peers.expect(barriers, jnp.int32(0), 0)
-
-    def announce(self, barriers: Any, s: Any) -> None:
-        """Parts of dh are to come, as message `s`."""
-        self.expect(barriers, s, self.tiles.U)
-
-    def scatter(self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int) -> None:
-        """Send parts of dh, of one block after the other, to these that share h."""
-        self.give(sums, inbox, barriers, s, first, count, self.tiles.U)
-
-    def scattered(self) -> None:
-        """All parts of dh of a step are sent."""
-
-    def total(self, inbox: Any, barriers: Any, s: Any, scratch: Any) -> jax.Array:
-        """The sum of what message `s` brought, a tile."""
-        self.wait(barriers, s)
-        inbox = self.own(inbox).at[slot_of(s)]
-        return self.collect([[inbox.at[c] for c in range(self.tiles.C)]], [scratch])[0]
-
-    def expect(self, barriers: Any, s: Any, rows: int) -> None:
-        """Message `s` is so many rows of L from each block of the cluster."""
-        t, slot = self.tiles, slot_of(s)
-        peers.expect(barriers, slot, t.C * rows * t.L * 4)
-
-    def give(
-        self, sums: Any, inbox: Any, barriers: Any, s: Any, first: int, count: int, rows: int
-    ) -> None:
-        """Send so many rows of `sums` to each block, one after the other, as message `s`."""
-        size, slot = rows * self.tiles.L * 4, slot_of(s)
-        peers.push(
-            *(sums, inbox.at[slot, self.rank], barriers, slot),
-            bytes_each=size,
-            stride=size,
-            first=first,
-            count=count,
-            steady=self.tiles.K > 1,
-        )
-
-    def wait(self, barriers: Any, s: Any) -> None:
-        """Until all blocks have sent message `s`; what they have sent may then be multiplied."""
-        peers.wait(barriers, slot_of(s), lax.div(s, jnp.int32(2)))
-        plgpu.commit_smem()
-
-    def collect(self, sources: Sequence[Sequence[Any]], scratch: Sequence[Any]) -> list[jax.Array]:
-        """The sums of tiles (U, L), each as a tile of a state; scratch memory for each."""
-        sums = []
-        for refs in sources:
-            parts = [
-                plgpu.load(ref, *_INDEX, layout=self.by_units, optimized=False) for ref in refs
-            ]
-            sums.append(functools.reduce(jnp.add, parts))
-        if not self.tiles.rows_first:
-            return [plgpu.layout_cast(total, self.layout) for total in sums]
-        for ref, total in zip(scratch, sums, strict=True):
-            ref[...] = total
-        plgpu.commit_smem()
-        return [self.load(ref, turn=True) for ref in scratch]
-
-
-def slot_of(s: Any) -> Any:
-    """Which of the places message `s` goes to."""
-    return lax.rem(s, jnp.int32(SLOTS))
-
-
-def turned(ref: Any) -> Any:
-    """A reference with its two axes exchanged."""
+def _transposed(ref: Any) -> Any:
     if hasattr(ref, "transpose"):
         return ref.transpose((1, 0))
     return plgpu.transpose_ref(ref, (1, 0))

@@ -1,23 +1,22 @@
-"""How the kernels for Hopper share a layer out: which block holds which units, which rows.
+"""Tilings: partition of a layer among blocks, clusters and groups of clusters.
 
-A cluster of C blocks holds W_hh in shared memory, each block the rows (backward: the columns) of
-U units of every gate, and takes L rows of the batch through all steps. Sizes are padded to C*U
-units and whole clusters of rows.
+A cluster of C blocks holds W_hh in shared memory and runs B sequences through all steps. Each block
+owns U hidden units: their U rows of every gate in the forward pass, their U columns in the backward
+pass. H is padded to C*U and N to a multiple of B.
 
-Where that is too much for one cluster, a group of K clusters takes the L rows. Its K*C blocks hold
-U units each, block (k, q) the weights from the units of all blocks (., q) to the gates of the units
-of all blocks (k, .):
+If W_hh does not fit into one cluster, a group of K clusters shares it. Block (k, q) of the group
+holds the weights from the units of the blocks (., q) to the gates of the blocks (k, .):
 
 .. code-block:: text
 
-                     the side of h               the side of the gates
-    among            the K blocks (., q)         the C blocks (k, .), a cluster
-    through          global memory               shared memory
-    forward          all get h                   parts of z are added up
-    backward         parts of dh are added up    all get dz
+                       hidden state h            gates
+    exchanged among    the K blocks (., q)       the C blocks (k, .) of a cluster
+    through            global memory             distributed shared memory
+    forward            all-gather of h           reduce-scatter of z
+    backward           reduce-scatter of dh      all-gather of dz
 
-So a block exchanges K*U units and not all of them. A single cluster has its C blocks on the side of
-h, and only one on the other.
+Each block thus exchanges K*U units instead of all of them. In a single cluster all C blocks
+exchange h, and no gates are exchanged.
 """
 
 from __future__ import annotations
@@ -31,252 +30,249 @@ from typing import Any
 from jaxrnn.backends.elementwise import lower
 from jaxrnn.cells import Cell
 
-MEMORY = 227 * 1024
-"""Bytes of shared memory that a block may use."""
+SHARED_MEMORY = 227 * 1024  # bytes that a block may use
+_ALIGNMENT = 1024  # bytes; Pallas aligns each array in shared memory
+_MAX_CLUSTER = 16  # blocks; more than 8 are non-portable, and Mosaic requests them
+MIN_SMS = 114
+"""Streaming multiprocessors (SMs) of the smallest Hopper GPU. H100: 114 or 132, H200: 132."""
 
-ALIGNED = 1024
-"""Bytes that each array in shared memory takes whole ones of."""
-
-CLUSTER = 16
-"""The most blocks of a cluster; above 8 are granted on request, which Mosaic makes."""
-
-GROUPED = (1, 2, 4)
-"""The blocks of a cluster where several make a group: of larger ones too few are sure to fit."""
-
-PROCESSORS = 114
-"""The multiprocessors of the least of the machines: an H100 has 114 or 132, an H200 132."""
+GROUP_CLUSTER_SIZES = (1, 2, 4)
+"""Cluster sizes C within a group. Too few larger clusters are guaranteed to be resident at once."""
 
 UNITS = (16, 32, 48, 64, 80, 96)
-ROWS = (16, 32, 64)
+BATCH_TILES = (16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """The sharing of one layer.
+class Tiling:
+    """Partition of one layer.
 
     Attributes:
-        gates: gates of the cell.
-        parts: 2 where a number of float32 goes into the products as a sum of two of TF32, else 1.
-        itemsize: bytes of a factor of the products.
-        C: blocks of a cluster.
-        U: units of a block.
-        L: rows of a cluster, or of a group.
-        K: clusters of a group; 1 where a cluster is all.
+        G: gates of the cell.
+        terms: terms that represent one factor of a product: 2 for float32 without TF32, else 1.
+        itemsize: bytes of a factor of a product.
+        C: blocks per cluster.
+        U: hidden units per block.
+        B: sequences per cluster, or per group of clusters.
+        K: clusters per group. 1 means that clusters are independent.
     """
 
-    gates: int
-    parts: int
+    G: int
+    terms: int
     itemsize: int
     C: int
     U: int
-    L: int
+    B: int
     K: int = 1
 
     @property
-    def blocks(self) -> int:
-        """Blocks that share the units."""
+    def num_blocks(self) -> int:
+        """Number of blocks that share W_hh."""
         return self.K * self.C
 
     @property
-    def units(self) -> int:
-        """Units of all blocks: at least H."""
-        return self.blocks * self.U
+    def padded_hidden_size(self) -> int:
+        """Hidden size after padding, at least H."""
+        return self.num_blocks * self.U
 
     @property
-    def P(self) -> int:
-        """Blocks on the side of h."""
+    def h_blocks(self) -> int:
+        """Number of blocks that exchange h with a block, itself included."""
         return self.C if self.K == 1 else self.K
 
     @property
-    def Q(self) -> int:
-        """Blocks on the side of the gates."""
+    def gate_blocks(self) -> int:
+        """Number of blocks that exchange gates with a block, itself included."""
         return 1 if self.K == 1 else self.C
 
     @property
-    def slots(self) -> int:
-        """How often h is in shared memory: twice, if other blocks write it there."""
+    def h_buffers(self) -> int:
+        """Number of buffers of h in shared memory; two if other blocks write into them."""
         return 2 if self.K == 1 else 1
 
     @property
-    def rows_first(self) -> bool:
-        """Whether a tile of a state is (L, U), and not (U, L).
+    def batch_major(self) -> bool:
+        """True if tiles of states are (B, U), False if they are (U, B).
 
-        The tensor cores take factors of 16 bits in either order, those of TF32 by their rows only.
+        The tensor cores accept 16-bit factors in both orders, TF32 factors in K-major order alone.
         """
         return self.itemsize == 4
 
     @property
-    def tile(self) -> tuple[int, int]:
-        """The shape of a block's tile of one state or gate."""
-        return (self.L, self.U) if self.rows_first else (self.U, self.L)
+    def tile_shape(self) -> tuple[int, int]:
+        """Shape of a block's tile of one state or gate."""
+        return (self.B, self.U) if self.batch_major else (self.U, self.B)
 
     @property
     def swizzle(self) -> int:
-        """Bytes over which the factors in shared memory are interleaved."""
-        sides = [self.U] if self.rows_first else [self.U, self.L]
+        """Swizzle of factors in shared memory, in bytes."""
+        sides = [self.U] if self.batch_major else [self.U, self.B]
         return next(s for s in (128, 64, 32) if all(n * self.itemsize % s == 0 for n in sides))
 
     @property
     def transforms(self) -> tuple[Any, Any]:
-        """Of shared memory that is interleaved so."""
+        """Tiling and swizzle transforms of factors in shared memory."""
         from jax.experimental.pallas import mosaic_gpu as plgpu
 
-        wide = self.swizzle // self.itemsize
-        return plgpu.TilingTransform((8, wide)), plgpu.SwizzleTransform(self.swizzle)
+        width = self.swizzle // self.itemsize
+        return plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(self.swizzle)
 
     @property
-    def M(self) -> int:
-        """Rows of the forward product: all gates of the units, in whole products of 64."""
-        return _whole(self.Q * self.gates * self.U, 64)
+    def forward_m(self) -> int:
+        """M dimension of the forward product W_hh @ h, a multiple of 64."""
+        return _round_up(self.gate_blocks * self.G * self.U, 64)
 
     @property
-    def M_back(self) -> int:
-        """Rows of the backward product: all units, in whole products of whole blocks."""
-        return _whole(self.P * self.U, math.lcm(64, self.U))
+    def backward_m(self) -> int:
+        """M dimension of the backward product W_hh.T @ dz, a multiple of 64 and of U."""
+        return _round_up(self.h_blocks * self.U, math.lcm(64, self.U))
 
     @property
-    def chunk(self) -> int:
-        """Rows of the backward product that are done at a time: as many as there is room for."""
-        return self._chunk(self.M_back, math.lcm(64, self.U), self._back)
+    def forward_chunk(self) -> int:
+        """M dimension of one forward product; the whole of it unless its sums are sent on."""
+        unit = math.lcm(64, self.G * self.U)  # whole products that end with the share of a block
+        if self.gate_blocks == 1 or self.forward_m % unit:
+            return self.forward_m
+        return self._chunk(self.forward_m, unit, self._forward_bytes)
 
     @property
-    def chunk_forward(self) -> int:
-        """Of the forward product; all, but where its sums are sent on."""
-        least = math.lcm(64, self.gates * self.U)  # whole products that end with a block's rows
-        if self.Q == 1 or self.M % least:
-            return self.M
-        return self._chunk(self.M, least, self._forward)
+    def backward_chunk(self) -> int:
+        """M dimension of one backward product, the largest whose sums fit."""
+        return self._chunk(self.backward_m, math.lcm(64, self.U), self._backward_bytes)
 
-    def _chunk(self, whole: int, least: int, size: Callable[[int], int]) -> int:
-        pieces = whole // least
-        for parts in range(1, pieces):
-            rows = whole // parts
-            if pieces % parts == 0 and rows * self.L <= 64 * 128 and size(rows) <= MEMORY:
-                return rows
-        return least
+    def _chunk(self, m: int, unit: int, num_bytes: Callable[[int], int]) -> int:
+        units = m // unit
+        for count in range(1, units):
+            chunk = m // count
+            fits = chunk * self.B <= 64 * 128 and num_bytes(chunk) <= SHARED_MEMORY
+            if units % count == 0 and fits:
+                return chunk
+        return unit
 
+    @property
     def forward_bytes(self) -> int:
-        """Shared memory of the forward kernel: weights, h, sums, parts of z twice, barriers."""
-        return self._forward(self.chunk_forward)
+        """Shared memory of the forward kernel."""
+        return self._forward_bytes(self.forward_chunk)
 
-    def _forward(self, rows: int) -> int:
-        weights = self.parts * self.P * self.M * self.U * self.itemsize
-        h = self.slots * self.parts * self.P * self.U * self.L * self.itemsize
-        inbox = 2 * self.C * self.gates * self.U * self.L * 4 if self.Q > 1 else 0
-        return self._room(weights, h, rows * self.L * 4, inbox)
-
+    @property
     def backward_bytes(self) -> int:
-        """Shared memory of the backward kernel: weights, dz, inbox twice, sums, barriers."""
-        return self._back(self.chunk)
+        """Shared memory of the backward kernel."""
+        return self._backward_bytes(self.backward_chunk)
 
-    def _back(self, rows: int) -> int:
-        weights = self.parts * self.Q * self.gates * self.M_back * self.U * self.itemsize
-        dz = self.parts * self.gates * self.U * self.L * self.itemsize
-        turned = self.U * self.L * 4
-        if self.K > 1:  # dz of the whole cluster twice; the inbox is in global memory
-            dz *= 2 * self.Q if self.Q > 1 else 1
-            return self._room(weights, dz, turned, rows * self.L * 4)
-        inbox = 2 * self.C * self.U * self.L * 4
-        return self._room(weights, dz, turned, rows * self.L * 4, inbox)
-
-    def _room(self, *sizes: int) -> int:
-        """Such arrays, the barriers of messages, the number of a cluster in a group; of copies."""
-        return sum(_whole(n, ALIGNED) for n in (*sizes, 16, 4 * (self.K > 1))) + 8
-
+    @property
     def fits(self) -> bool:
-        """Whether both kernels have room."""
-        return max(self.forward_bytes(), self.backward_bytes()) <= MEMORY
+        """True if both kernels fit into shared memory."""
+        return max(self.forward_bytes, self.backward_bytes) <= SHARED_MEMORY
 
-    def step(self) -> float:
-        """Microseconds of a step forward, of 1,755 cycles each.
+    def _forward_bytes(self, chunk: int) -> int:
+        tile, factor = self.U * self.B, self.terms * self.itemsize
+        weights = self.h_blocks * self.forward_m * self.U * factor
+        inbox = 2 * self.C * self.G * tile * 4 if self.gate_blocks > 1 else 0
+        h = self.h_buffers * self.h_blocks * tile * factor
+        return self._aligned(weights, h, chunk * self.B * 4, inbox)
 
-        Weights are read from shared memory at 128 bytes a cycle or multiplied at 2,048 (TF32:
-        1,024) a cycle, h is sent to all blocks at 32 bytes a cycle; then there are the pointwise
-        part of each number and what a step takes at least.
+    def _backward_bytes(self, chunk: int) -> int:
+        tile, factor = self.U * self.B, self.terms * self.itemsize
+        weights = self.gate_blocks * self.G * self.backward_m * self.U * factor
+        dz = self.G * tile * factor
+        if self.gate_blocks > 1:  # two buffers with dz of all blocks of the cluster
+            dz *= 2 * self.gate_blocks
+        inbox = 2 * self.C * tile * 4 if self.K == 1 else 0  # else in global memory
+        return self._aligned(weights, dz, tile * 4, chunk * self.B * 4, inbox)
 
-        The last two are fitted to 13 sharings measured on an H200; these are within a sixth. What
-        is exchanged within a group has not been measured, see `_exchange`; of a group this is the
-        dearer of both directions.
+    def _aligned(self, *sizes: int) -> int:
+        """Return the bytes of arrays, of two message barriers, a ticket, and a copy barrier."""
+        ticket = 4 * (self.K > 1)
+        return sum(_round_up(n, _ALIGNMENT) for n in (*sizes, 16, ticket)) + 8
+
+    def step_time(self) -> float:
+        """Return the modelled time of a step in microseconds, at 1,755 cycles each.
+
+        Weights are read from shared memory at 128 bytes a cycle, or multiplied at 2,048 (TF32:
+        1,024) multiply-adds a cycle; h is broadcast at 32 bytes a cycle; elementwise work costs a
+        constant per element, and every step a constant. The last two constants are fitted to 13
+        tilings measured on an H200, to within a sixth. Exchanges within a group have not been
+        measured. Groups are charged for the slower direction, single clusters for the forward one.
         """
-        products = 3 if self.parts == 2 else 1
-        cells = self.P * self.M * self.U
-        read = products * cells * self.itemsize / 128
-        multiply = products * cells * self.L / (2048 if self.itemsize == 2 else 1024)
-        sent = (self.C - 1) * self.parts * self.U * self.L * self.itemsize / 32
+        products = 3 if self.terms == 2 else 1
+        elements = self.h_blocks * self.forward_m * self.U
+        read = products * elements * self.itemsize / 128
+        multiply = products * elements * self.B / (2048 if self.itemsize == 2 else 1024)
+        exchange = (self.C - 1) * self.terms * self.U * self.B * self.itemsize / 32
         if self.K > 1:
-            sent = self._exchange()
-        pointwise = self.U * self.L * (1.6 if self.itemsize == 2 else 2.2)
+            exchange = self._group_exchange()
+        elementwise = self.U * self.B * (1.6 if self.itemsize == 2 else 2.2)
         fixed = 1900 + 500 * (self.C > 1) + 200 * (self.C > 8)
-        return (max(read, multiply) + sent + pointwise + fixed) / 1755
+        return (max(read, multiply) + exchange + elementwise + fixed) / 1755
 
-    def _exchange(self) -> float:
-        """Cycles of the exchanges of a group: a guess, NOT MEASURED.
+    def _group_exchange(self) -> float:
+        """Return the cycles of a group's exchanges: estimates, NOT MEASURED.
 
-        1.5 microseconds until a flag has gone through global memory, 50 bytes a cycle from there;
-        0.5 more for the second exchange, within the clusters, 32 bytes a cycle.
+        A signal through global memory takes 1.5 microseconds, and data follow at 50 bytes a cycle.
+        The exchange within a cluster adds 0.5 microseconds, at 32 bytes a cycle.
         """
-        tile, factor = self.U * self.L, self.parts * self.itemsize
-        forward = self.P * tile * factor / 50 + (self.Q - 1) * self.gates * tile * 4 / 32
-        backward = 2 * self.P * tile * 4 / 50 + (self.Q - 1) * self.gates * tile * factor / 32
-        return 1755 * (1.5 + 0.5 * (self.Q > 1)) + max(forward, backward)
+        tile, factor = self.U * self.B, self.terms * self.itemsize
+        peers = self.gate_blocks - 1
+        forward = self.h_blocks * tile * factor / 50 + peers * self.G * tile * 4 / 32
+        backward = 2 * self.h_blocks * tile * 4 / 50 + peers * self.G * tile * factor / 32
+        return 1755 * (1.5 + 0.5 * (peers > 0)) + max(forward, backward)
 
-    def turns(self, N: int) -> int:
-        """How often the processor is filled with clusters until all rows are done.
+    def waves(self, N: int) -> int:
+        """Return the number of waves of resident clusters that run N sequences.
 
-        A cluster lies within one of 8 groups of some 16 multiprocessors, of which each processor
-        has some smaller ones: 8 clusters of 16 were seen to take two turns.
+        A cluster lies within one GPC. The GPU has eight of them with about 16 SMs each, some with
+        fewer: on an H200, 8 clusters of 16 blocks took two waves.
         """
-        at_once = {1: 132, 16: 6}.get(self.C, 8 * (16 // self.C)) // self.K
-        return _whole(_whole(N, self.L) // self.L, at_once) // at_once
+        resident = {1: 132, 16: 6}.get(self.C, 8 * (16 // self.C)) // self.K
+        clusters = -(-N // self.B)
+        return -(-clusters // resident)
 
 
 @functools.lru_cache(maxsize=256)
-def choose(
-    cell: Cell, itemsize: int, parts: int, N: int, H: int, processors: int = PROCESSORS
-) -> Tiles | None:
-    """The quickest sharing by `Tiles.step` and `Tiles.turns`: of those with a single cluster, or if
-    W_hh does not fit into the largest, of those with a group of them that is sure to be on such a
-    machine at once; None where none fits.
+def select_tiling(
+    cell: Cell, itemsize: int, terms: int, N: int, H: int, num_sms: int = MIN_SMS
+) -> Tiling | None:
+    """Return the fastest tiling by `Tiling.step_time` and `Tiling.waves`, or None if none fits.
+
+    A single cluster is preferred; a group is used if W_hh does not fit into the largest cluster.
     """
-    for most in (1, processors):
-        best: tuple[float, Tiles] | None = None
-        for t in sharings(len(cell.gates), itemsize, parts, H, most):
-            if not t.fits() or _pressure(cell, t) > 96:
-                continue
-            cost = t.turns(N) * t.step()
-            if best is None or cost < best[0]:
-                best = cost, t
-        if best is not None:
-            return best[1]
+    for sms in (1, num_sms):
+        fitting = [
+            t
+            for t in candidate_tilings(len(cell.gates), itemsize, terms, H, sms)
+            if t.fits and _register_pressure(cell, t) <= 96
+        ]
+        if fitting:
+            return min(fitting, key=lambda t: t.waves(N) * t.step_time())
     return None
 
 
-def sharings(gates: int, itemsize: int, parts: int, H: int, processors: int) -> Iterator[Tiles]:
-    """All ways to share H units out: in a cluster, or among so many processors in a group."""
-    group = processors > 1
+def candidate_tilings(G: int, itemsize: int, terms: int, H: int, num_sms: int) -> Iterator[Tiling]:
+    """Yield the tilings of H units by a cluster, or by a group if `num_sms` is larger than 1."""
+    group = num_sms > 1
     for U in (8, *UNITS) if group and itemsize == 4 else UNITS:
         blocks = -(-H // U)
-        for C in GROUPED if group else (blocks,):
+        for C in GROUP_CLUSTER_SIZES if group else (blocks,):
             K = -(-blocks // C) if group else 1
-            if C > CLUSTER or (group and not 2 <= K <= at_least(C, processors)):
+            if C > _MAX_CLUSTER or (group and not 2 <= K <= guaranteed_clusters(C, num_sms)):
                 continue
-            for L in ROWS:
-                yield Tiles(gates, parts, itemsize, C, U, L, K)
+            for B in BATCH_TILES:
+                yield Tiling(G, terms, itemsize, C, U, B, K)
 
 
-def at_least(C: int, processors: int) -> int:
-    """How many clusters of C blocks are sure to have room at once.
+def guaranteed_clusters(C: int, num_sms: int) -> int:
+    """Return the number of clusters of C blocks that are resident at once on any GPU of this size.
 
-    Multiprocessors are in at most 8 groups, each of an even number, and a cluster lies within one.
+    SMs belong to at most 8 GPCs with an even number each, and a cluster lies within one GPC.
     """
-    return (processors - 8 * max(0, C - 2)) // C
+    return (num_sms - 8 * max(0, C - 2)) // C
 
 
-def _pressure(cell: Cell, t: Tiles) -> int:
-    """Registers of a thread that hold tiles, at least."""
-    numbers = max(len(lower.graph_leaves(cell, of)) for of in ("forward", "backward"))
-    return (numbers + len(cell.gates)) * t.U * t.L // 128
+def _register_pressure(cell: Cell, t: Tiling) -> int:
+    """Return a lower bound of the registers of a thread that hold tiles."""
+    leaves = max(len(lower.graph_leaves(cell, graph)) for graph in ("forward", "backward"))
+    return (leaves + len(cell.gates)) * t.U * t.B // 128
 
 
-def _whole(n: int, of: int) -> int:
-    return -(-n // of) * of
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

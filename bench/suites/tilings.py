@@ -1,9 +1,9 @@
-"""The kernels for Hopper GPUs alone: each way to share a layer out among blocks and clusters.
+"""The kernels for Hopper GPUs alone, with each tiling that fits.
 
-`jaxrnn` is the sharing that `jaxrnn.backends.hopper.tiling.choose` takes, by a model of a step's time
-that was fitted to such figures. The products outside the loop and what puts arrays in order around
-it are part of the time, as they are of a call, but small. Layers that have no room in a cluster are
-shared out among groups of clusters, which "auto" does not take until they have been measured here.
+`jaxrnn` is the tiling that `jaxrnn.backends.hopper.tiling.select_tiling` chooses, by a model of a
+step's time that was fitted to such figures. The products outside the loop and the conversion of
+arrays are included, as in a call, and small. Layers that do not fit into a cluster run on groups of
+clusters, which "auto" does not use until they have been measured here.
 """
 
 from functools import partial
@@ -34,45 +34,46 @@ GROUPS = (
     ("rnn", "bfloat16", 32, 1792),
     ("lstm", "bfloat16", 256, 1024),
 )
-"""Layers that have room in a group of clusters only; the last takes several, one after another."""
+"""Layers that fit into a group of clusters alone; the last needs several groups, in waves."""
 
-UNITS, ROWS = (16, 32, 48, 64, 80, 96), (16, 32, 64)
-NAMED = {f"{U} units, {L} rows": (U, L) for U in UNITS for L in ROWS}
+UNITS, BATCH_TILES = (16, 32, 48, 64, 80, 96), (16, 32, 64)
+CLUSTERS = {f"{U} units, {B} sequences": (U, B) for U in UNITS for B in BATCH_TILES}
 GROUPED = {
-    f"{U} units, {L} rows, clusters of {C}": (U, L, C)
+    f"{U} units, {B} sequences, clusters of {C}": (U, B, C)
     for U in (8, 16, 32)
-    for L in ROWS
+    for B in BATCH_TILES
     for C in (1, 2, 4)
 }
 
 
-def sharing(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
-    """The tiles of a contender."""
+def tiling_of(name: str, cell: Any, dtype: Any, N: int, H: int) -> Any:
+    """Return the tiling of a contender."""
     import jax
 
     from jaxrnn.backends import hopper
-    from jaxrnn.backends.hopper import tiling as hopper_tiling
+    from jaxrnn.backends.hopper.tiling import candidate_tilings
 
-    chosen = hopper.tiles_of(cell, dtype, N, H)
+    chosen = hopper.tiling_for(cell, dtype, N, H)
     if jax.default_backend() != "gpu":
         raise Unsupported("it needs a Hopper GPU")
     if chosen is None:
-        raise Unsupported("W_hh has no room")
+        raise Unsupported("W_hh does not fit")
     if name == "jaxrnn":
         return chosen
-    most = 1 if name in NAMED else hopper.processors()
-    for tiles in hopper_tiling.sharings(chosen.gates, chosen.itemsize, chosen.parts, H, most):
-        if (tiles.U, tiles.L, tiles.C)[: 2 if most == 1 else 3] == (NAMED | GROUPED)[name]:
+    num_sms = 1 if name in CLUSTERS else hopper.num_sms()
+    for t in candidate_tilings(chosen.G, chosen.itemsize, chosen.terms, H, num_sms):
+        sizes = (t.U, t.B) if num_sms == 1 else (t.U, t.B, t.C)
+        if sizes == (CLUSTERS | GROUPED)[name]:
             break
     else:
-        raise Unsupported("there are too few blocks")
-    if not tiles.fits():
-        raise Unsupported("it does not fit")
-    return tiles
+        raise Unsupported("it needs more blocks")
+    if not t.fits:
+        raise Unsupported("it does not fit into shared memory")
+    return t
 
 
 def operands(cell: Any, dtype: Any, N: int, H: int) -> tuple[Any, ...]:
-    """Of the forward kernel, drawn."""
+    """Draw the operands of the forward kernel."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -98,40 +99,44 @@ def build(layer: tuple[str, str, int, int], backward: bool, name: str) -> Conten
     which, kind, N, H = layer
     cell: Any = {"lstm": cells.LSTM(), "gru": cells.GRU(), "rnn": cells.Elman()}[which]
     dtype = jnp.dtype(KINDS[kind][0])
-    tiles = sharing(name, cell, dtype, N, H)
-    how: dict[str, Any] = dict(cell=cell, masked=False, reverse=False)
+    t = tiling_of(name, cell, dtype, N, H)
+    options: dict[str, Any] = dict(cell=cell, masked=False, reverse=False)
     given, S = operands(cell, dtype, N, H), len(cell.states)
-    expected = jax.jit(lambda *a: fused._forward_reference(*a, **how, keep=True))(*given)
+    expected = jax.jit(lambda *a: fused._forward_reference(*a, **options, store_residuals=True))(
+        *given
+    )
 
     def compiled(run: Any, arguments: Any) -> Any:
-        with mock.patch.object(hopper, "tiles_of", return_value=tiles):
+        with mock.patch.object(hopper, "tiling_for", return_value=t):
             return jax.jit(lambda *a: run(a)).lower(*arguments).compile()
 
     start = perf_counter()
-    call = compiled(lambda a: hopper.run_forward(a, **how, keep=True), given)
+    call = compiled(lambda a: hopper.run_forward(a, **options, store_residuals=True), given)
     if backward:
-        kept = call(*given)
-        wide = [jnp.cos(kept[0]), *(jnp.cos(a).astype(jnp.float32) for a in given[5:])]
-        whole = (*wide, *given[:3], *given[5:], *kept)
-        given = (*wide, given[2], *given[5:], *kept)
-        by: dict[str, Any] = dict(wanted=(False, False, False, True))
-        expected = jax.jit(lambda *a: fused._backward_reference(*a, **how, **by))(*whole)
-        call = compiled(lambda a: hopper.run_backward(a, **how), given)
+        results = call(*given)
+        wide = [jnp.cos(results[0]), *(jnp.cos(a).astype(jnp.float32) for a in given[5:])]
+        whole = (*wide, *given[:3], *given[5:], *results)
+        given = (*wide, given[2], *given[5:], *results)
+        backward_options: dict[str, Any] = dict(requested=(False, False, False, True))
+        expected = jax.jit(lambda *a: fused._backward_reference(*a, **options, **backward_options))(
+            *whole
+        )
+        call = compiled(lambda a: hopper.run_backward(a, **options), given)
     compile_s = perf_counter() - start
 
     def check() -> dict[str, float]:
         found = [np.asarray(a, np.float64) for a in call(*given)]
-        wanted = [np.asarray(a, np.float64) for a in expected]
+        references = [np.asarray(a, np.float64) for a in expected]
         if not backward:
-            return {"output": max(map(relative_error, found[:S], wanted))}
+            return {"output": max(map(relative_error, found[:S], references))}
         found[:-S] = [dz.sum((0, 1)) for dz in found[:-S]]
-        return {"gradient": max(map(relative_error, found, wanted))}
+        return {"gradient": max(map(relative_error, found, references))}
 
     return Contender(
         run=lambda: jax.block_until_ready(call(*given)),
         compile_s=compile_s,
-        note=f"{f'groups of {tiles.K} ' if tiles.K > 1 else ''}clusters of {tiles.C} blocks of "
-        f"{tiles.U} units, {tiles.L} rows",
+        note=f"{f'groups of {t.K} ' if t.K > 1 else ''}clusters of {t.C} blocks of {t.U} units, "
+        f"{t.B} sequences",
         check=check,
     )
 
@@ -142,9 +147,9 @@ def case(layer: tuple[str, str, int, int], backward: bool) -> Case:
     return Case(
         name=f"{cell}-{H}-{N}-{kind}-{'backward' if backward else 'forward'}",
         build=partial(build, layer, backward),
-        peers=("jaxrnn", *(GROUPED if layer in GROUPS else NAMED)),
+        peers=("jaxrnn", *(GROUPED if layer in GROUPS else CLUSTERS)),
         table="backward" if backward else "forward",
-        row=f"{NAMES[cell]} {H}, {N} rows, {kind}",
+        row=f"{NAMES[cell]} {H}, batch {N}, {kind}",
         detail={"N": N, "T": T, "D": D, "H": H},
         steps=T,
         precision=(dtype, tf32),
@@ -154,15 +159,15 @@ def case(layer: tuple[str, str, int, int], backward: bool) -> Case:
 
 
 SUITE = Suite(
-    name="sharings",
-    about="the kernels for Hopper GPUs alone, shared out among blocks in each way that fits",
+    name="tilings",
+    about="the kernels for Hopper GPUs alone, with each tiling that fits",
     cases=tuple(case(layer, backward) for layer in LAYERS + GROUPS for backward in (False, True)),
     quick=(),
     reps=3,
     budget_s=240.0,
     case_s=40.0,
     notes=(
-        "Errors are those of the states against the scan in the same dtype, or of the derivatives "
-        "by the biases and the first states.",
+        "Errors are those of the states against the scan in the same dtype, or of the gradients "
+        "with respect to the biases and the initial states.",
     ),
 )
