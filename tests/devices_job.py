@@ -101,7 +101,7 @@ def eight(folder: Path) -> None:
             assert all(len(a.devices()) == 1 for a in jax.tree.leaves((run.opt_state, run.model)))
     for before, after in (("both", "none"), ("none", "data")):
         there = folder / f"LSTM-{before}"
-        shutil.copytree(there / "step-00000004", folder / f"{before}-{after}" / "step-00000004")
+        shutil.copytree(there / "step_00000004", folder / f"{before}-{after}" / "step_00000004")
         saved = Checkpoints(folder / f"{before}-{after}", every=4)
         model = make(param_dtype=jnp.float64)
         run = train(meshes[after], model, data, checkpoints=saved, resume=True)

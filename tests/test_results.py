@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from jaxrnn import plotting
-from jaxrnn.training import Swept, grouped, results_table, sweep
-from jaxrnn.training.figures import sweep_figure
+from jaxrnn.training import Swept, grouped, results_table, sweep, sweep_figure
 
 KEYS, RATES, SIZES = jax.random.split(jax.random.key(0), 3), np.array([0.1, 0.001]), np.arange(4)
 
@@ -117,5 +116,5 @@ def test_groups_that_can_not_be(swept: Swept, arguments: Any, words: list[str]) 
 def test_a_figure_that_can_not_be(swept: Swept) -> None:
     groups = grouped(swept, swept.results[..., -1], over="key")
     for along in ("", "key"):
-        with pytest.raises(ValueError, match=f"along should be one of 'lr', 'size', got '{along}'"):
+        with pytest.raises(ValueError, match=f"`along` must be one of 'lr', 'size', got '{along}'"):
             sweep_figure(groups, along, title="none")

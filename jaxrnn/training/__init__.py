@@ -1,13 +1,10 @@
-"""Training as compiled loops: many steps in one call, many runs at once, progress if watched."""
+"""Training in compiled loops: `fit`, gradient steps, sweeps, checkpoints, several devices."""
 
 from jaxrnn.data import streams
-from jaxrnn.training.checkpoints import Checkpoints
-from jaxrnn.training.fit import FitOptions, Fitted, fit
-from jaxrnn.training.history import History
-from jaxrnn.training.processes import ProcessLost, initialize
-from jaxrnn.training.progress import Progress
-from jaxrnn.training.results import Groups, grouped, results_table
-from jaxrnn.training.running import NonFiniteLoss
+from jaxrnn.training.checkpoints import CheckpointError, Checkpoints
+from jaxrnn.training.distributed import ProcessLost, initialize
+from jaxrnn.training.fit import EarlyStopping, FitOptions, Fitted, NonFiniteLoss, fit
+from jaxrnn.training.history import History, Progress
 from jaxrnn.training.steps import (
     Timed,
     Trained,
@@ -16,9 +13,7 @@ from jaxrnn.training.steps import (
     train_steps,
     truncated_bptt,
 )
-from jaxrnn.training.stopping import EarlyStopping
-from jaxrnn.training.sweeps import Swept, sweep
-from jaxrnn.training.written import CheckpointError
+from jaxrnn.training.sweep import Groups, Swept, grouped, results_table, sweep, sweep_figure
 
 __all__ = [
     "CheckpointError",
@@ -42,6 +37,7 @@ __all__ = [
     "results_table",
     "streams",
     "sweep",
+    "sweep_figure",
     "train_steps",
     "truncated_bptt",
 ]

@@ -1,65 +1,76 @@
-"""Checkpoints: all that a training is, in a folder, there whole or not at all.
+"""Checkpoints: the whole state of a training in a folder, written atomically.
 
-Orbax writes the arrays; beside them is a file, written last, with the size and the checksum of
-each of Orbax's files, and the names, shapes and dtypes of the arrays. A checkpoint is written
-under another name and moved to its place, so one that is there and agrees with that file is whole.
+Orbax's `CheckpointManager` writes, lists and deletes checkpoints. Each contains the arrays by name
+and a JSON record with the shape, the dtype and the CRC-32 of every array. A checkpoint is valid if
+the record and all arrays agree with their checksums.
 
 .. code-block:: text
 
-    folder/step-00000300/manifest.json
-                         arrays/            what Orbax wrote: one array a name, "params/rnn/..."
+    folder/step_00000300/arrays      "params/rnn/weight_ih_l0", "opt_state/0/mu/...", ...
+                         record      format, step, settings, position in the data, checksums
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
 import os
 import re
-import shutil
+import sys
 import tempfile
 import warnings
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxrnn import _checks as checks
-from jaxrnn.training import written
-from jaxrnn.training.written import (
-    ARRAYS,
-    FORMAT,
-    MANIFEST,
-    CheckpointError,
-    Damaged,
-    Saved,
-    named,
-    unnamed,
+from jaxrnn.backends import sharding as devices
+from jaxrnn.training.distributed import (
+    _array_checksum,
+    _is_first,
+    _is_key,
+    _key_data,
+    _leaf_name,
+    _named_leaves,
 )
 
-PART = ".part"
-"""The end of the name of what is being written, or deleted."""
+_FORMAT = "jaxrnn checkpoint 3"
+
+
+class CheckpointError(OSError):
+    """Error of a checkpoint that cannot be written or read."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where to keep the state of a training, how often, and how many.
+    """Folder, interval and number of the checkpoints of a training.
 
-    A checkpoint has the parameters, the state of the optimiser, what the model and the loss carry,
-    the random key, the number of the step and the place in the data (of arrays: a checksum), the
-    best parameters of early stopping, and the history until there. It is there whole or not at all,
-    whenever the process ends; what is older than the last `keep` is deleted after a new one is
-    there.
+    A checkpoint contains the parameters, the optimizer state, the other variables of the model,
+    the carry, the random key, the step, the position in the data (for arrays: a checksum), the
+    best parameters of early stopping, and the history. It is written atomically. Older
+    checkpoints are deleted after a new one is complete.
+
+    The arrays can be read without this package:
+    ``orbax.checkpoint.PyTreeCheckpointer().restore(folder / "step_00000050" / "arrays")``.
 
     Args:
-        folder: made if it is not there; it should hold nothing else.
-        every: steps from one to the next. A run that is killed loses at most so many. There is one
-            at the end as well.
-        keep: how many are kept, at least 1. With 2 or more there is one to fall back on.
+        folder: a folder for checkpoints only; it is created if it does not exist.
+        every: steps between two checkpoints; there is one after the last step too.
+        keep: number of checkpoints to retain, at least 1. With 2 or more, a damaged one can be
+            skipped.
 
     Raises:
-        ValueError: for `every` or `keep` below 1.
+        ValueError: if `every` or `keep` is below 1.
+        TypeError: if `folder` is not a path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, optax
@@ -75,10 +86,6 @@ class Checkpoints:
         ...                checkpoints=saved, resume=True)
         ...     steps, saved.steps(), len(more.history.losses)
         ([10, 20], [30, 40, 50], 50)
-
-    The arrays can be read without this package:
-    ``orbax.checkpoint.PyTreeCheckpointer().restore(folder / "step-00000050" / "arrays")`` is a
-    dict of them by name.
     """
 
     folder: str | os.PathLike[str]
@@ -87,137 +94,35 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         if not isinstance(self.folder, (str, os.PathLike)):
-            raise TypeError(f"folder should be a path, got {type(self.folder).__name__}")
+            raise TypeError(f"`folder` must be a path, got {type(self.folder).__name__}.")
         checks.at_least("every", self.every, 1)
         checks.at_least("keep", self.keep, 1)
 
     def steps(self) -> list[int]:
-        """How many steps had been done at each checkpoint there is, in order."""
-        folder = Path(self.folder)
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        found = [re.fullmatch(r"step-(\d{8,})", name) for name in names]
-        return sorted(int(match[1]) for match in found if match)
+        """Return the steps of the existing checkpoints in increasing order."""
+        return sorted(found.step for found in _name_format().find_all(self._folder))
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint after so many steps is."""
-        return Path(self.folder).absolute() / f"step-{step:08d}"
-
-    def prepare(self) -> None:
-        """Make the folder and see that it can be written to; sweep away what a kill left there.
-
-        Raises:
-            CheckpointError: if it can't.
-        """
-        folder = Path(self.folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            words = f"checkpoints can't be written to {str(folder)!r}: {error.strerror or error}"
-            raise CheckpointError(error.errno, words) from None
-        for path in folder.glob(f"step-*{PART}"):
-            shutil.rmtree(path, ignore_errors=True)
-
-    def save(self, step: int, arrays: dict[str, Any], facts: dict[str, Any]) -> Path:
-        """Write a checkpoint, then delete those that are too old.
-
-        Args:
-            step: how many steps have been done.
-            arrays: by name.
-            facts: anything else, as JSON has it.
-
-        Raises:
-            CheckpointError: if it can't be written; the ones before stay as they were.
-        """
-        arrays = {name: written.plain(leaf) for name, leaf in arrays.items()}
-        size = sum(leaf.nbytes for leaf in arrays.values())
-        target = self.path(step)
-        part = target.with_name(f"{target.name}.{os.getpid()}{PART}")
-
-        def write() -> None:
-            part.mkdir()
-            written.reserve(part / MANIFEST, size)
-            some = {name: leaf for name, leaf in arrays.items() if leaf.size}  # Orbax refuses none
-            written.checkpointer().save(part / ARRAYS, some)
-            manifest = {
-                "format": FORMAT,
-                "step": step,
-                "facts": facts,
-                "leaves": {name: written.kind(a) for name, a in arrays.items()},
-                "files": {
-                    str(path.relative_to(part)): written.print_of(path)
-                    for path in sorted(part.rglob("*"))
-                    if path.is_file()
-                },
-            }
-            manifest["sum"] = written.sum_of(manifest)
-            with (part / MANIFEST).open("w", encoding="utf-8") as file:
-                json.dump(manifest, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            if target.exists():  # a damaged one, or of a run from which this one has turned off
-                os.replace(target, aside := part.with_name(f"{part.name}.old{PART}"))
-                shutil.rmtree(aside, ignore_errors=True)
-            os.replace(part, target)
-
-        failure = written.failure(write)
-        if failure is not None:
-            shutil.rmtree(part, ignore_errors=True)
-            before = [old for old in self.steps() if old != step]
-            rest = f"the one of step {before[-1]} is intact" if before else "there is none yet"
-            number, words = failure
-            words = f"checkpoint of step {step} can't be written to {target}: {words}; {rest}"
-            raise CheckpointError(*([number] if number else []), words)
-        for old in [old for old in self.steps() if old <= step][: -self.keep]:
-            gone = self.path(old)
-            with contextlib.suppress(OSError):  # renamed first: never there in part
-                os.replace(gone, aside := gone.with_name(f"{gone.name}.{os.getpid()}{PART}"))
-                shutil.rmtree(aside, ignore_errors=True)
-        return target
-
-    def newest(self) -> Saved | None:
-        """The newest checkpoint that is whole; None if there is none at all.
-
-        A damaged one is passed over, with a warning that says so.
-
-        Raises:
-            CheckpointError: if there are some, and none is whole.
-        """
-        damaged = []
-        for step in reversed(self.steps()):
-            try:
-                saved = written.open_whole(self.path(step), step)
-            except Damaged as error:
-                damaged.append(f"{self.path(step)} {error}")
-                continue
-            if damaged:
-                warnings.warn(
-                    f"checkpoint {'; '.join(damaged)}: going on from the one of step {step}",
-                    stacklevel=3,
-                )
-            return saved
-        if damaged:
-            raise CheckpointError(f"no checkpoint is whole: {'; '.join(damaged)}")
-        return None
+        """Return the folder of the checkpoint of a step."""
+        return self._folder / _name_format().build_name(step)
 
     def load(self, model: Any, *, best: bool = False) -> Any:
-        """Give a model the parameters of the newest checkpoint.
+        """Load the parameters of the newest valid checkpoint into a model.
 
         Args:
-            model: a Flax module, which is changed, or a pytree of arrays, which is not.
-            best: those of the best evaluation, of a run with early stopping.
+            model: a Flax module, which is updated, or a pytree of arrays, which is not.
+            best: if True, load the parameters of the best evaluation of early stopping.
 
         Returns:
             The model.
 
         Raises:
-            CheckpointError: if there is no checkpoint, or none is whole.
-            ValueError: if it is one of another model, or has no best parameters.
+            CheckpointError: if there is no valid checkpoint.
+            ValueError: if the checkpoint is from another model or has no best parameters.
 
         Example:
             >>> import tempfile, jax.numpy as jnp, optax
-            >>> from jaxrnn.training import fit
+            >>> from jaxrnn.training import Checkpoints, fit
             >>> def loss(w, batch):
             ...     return ((w * batch - 1.0) ** 2).mean()
             >>> with tempfile.TemporaryDirectory() as folder:
@@ -227,28 +132,231 @@ class Checkpoints:
             ...     saved.load(jnp.zeros(())).round(3).item()
             1.0
         """
-        saved = self.newest()
+        saved = self._newest()
         if saved is None:
-            raise CheckpointError(f"there is no checkpoint in {str(self.folder)!r}")
-        heads = ("best_params", "best_state") if best else ("params", "state")
-        there = {n.removeprefix(h): n for h in heads for n in saved.leaves if _under(h, n)}
-        if best and not there:
-            raise ValueError(f"{saved.path} has no best parameters: early stopping keeps them")
-        variables = model
-        if isinstance(model, nnx.Module):
-            variables = nnx.state(model, nnx.Not(nnx.RngState))
-        tails = {n.removeprefix(heads[0]): a for n, a in named(variables, heads[0]).items()}
-        like = {there.get(tail, heads[0] + tail): leaf for tail, leaf in tails.items()}
-        saved.check(like, list(there.values()))
-        read = saved.read(like)
-        arrays = {heads[0] + tail: read[there[tail]] for tail in tails}
-        variables = unnamed(variables, arrays, heads[0])
-        if isinstance(model, nnx.Module):
-            nnx.update(model, variables)
-            return model
-        return variables
+            raise CheckpointError(f"`folder` must have a checkpoint, got none in {self._folder}.")
+        prefixes = ("best_params", "best_state") if best else ("params", "state")
+        arrays = {
+            f"params{name.removeprefix(prefix)}": array
+            for prefix in prefixes
+            for name, array in saved.arrays.items()
+            if name.split("/")[0] == prefix
+        }
+        if best and not arrays:
+            raise ValueError(
+                f"{saved.path} has no best parameters. Train with early_stopping=EarlyStopping()."
+            )
+        is_module = isinstance(model, nnx.Module)
+        variables = nnx.state(model, nnx.Not(nnx.RngState)) if is_module else model
+        variables = saved._replace(arrays=arrays).restore({"params": variables})["params"]
+        if not is_module:
+            return variables
+        nnx.update(model, variables)
+        return model
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.folder).absolute()
+
+    def _prepare(self) -> None:
+        """Create the folder, check that it is writable, and delete incomplete checkpoints."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            words = f"checkpoints cannot be written to {self._folder}: {error.strerror or error}"
+            raise CheckpointError(error.errno, words) from None
+        self._manager().close()
+
+    def _save(self, step: int, arrays: dict[str, Any], record: dict[str, Any]) -> None:
+        """Write a checkpoint and delete old ones; an error leaves the existing ones unchanged."""
+        import orbax.checkpoint as ocp
+
+        leaves = {name: _leaf_record(a) for name, a in arrays.items()}
+        record = {"format": _FORMAT, "step": step, "leaves": leaves, **record}
+        items = ocp.args.Composite(
+            arrays=ocp.args.PyTreeSave({name: a for name, a in arrays.items() if a.size}),
+            record=ocp.args.JsonSave(record | {"checksum": _record_checksum(record)}),
+        )
+        try:
+            with _quiet():
+                _reserve(self._folder, sum(a.nbytes for a in arrays.values()))
+                with self._manager() as manager:
+                    for old in self.steps():
+                        if old >= step:  # damaged, or of an abandoned continuation
+                            manager.delete(old)
+                    manager.save(step, args=items, force=True)
+        except Exception as error:
+            self._manager().close()  # deletes the incomplete checkpoint
+            number, words = _explain(error)
+            before = [old for old in self.steps() if old != step]
+            rest = f"the one of step {before[-1]} is intact" if before else "there is no other"
+            words = f"checkpoint {self.path(step)} cannot be written: {words}; {rest}"
+            raise CheckpointError(*([number] if number else []), words) from None
+
+    def _newest(self) -> _Saved | None:
+        """Return the newest valid checkpoint, None if there are none; warn of damaged ones."""
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                saved = self._read(step)
+            except _Damaged as error:
+                damaged.append(f"{self.path(step)} {error}")
+                continue
+            if damaged:
+                warnings.warn(
+                    f"checkpoint {'; '.join(damaged)}: continuing from step {step}", stacklevel=3
+                )
+            return saved
+        if damaged:
+            raise CheckpointError(f"no checkpoint is valid: {'; '.join(damaged)}")
+        return None
+
+    def _read(self, step: int) -> _Saved:
+        """Read a checkpoint and verify its checksums."""
+        import orbax.checkpoint as ocp
+
+        try:
+            with _quiet(), self._manager() as manager:
+                item = ocp.args.Composite(record=ocp.args.JsonRestore())
+                record = manager.restore(step, args=item).record
+                if record.get("format") != _FORMAT:
+                    raise _Damaged(f"has another format, {record.get('format')!r}")
+                if record.pop("checksum") != _record_checksum(record) or record["step"] != step:
+                    raise _Damaged("is damaged: its record has another content")
+                leaves = record.pop("leaves")
+                arrays: dict[str, Any] = {
+                    name: np.zeros(shape, dtype) for name, (shape, dtype, _) in leaves.items()
+                }
+                as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+                stored = {name: as_numpy for name, a in arrays.items() if a.size}
+                if stored:
+                    item = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=stored))
+                    arrays |= manager.restore(step, args=item).arrays
+        except _Damaged:
+            raise
+        except Exception as error:
+            raise _Damaged(f"cannot be read: {_explain(error)[1]}") from None
+        for name, expected in leaves.items():
+            if _leaf_record(arrays[name]) != expected:
+                raise _Damaged(f"is damaged: {name} has another content")
+        return _Saved(self.path(step), step, record, arrays)
+
+    def _manager(self) -> Any:
+        """Return the manager of the folder, which deletes what an interrupted one left."""
+        import orbax.checkpoint as ocp  # slow to import
+
+        # Each process reads by itself and the first one writes: none waits for another.
+        process = jax.process_index()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.keep,
+            step_name_format=_name_format(),
+            create=False,
+            cleanup_tmp_directories=_is_first(),
+            enable_async_checkpointing=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process,
+                active_processes={process},
+                barrier_sync_key_prefix=f"process{process}",
+            ),
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
 
 
-def _under(prefix: str, name: str) -> bool:
-    """Whether a name is that of an array of this part of a checkpoint."""
-    return name == prefix or name.startswith(f"{prefix}/")
+class _Damaged(Exception):
+    """Description of the damage of a checkpoint."""
+
+
+class _Saved(NamedTuple):
+    """Contents of a valid checkpoint."""
+
+    path: Path
+    step: int
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def arrays_under(self, prefix: str) -> dict[str, np.ndarray]:
+        """Return the arrays whose names have a prefix, without it."""
+        return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
+
+    def restore(self, trees: dict[str, Any]) -> dict[str, Any]:
+        """Return pytrees like `trees`, by prefix, with the arrays of the checkpoint."""
+        stored = {n: a for n, a in self.arrays.items() if n.split("/")[0] in trees}
+        got = {name: f"{a.dtype.name} {a.shape}" for name, a in stored.items()}
+        expected = {
+            name: f"{jnp.result_type(data := _key_data(leaf)).name} {np.shape(data)}"
+            for prefix, tree in trees.items()
+            for name, leaf in _named_leaves(tree, prefix).items()
+        }
+        wrong = [
+            f"{name} is {got.get(name, 'missing')}, expected {expected.get(name, 'missing')}"
+            for name in sorted(got.keys() | expected.keys())
+            if got.get(name) != expected.get(name)
+        ]
+        if wrong:
+            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(
+                f"checkpoint {self.path} is from another model or optimizer: "
+                f"{'; '.join(wrong[:3])}{more}"
+            )
+
+        def _restore(prefix: str, path: Any, leaf: Any) -> Any:
+            data = jnp.asarray(_key_data(leaf))
+            array = devices.put(stored[_leaf_name(path, prefix)], data.sharding)
+            if not _is_key(leaf):
+                return array
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+
+        return {
+            prefix: jax.tree_util.tree_map_with_path(functools.partial(_restore, prefix), tree)
+            for prefix, tree in trees.items()
+        }
+
+
+def _name_format() -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.path.step.standard_name_format(step_prefix="step", step_format_fixed_length=8)
+
+
+def _leaf_record(array: np.ndarray) -> list[Any]:
+    return [list(array.shape), array.dtype.name, _array_checksum(array)]
+
+
+def _record_checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Check the space for an array file: Orbax does not recover from a full disk while writing."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size + (1 << 16))
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Return the number and one line of text of an error of Orbax, TensorStore or the system."""
+    if isinstance(error, OSError):
+        return error.errno or 0, error.strerror or str(error)
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+        return int(number[1]), os.strerror(int(number[1]))
+    lines = str(error).strip().splitlines() or [""]
+    return 0, f"{type(error).__name__}: {lines[0][:200]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the output of Orbax and TensorStore, which report each error several times."""
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    before, hook = [logger.disabled for logger in loggers], sys.excepthook
+    try:
+        sys.excepthook = lambda *_: None
+        for logger in loggers:
+            logger.disabled = True
+        yield
+    finally:
+        sys.excepthook = hook
+        for logger, disabled in zip(loggers, before):
+            logger.disabled = disabled

@@ -1,10 +1,12 @@
-"""`fit`: train a model on data, chunk by chunk of compiled steps."""
+"""`fit`: train a model in compiled chunks of steps, with evaluation, checkpoints and history."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import jax
@@ -12,31 +14,100 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import lax
 
 from jaxrnn import _checks as checks
-from jaxrnn.training import meshes, processes, sources
+from jaxrnn.backends import sharding as devices
+from jaxrnn.training import distributed
+from jaxrnn.training.batches import (
+    Take,
+    _ArraySource,
+    _chunk_size,
+    _is_number,
+    _IterableSource,
+    _make_source,
+    _Sampler,
+)
 from jaxrnn.training.checkpoints import Checkpoints
-from jaxrnn.training.compiled import Form, Job, MeanLoss
-from jaxrnn.training.history import History, Recorder
-from jaxrnn.training.progress import Progress
-from jaxrnn.training.running import Evaluation, NonFiniteLoss, Run
-from jaxrnn.training.snapshots import Saver, Snapshot
-from jaxrnn.training.steps import Loss
-from jaxrnn.training.stopping import Best, EarlyStopping
+from jaxrnn.training.distributed import ProcessLost
+from jaxrnn.training.history import History, Progress, _Recorder
+from jaxrnn.training.steps import Loss, Trained, _adapt_loss, train_steps
 
-NEVER = 2**31
+_NEVER = 2**31
 """An interval longer than any training."""
 
 
-class Fitted(NamedTuple):
-    """What `fit` leaves.
+class NonFiniteLoss(FloatingPointError):
+    """Error of a loss that is infinite or NaN.
 
     Attributes:
-        model: the trained model: the Flax module that was given, or a new pytree of parameters.
-        opt_state: the optimiser's state after the last step.
-        carry: what the last step handed on; None if nothing is.
-        history: the course of the training.
-        stopped: whether early stopping ended it.
+        step: the step, counted from 1.
+        value: its loss.
+    """
+
+    def __init__(self, message: str, step: int, value: float):
+        super().__init__(message)
+        self.step, self.value = step, value
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    r"""Rule that stops a training when a metric of the evaluation no longer improves.
+
+    An evaluation with metric m improves on the best value m* if
+
+    .. math::
+
+        m^* - m > \mathrm{min\_delta} \quad (\mathrm{mode = min})
+        \qquad \text{or} \qquad
+        m - m^* > \mathrm{min\_delta} \quad (\mathrm{mode = max})
+
+    Training ends with the parameters of the best evaluation, whether it was stopped or not.
+
+    Args:
+        metric: the name of a metric of `evaluate`.
+        patience: number of successive evaluations without improvement that stop the training.
+        mode: "min" if smaller is better, "max" if larger is better.
+        min_delta: the least improvement, in the unit of the metric.
+
+    Raises:
+        ValueError: if `patience` is below 1, `mode` is unknown, or `min_delta` is negative or
+            infinite.
+
+    Example:
+        >>> EarlyStopping("accuracy", patience=3, mode="max").better(0.9, than=0.8)
+        True
+    """
+
+    metric: str = "loss"
+    patience: int = 5
+    mode: str = "min"
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.at_least("patience", self.patience, 1)
+        checks.choice("mode", self.mode, ("min", "max"))
+        if not 0 <= self.min_delta < math.inf:
+            raise ValueError(f"`min_delta` must be a finite number >= 0, got {self.min_delta!r}.")
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Return True if a value is an improvement; the first value is, NaN never is."""
+        if math.isnan(value):
+            return False
+        if than is None:
+            return True
+        return (than - value if self.mode == "min" else value - than) > self.min_delta
+
+
+class Fitted(NamedTuple):
+    """Result of `fit`.
+
+    Attributes:
+        model: the trained model: the Flax module itself, or a new pytree of parameters.
+        opt_state: the optimizer state after the last step.
+        carry: the carry after the last step; None without a carry.
+        history: losses and metrics.
+        stopped: True if early stopping ended the training.
     """
 
     model: Any
@@ -78,7 +149,7 @@ class FitOptions(TypedDict, total=False):
     """
 
     shuffle: bool
-    take: sources.Take | None
+    take: Take | None
     examples: int | None
     opt_state: Any
     wrt: Any
@@ -211,159 +282,520 @@ def fit(
     options = cast(FitOptions, _DEFAULTS | options)
     chunk, resume, opt_state = options["chunk"], options["resume"], options["opt_state"]
     early_stopping, every = options["early_stopping"], options["evaluate_every"]
-    _check_kinds(optimizer, loss, checkpoints)
-    layout = meshes.make(options["mesh"])
-    with processes.together():
-        root = _key(key)
+    _check_types(optimizer, loss, checkpoints)
+    layout = distributed._make_layout(options["mesh"])
+    with distributed._detect_lost_process():
+        root = _make_key(key)
         shuffle_key, step_key = jax.random.split(root)
         order = options["shuffle"], options["take"], options["examples"]
-        source = sources.make(data, batch_size, *order, shuffle_key, layout)
-        steps = _steps(steps, epochs, source.epoch)
+        source = _make_source(data, batch_size, *order, shuffle_key, layout)
+        steps = _count_steps(steps, epochs, source.epoch_steps)
         if chunk is not None:
             checks.at_least("chunk", chunk, 1)
         if resume and checkpoints is None:
-            raise ValueError("resume=True needs checkpoints to go on from")
-        form, evaluated_form = _forms(model, options["wrt"])
+            raise ValueError("`resume` must be combined with `checkpoints`, got checkpoints=None.")
+        form, evaluation_form = _forms(model, options["wrt"])
         parts = form.split(model)
         if not jax.tree.leaves(parts.params):
-            raise ValueError("the model has no parameters to train")
+            raise ValueError("`model` must have parameters to train, got no parameters.")
         layout.check_model(parts.params)
-        job = Job(form, loss, optimizer, source.how, carry is not None)
-        evaluation = _evaluation(job, evaluate, validation, every, source.epoch, batch_size, layout)
-        if evaluation is not None:
-            evaluation = evaluation._replace(form=evaluated_form, key=layout.whole(step_key))
-            evaluation.check(parts, early_stopping)
-        elif early_stopping is not None or every is not None:
-            raise ValueError("early_stopping and evaluate_every need evaluate or validation")
-        due = [what.every for what in (evaluation, checkpoints) if what and what.every < steps]
-        due.append(sources.chunks(steps, due) if chunk is None else chunk)
-
         if opt_state is None:
             opt_state = optimizer.init(parts.params)
         elif _shapes(opt_state) != _shapes(jax.eval_shape(optimizer.init, parts.params)):
-            raise ValueError("opt_state is not the state of this optimizer with these parameters")
-        before = (parts.params, opt_state, (parts.state, carry))
-        processes.agree(
-            parameters=before, key=root, steps=(steps, batch_size, due), data=source.data
-        )
-        copied = jax.tree.map(lambda a: jnp.array(a, copy=True), before)
-        placed = layout.weights(copied[0]), layout.weights(copied[1]), layout.whole(copied[2])
-        now = Snapshot(0, *placed, best=Best(early_stopping), recorder=Recorder())
-        saver = None
-        if checkpoints is not None:
-            saver = Saver(checkpoints, source, root)
-            now = saver.begin(now, steps, resume)
+            raise ValueError(
+                "`opt_state` must be a state of `optimizer` for the parameters of the model, got "
+                f"shapes {_shapes(opt_state)}."
+            )
+        evaluation = None
+        if evaluate is not None or validation is not None:
+            if every is not None:
+                checks.at_least("evaluate_every", every, 1)
+            elif source.epoch_steps is not None:
+                every = math.ceil(source.epoch_steps)
+            evaluation = _Evaluation(
+                evaluation_form,
+                evaluate or _mean_loss(loss, carry is not None, validation, batch_size),
+                () if validation is None else (layout.replicate(validation),),
+                every or _NEVER,
+                layout.replicate(step_key),
+            )
+            evaluation.check(parts, early_stopping)
+        elif early_stopping is not None or every is not None:
+            raise ValueError(
+                "`early_stopping` and `evaluate_every` must be combined with `evaluate` or "
+                "`validation`, got neither."
+            )
+        due = [timed.every for timed in (evaluation, checkpoints) if timed and timed.every < steps]
+        due.append(_chunk_size(steps, due) if chunk is None else chunk)
+
+        original = (parts.params, opt_state, (parts.state, carry))
+        intervals = (steps, batch_size, due)
+        distributed._check_equal(parameters=original, key=root, steps=intervals, data=source.data)
+        params, opt_state, carries = jax.tree.map(lambda a: jnp.array(a, copy=True), original)
+        weights = layout.shard_weights((params, opt_state))
+        state = _State(*weights, layout.replicate(carries))
+        job = _Job(form, loss, optimizer, source.sampler, carry is not None, None)
         if layout.mesh is not None:
-            job = job._replace(places=tuple(jax.tree.leaves(meshes.places(placed))))
-        random, step_key = layout.whole((parts.random, step_key))
-        run = Run(job, source, random, step_key, evaluation, saver, now)
+            shardings = tuple(leaf.sharding for leaf in jax.tree.leaves(state))
+            job = job._replace(shardings=shardings)
+        random, step_key = layout.replicate((parts.random, step_key))
+        run = _Run(job, source, random, step_key, evaluation, early_stopping, checkpoints, state)
+        run.start(root, steps, resume)
         progress = options["progress"]
         bar = Progress("fit", steps) if progress is True else progress or None
-        if not processes.is_first():
+        if not distributed._is_first():
             bar = None
-
-        def finish(best: bool = False) -> tuple[Any, Any, Any]:
-            """The model, the optimiser's state and the carry, where they were before."""
-            run.now = run.now.back(layout, before)
-            return run.give(model, best=best), run.now.opt_state, run.now.carry[1]
-
+        shown = contextlib.nullcontext() if bar is None else bar
         try:
-            shown = contextlib.nullcontext() if bar is None else bar
-            with layout.here(), shown, processes.together():
-                run.until(steps, due, bar)
-        except (NonFiniteLoss, processes.ProcessLost):
+            with layout.context(), shown, distributed._detect_lost_process():
+                run.train(steps, due, bar)
+        except (NonFiniteLoss, ProcessLost):
             raise
         except BaseException:
-            finish()
+            run.finish(model, layout, original, best=False)
             raise
-        trained, opt_state, carry = finish(best=True)
-        now = run.now
-        return Fitted(trained, opt_state, carry, now.recorder.history(), now.best.over)
+        model = run.finish(model, layout, original, best=True)
+        _, opt_state, (_, carry) = run.state
+        return Fitted(model, opt_state, carry, run.recorder.history(), run.best.stop)
 
 
-def _check_kinds(optimizer: Any, loss: Any, checkpoints: Any) -> None:
-    """Whether these are what they should be."""
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        call = ": it is to be called first" if callable(optimizer) else ""
-        raise TypeError(f"optimizer should be one of optax, got {_kind(optimizer)}{call}")
+def _check_types(optimizer: Any, loss: Any, checkpoints: Any) -> None:
+    """Check the types of the arguments of `fit`."""
     if not callable(loss):
-        raise TypeError(f"loss should be a function, got {_kind(loss)}")
+        raise TypeError(f"`loss` must be a function, got {_type_name(loss)}.")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        name = _type_name(optimizer)
+        fix = f"the function {name}. Call it: {name}(1e-3)" if callable(optimizer) else name
+        raise TypeError(f"`optimizer` must be an optax.GradientTransformation, got {fix}.")
     if not isinstance(checkpoints, Checkpoints | None):
-        raise TypeError(f"checkpoints should be Checkpoints(folder, every), got {checkpoints!r}")
+        raise TypeError(f"`checkpoints` must be Checkpoints(folder, every), got {checkpoints!r}.")
+
+
+def _type_name(value: Any) -> str:
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
     return [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _kind(value: Any) -> str:
-    return getattr(value, "__name__", type(value).__name__)
-
-
-def _key(key: Any) -> jax.Array:
-    """The root of all randomness."""
+def _make_key(key: Any) -> jax.Array:
+    """Return the root key of a training."""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape:
-            raise ValueError(f"key should be one key, its shape is {key.shape}")
+            raise ValueError(f"`key` must be one key, got shape {key.shape}.")
         return key
     if not isinstance(key, int):
-        raise TypeError(f"key should be a seed or a key of jax.random.key, got {key!r}")
+        raise TypeError(f"`key` must be a seed or a key of jax.random.key, got {key!r}.")
     checks.seed(key)
     return jax.random.key(key)
 
 
-def _steps(steps: Any, epochs: Any, epoch: float | None) -> int:
-    """How many steps there are to be."""
+def _count_steps(steps: Any, epochs: Any, epoch_steps: float | None) -> int:
+    """Return the number of steps of a training."""
     if (steps is None) == (epochs is None):
-        raise ValueError(f"either steps or epochs, got steps={steps} and epochs={epochs}")
+        raise ValueError(
+            f"Exactly one of `steps` and `epochs` must be set, got steps={steps} and "
+            f"epochs={epochs}."
+        )
     if steps is not None:
         checks.at_least("steps", steps, 1)
         return steps
     checks.at_least("epochs", epochs, 1)
-    if epoch is None:
-        raise ValueError("epochs are for arrays: with an iterable it is steps, a batch each")
-    return math.ceil(epochs * epoch)
+    if epoch_steps is None:
+        raise ValueError("`epochs` must be None if `data` is an iterable. Use steps instead.")
+    return math.ceil(epochs * epoch_steps)
 
 
-def _forms(model: Any, wrt: Any) -> tuple[Form, Form]:
-    """How to put the model together in training and in evaluation."""
+class _Parts(NamedTuple):
+    """Trained parameters of a model, its other variables, and its random streams."""
+
+    params: Any
+    state: Any
+    random: Any
+
+
+class _Form(NamedTuple):
+    """Graph definition of a Flax module and filter of its parameters; None for a pytree."""
+
+    graph: Any
+    wrt: Any
+
+    def split(self, model: Any) -> _Parts:
+        """Split a model into its parts."""
+        if self.graph is None:
+            return _Parts(model, None, None)
+        _, params, random, state = nnx.split(model, self.wrt, nnx.RngState, ...)
+        return _Parts(params, state, random)
+
+    def merge(self, parts: _Parts, key: Any) -> Any:
+        """Merge the parts to a model whose random streams start from `key`."""
+        if self.graph is None:
+            return parts.params
+        streams = _fresh_streams(parts.random, key)
+        # A copy, so that a differentiated loss may change the variables.
+        return nnx.merge(self.graph, parts.params, streams, parts.state, copy=True)
+
+
+def _forms(model: Any, wrt: Any) -> tuple[_Form, _Form]:
+    """Return the forms of a model in training and in evaluation mode."""
     if not isinstance(model, nnx.Module):
-        wrong = [a for a in jax.tree.leaves(model) if not isinstance(a, (jax.Array, np.ndarray))]
-        if wrong:
-            raise TypeError(
-                "model should be a Flax module or a pytree of arrays, got one with a "
-                f"{type(wrong[0]).__name__}"
-            )
-        return Form(None, None), Form(None, None)
+        for leaf in jax.tree.leaves(model):
+            if not isinstance(leaf, (jax.Array, np.ndarray)):
+                raise TypeError(
+                    "`model` must be a Flax module or a pytree of arrays, got a leaf of type "
+                    f"{type(leaf).__name__}."
+                )
+        return _Form(None, None), _Form(None, None)
     copy = nnx.clone(model)
     copy.train()
     graph = nnx.graphdef(copy)
     copy.eval()
-    return Form(graph, wrt), Form(nnx.graphdef(copy), wrt)
+    return _Form(graph, wrt), _Form(nnx.graphdef(copy), wrt)
 
 
-def _evaluation(
-    job: Job,
-    evaluate: Callable[..., Any] | None,
-    validation: Any,
-    every: int | None,
-    epoch: float | None,
-    batch_size: int | None,
-    layout: meshes.Layout,
-) -> Evaluation | None:
-    """What to measure; None for nothing."""
-    if every is not None:
-        checks.at_least("evaluate_every", every, 1)
-    if evaluate is None and validation is None:
-        return None
-    if evaluate is None:
-        if job.has_carry:
-            raise ValueError("a loss with a carry needs an evaluate beside validation")
-        shapes = _shapes(validation)
-        if not any(math.prod(shape) for shape in shapes):
-            raise ValueError(f"validation has no examples, its shapes are {shapes}")
-        evaluate = MeanLoss(job.loss, batch_size)
-    given = () if validation is None else (layout.whole(validation),)
-    if every is None:
-        every = NEVER if epoch is None else math.ceil(epoch)
-    return Evaluation(job.form, evaluate, given, every)
+def _fresh_streams(random: Any, key: Any) -> Any:
+    """Return unused random streams, with the key ``fold_in(key, n)`` for stream n."""
+    leaves, structure = jax.tree.flatten(random)
+    count = 0
+    for index, leaf in enumerate(leaves):
+        leaves[index] = jnp.zeros_like(leaf)  # the number of keys drawn
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            stream = jax.random.fold_in(key, count)
+            leaves[index] = jax.random.split(stream, leaf.shape) if leaf.shape else stream
+            count += 1
+    return jax.tree.unflatten(structure, leaves)
+
+
+class _Job(NamedTuple):
+    """Static arguments of a compiled chunk of steps; hashable, so that JAX caches the program.
+
+    Attributes:
+        form: form of the model.
+        loss: loss function.
+        optimizer: optax optimizer.
+        sampler: batches inside the compiled call.
+        has_carry: True if the loss has a carry.
+        shardings: shardings of the arrays of the state on a mesh; None for one device.
+    """
+
+    form: _Form
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    sampler: _Sampler
+    has_carry: bool
+    shardings: tuple[Any, ...] | None
+
+
+class _State(NamedTuple):
+    """Arrays that a step updates; the carry is (other variables of the model, user's carry)."""
+
+    params: Any
+    opt_state: Any
+    carry: tuple[Any, Any]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
+def _run_steps(
+    job: _Job, count: int, state: _State, random: Any, data: Any, feed: Any, start: Any, key: Any
+) -> Trained:
+    """Run `count` steps from step `start` on; the buffers of the state are donated."""
+    adapted = _adapt_loss(job.loss, job.has_carry, key)
+
+    def _loss(params: Any, carry: Any, batch: Any) -> Any:
+        (variables, carry), (step, inputs) = carry, batch
+        parts = _Parts(distributed._gather_weights(params), variables, random)
+        model = job.form.merge(parts, jax.random.fold_in(key, step))
+        batch = devices.share(job.sampler.batch(data, devices.share(inputs)))
+        value, (carry, metrics) = adapted(model, carry, batch, step)
+        return value, ((job.form.split(model).state, carry), _check_loss_metrics(metrics))
+
+    params, opt_state, carry = state
+    batches = start + jnp.arange(count, dtype=jnp.int32), job.sampler.inputs(feed, count)
+    trained = train_steps(_loss, job.optimizer, params, batches, carry=carry, opt_state=opt_state)
+    state = distributed._constrain(trained[:3], job.shardings)
+    return Trained(*state, *devices.gathered((trained.losses, trained.metrics)))
+
+
+def _check_metrics(source: str, metrics: Any) -> dict[str, Any]:
+    """Check that metrics are a dict of scalars."""
+    metrics = {} if metrics is None else metrics
+    if not isinstance(metrics, dict):
+        raise TypeError(f"Metrics of {source} must be a dict, got {type(metrics).__name__}.")
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not _is_number(value) or jnp.shape(value) != ():
+            got = f"shape {jnp.shape(value)}" if _is_number(value) else type(value).__name__
+            raise TypeError(f"Metric {name!r} of {source} must be a scalar, got {got}.")
+    return metrics
+
+
+def _check_loss_metrics(metrics: Any) -> dict[str, Any]:
+    metrics = _check_metrics("`loss`", metrics)
+    if "loss" in metrics:
+        raise ValueError('Metrics of `loss` must have names other than "loss", the loss itself.')
+    return metrics
+
+
+class _MeanLoss(NamedTuple):
+    """Evaluation of a loss and its metrics as means over examples, `size` at a time; None: all."""
+
+    loss: Loss
+    size: int | None
+
+    def __call__(self, model: Any, data: Any) -> dict[str, Any]:
+        adapted = _adapt_loss(self.loss, False, jax.random.key(0))
+
+        def _measure(batch: Any) -> dict[str, Any]:
+            value, (_, metrics) = adapted(model, None, devices.share(batch), 0)
+            return {"loss": jnp.asarray(value), **_check_loss_metrics(metrics)}
+
+        if self.size is None:
+            return _measure(data)
+        examples = checks.leading_axis("validation", data, "examples")
+        whole, remainder = divmod(examples, self.size)
+        cut = examples - remainder
+        parts: list[Any] = []
+        if whole:
+            batches = jax.tree.map(lambda a: a[:cut].reshape(whole, self.size, *a.shape[1:]), data)
+            measured = lax.map(_measure, batches)
+            parts.append(jax.tree.map(lambda a: a.mean(0) * (cut / examples), measured))
+        if remainder:
+            measured = _measure(jax.tree.map(lambda a: a[cut:], data))
+            parts.append(jax.tree.map(lambda a: a * (remainder / examples), measured))
+        return jax.tree.map(lambda *values: sum(values), *parts)
+
+
+def _mean_loss(loss: Loss, has_carry: bool, validation: Any, size: int | None) -> _MeanLoss:
+    """Return the default evaluation of `fit`."""
+    if has_carry:
+        raise ValueError("`evaluate` must be a function if the loss has a carry, got None.")
+    shapes = _shapes(validation)
+    if not any(map(math.prod, shapes)):
+        raise ValueError(f"`validation` must have examples, got shapes {shapes}.")
+    return _MeanLoss(loss, size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_evaluation(
+    form: _Form, evaluate: Callable[..., Any], parts: _Parts, validation: Any, key: jax.Array
+) -> dict[str, jax.Array]:
+    """Return the metrics of a model."""
+    parts = parts._replace(params=distributed._gather_weights(parts.params))
+    metrics = _check_metrics("`evaluate`", evaluate(form.merge(parts, key), *validation))
+    return devices.gathered({name: jnp.asarray(value) for name, value in metrics.items()})
+
+
+class _Evaluation(NamedTuple):
+    """Evaluation function, its data and its interval."""
+
+    form: _Form
+    function: Callable[..., Any]
+    validation: tuple[Any, ...]
+    every: int
+    key: Any
+
+    def check(self, parts: _Parts, stopping: EarlyStopping | None) -> None:
+        """Trace the evaluation before the training, so that its errors appear early."""
+        arguments = self.form, self.function, parts, self.validation, self.key
+        names = sorted(_run_evaluation.eval_shape(*arguments))
+        if stopping is not None and stopping.metric not in names:
+            raise ValueError(
+                f"The metric of `early_stopping` must be among {', '.join(map(repr, names))}, got "
+                f"{stopping.metric!r}."
+            )
+
+    def measure(self, parts: _Parts) -> dict[str, np.ndarray]:
+        """Return the metrics on the host."""
+        metrics = _run_evaluation(self.form, self.function, parts, self.validation, self.key)
+        return {name: np.asarray(value) for name, value in metrics.items()}
+
+
+@dataclass
+class _Best:
+    """Best evaluation until now, with its parameters and other variables."""
+
+    rule: EarlyStopping | None
+    value: float | None = None
+    since: int = 0
+    variables: Any = None
+
+    def update(self, metrics: dict[str, Any]) -> bool:
+        """Add an evaluation; return True if it is the best."""
+        if self.rule is None:
+            return False
+        value = float(metrics[self.rule.metric])
+        improved = self.rule.better(value, self.value)
+        if improved:
+            self.value = value
+        self.since = 0 if improved else self.since + 1
+        return improved
+
+    @property
+    def stop(self) -> bool:
+        """True if the patience of the rule is exhausted."""
+        return self.rule is not None and self.since >= self.rule.patience
+
+
+class _Run:
+    """Training in progress: compiled chunks of steps, and evaluations and checkpoints between."""
+
+    def __init__(
+        self,
+        job: _Job,
+        source: _ArraySource | _IterableSource,
+        random: Any,
+        key: jax.Array,
+        evaluation: _Evaluation | None,
+        early_stopping: EarlyStopping | None,
+        checkpoints: Checkpoints | None,
+        state: _State,
+    ):
+        self.job, self.source, self.random, self.key = job, source, random, key
+        self.evaluation, self.checkpoints, self.state = evaluation, checkpoints, state
+        self.step, self.best, self.recorder = 0, _Best(early_stopping), _Recorder()
+        self._settings: dict[str, Any] = {}
+
+    def start(self, root: jax.Array, steps: int, resume: bool) -> None:
+        """Prepare the folder of checkpoints, and continue from the newest one."""
+        if self.checkpoints is None:
+            return
+        arrays = jax.tree.leaves(self.source.data)
+        complete = arrays and all(map(distributed._is_local, arrays))
+        self._settings = {
+            "key": jax.random.key_data(root).tolist(),
+            **self.source.settings,
+            "checksum of the data": distributed._tree_checksum(arrays) if complete else None,
+        }
+        if distributed._is_first():
+            self.checkpoints._prepare()
+        distributed._check_equal()  # a barrier
+        existing = self.checkpoints.steps()
+        if existing and not resume:
+            raise ValueError(
+                f"`checkpoints` must have an empty folder, got a checkpoint of step {existing[-1]} "
+                f"in {self.checkpoints.folder}. Use resume=True to continue from it."
+            )
+        saved = self.checkpoints._newest()
+        distributed._check_equal(checkpoint=None if saved is None else saved.step)
+        if saved is None:
+            return
+        if saved.step > steps:
+            raise ValueError(
+                f"`steps` must be at least {saved.step}, of {saved.path}, got {steps}."
+            )
+        for name, value in self._settings.items():
+            before = saved.record["settings"].get(name)
+            unknown = name == "checksum of the data" and None in (before, value)
+            if before != value and not unknown:
+                raise ValueError(
+                    f"checkpoint {saved.path} is from a training with {name}={before}, not {value}"
+                )
+        self.source.seek(saved.step, saved.record["data"])
+        trees, rule = self._trees(), self.best.rule
+        if rule is not None and any(name.startswith("best_params") for name in saved.arrays):
+            trees |= {"best_params": trees["params"], "best_state": trees["state"]}
+        trees = saved.restore(trees)
+        self.step = saved.step
+        self.state = _State(trees["params"], trees["opt_state"], (trees["state"], trees["carry"]))
+        history = History(
+            saved.arrays_under("history/train/"),
+            saved.arrays_under("history/validation/"),
+            saved.arrays["history/evaluated"],
+        )
+        self.recorder.load(history)
+        if "best_params" in trees:
+            self.best.variables = trees["best_params"], trees["best_state"]
+            for index in range(len(history.evaluated)):
+                self.best.update({name: a[index] for name, a in history.validation.items()})
+
+    def train(self, steps: int, due: list[int], bar: Progress | None) -> None:
+        """Train until `steps` steps are complete or early stopping ends the training."""
+        pending: list[Any] = []
+        if bar is not None:
+            bar.skip(self.step)
+        while self.step < steps and not self.best.stop:
+            start = self.step
+            end = min(steps, *(start - start % every + every for every in due))
+            feed = self.source.feed(start, end - start)
+            arguments = self.random, self.source.data, feed, np.int32(start), self.key
+            trained = _run_steps(self.job, end - start, self.state, *arguments)
+            self.step, self.state = end, _State(*trained[:3])
+            # The host reads the results of the previous call while this one runs.
+            pending.append((start, trained.losses, trained.metrics))
+            self._record(pending[:-1], bar)
+            del pending[:-1]
+            evaluated, saved = (
+                timed is not None and (end % timed.every == 0 or end == steps)
+                for timed in (self.evaluation, self.checkpoints)
+            )
+            if evaluated or saved or end == steps:
+                self._record(pending, bar)
+                pending.clear()
+            if evaluated:
+                self._evaluate()
+            if saved or self.best.stop:
+                self._save()
+
+    def finish(self, model: Any, layout: Any, original: Any, *, best: bool) -> Any:
+        """Move arrays back to their original devices; return the model with the parameters."""
+        state = self.state
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.carry[0]))):
+            return model  # interrupted inside a call, which owns the buffers
+        self.state = state = _State(*layout.restore(tuple(state), original))
+        variables = state.params, state.carry[0]
+        if best and self.best.variables is not None:
+            targets = original[0], original[2][0]
+            variables = layout.restore(self.best.variables, targets)
+        if self.job.form.graph is None:
+            return variables[0]
+        nnx.update(model, *variables)
+        return model
+
+    def _record(self, pending: list[Any], bar: Progress | None) -> None:
+        """Add the losses and metrics of completed calls to the history."""
+        for start, losses, metrics in pending:
+            losses = np.asarray(losses)
+            wrong = np.flatnonzero(~np.isfinite(losses))
+            if wrong.size:
+                self._fail(start + int(wrong[0]) + 1, float(losses[wrong[0]]))
+            metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            self.recorder.add_steps({"loss": losses, **metrics})
+            if bar is not None:
+                bar.update(start + len(losses), float(losses[-1]))
+
+    def _fail(self, step: int, value: float) -> None:
+        words = f"The loss must be finite, got {value} at step {step}. The model is unchanged."
+        if self.checkpoints is not None and (existing := self.checkpoints.steps()):
+            folder = self.checkpoints.folder
+            words += f" There is a checkpoint of step {existing[-1]} in {folder}."
+        raise NonFiniteLoss(words, step, value)
+
+    def _evaluate(self) -> None:
+        """Evaluate the model, and copy its variables if they are the best."""
+        assert self.evaluation is not None
+        variables = self.state.params, self.state.carry[0]
+        metrics = self.evaluation.measure(_Parts(*variables, self.random))
+        self.recorder.add_evaluation(self.step, metrics)
+        if self.best.update(metrics):
+            self.best.variables = jax.tree.map(lambda a: jnp.array(a, copy=True), variables)
+
+    def _trees(self) -> dict[str, Any]:
+        """Return the state by the prefixes of names in a checkpoint."""
+        params, opt_state, (variables, carry) = self.state
+        return {"params": params, "opt_state": opt_state, "state": variables, "carry": carry}
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        if self.checkpoints is None:
+            return
+        trees = self._trees() | {"history": self.recorder.history()._asdict()}
+        if self.best.variables is not None:
+            trees["best_params"], trees["best_state"] = self.best.variables
+        arrays = {
+            name: devices.local(distributed._key_data(leaf))
+            for prefix, tree in trees.items()
+            for name, leaf in distributed._named_leaves(tree, prefix).items()
+        }
+        record = {"settings": self._settings, "data": self.source.position()}
+        if distributed._is_first():
+            self.checkpoints._save(self.step, arrays, record)

@@ -1,31 +1,32 @@
-"""What a training leaves of its course: a number for each step, as arrays and as a CSV file."""
+"""History of a training, and its progress bar."""
 
 from __future__ import annotations
 
 import csv
 import os
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax import lax
+from rich import progress as bars
+from rich.console import Console
+from rich.text import Text
 
 from jaxrnn._files import write_whole
-from jaxrnn.training import processes
-
-
-def _ends(series: dict[str, np.ndarray]) -> str:
-    """The first and the last number of each."""
-    return ", ".join(f"{k} {a[0]:.4g} ... {a[-1]:.4g}" if len(a) else k for k, a in series.items())
+from jaxrnn.training.distributed import _is_first
 
 
 class History(NamedTuple):
-    """The course of a training, NumPy arrays on the host.
+    """Metrics of a training, as NumPy arrays.
 
     Attributes:
-        train: the loss of each step, before its update, under "loss", and what else the loss
-            function measured, each (steps,).
-        validation: what each evaluation measured, by name, each (evaluations,).
-        evaluated: how many steps had been done at each evaluation (evaluations,), int64.
+        train: the loss of each step before its update under "loss", and the metrics of the loss
+            by name, each (steps,).
+        validation: the metrics of each evaluation by name, each (evaluations,).
+        evaluated: the number of steps before each evaluation (evaluations,), int64.
     """
 
     train: dict[str, np.ndarray]
@@ -34,37 +35,37 @@ class History(NamedTuple):
 
     @property
     def losses(self) -> np.ndarray:
-        """The loss of each step, before its update (steps,)."""
+        """Loss of each step before its update (steps,)."""
         return self.train["loss"]
 
     def __repr__(self) -> str:
-        """Where each number began and ended.
+        """Return the first and the last value of each metric.
 
         Example:
             >>> History({"loss": np.array([2.0, 0.5, 0.25])}, {}, np.array([], np.int64))
             History(3 steps: loss 2 ... 0.25)
         """
-        shown = f"{len(self.train.get('loss', ()))} steps: {_ends(self.train)}"
+        shown = f"{len(self.train.get('loss', ()))} steps: {_summary(self.train)}"
         if self.validation:
-            shown += f"; {len(self.evaluated)} validations: {_ends(self.validation)}"
+            shown += f"; {len(self.evaluated)} validations: {_summary(self.validation)}"
         return f"History({shown})"
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write a line for each step; what was there before stays until it is written whole.
+        """Write one line per step to a CSV file.
 
-        The columns are ``step``, counted from 1, those of `train`, and those of `validation` with
-        ``validation_`` before their names, empty where there was no evaluation after the step.
-        Numbers have as many digits as tell them apart. Of several processes, all of which have the
-        same history, the first one writes; the others do nothing.
+        The columns are ``step``, counted from 1, the names of `train`, and those of `validation`
+        with the prefix ``validation_``, empty at steps without an evaluation. Numbers are written
+        with all their digits. The file is replaced atomically. With several processes, the first
+        one writes.
 
         Args:
             path: the file.
 
         Returns:
-            Its path.
+            The path.
 
         Raises:
-            OSError: if it can't be written.
+            OSError: if the file cannot be written.
 
         Example:
             >>> import tempfile
@@ -78,56 +79,140 @@ class History(NamedTuple):
             2,0.5,0.75
             <BLANKLINE>
         """
-        rows = {int(step): index for index, step in enumerate(self.evaluated)}
+        evaluations = {int(step): index for index, step in enumerate(self.evaluated)}
 
-        def write(file: Path) -> None:
+        def _write(file: Path) -> None:
             with file.open("w", newline="", encoding="utf-8") as opened:
                 writer = csv.writer(opened, lineterminator="\n")
                 names = [f"validation_{name}" for name in self.validation]
                 writer.writerow(["step", *self.train, *names])
                 for step, values in enumerate(zip(*self.train.values()), start=1):
-                    at = rows.get(step)
-                    measured = ["" if at is None else v[at] for v in self.validation.values()]
+                    index = evaluations.get(step)
+                    measured = ["" if index is None else v[index] for v in self.validation.values()]
                     writer.writerow([step, *values, *measured])
 
-        return write_whole(Path(path), write) if processes.is_first() else Path(path)
+        return write_whole(Path(path), _write) if _is_first() else Path(path)
 
 
-class Recorder:
-    """A history that grows chunk by chunk."""
+def _summary(series: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{k} {a[0]:.4g} ... {a[-1]:.4g}" if len(a) else k for k, a in series.items())
 
-    def __init__(self, history: History | None = None):
-        self._train = [history.train] if history is not None else []
-        self._validation = (
-            [history.validation] if history is not None and history.validation else []
-        )
-        self._evaluated = [] if history is None else history.evaluated.tolist()
 
-    def train(self, chunk: dict[str, np.ndarray]) -> None:
-        """Add what was measured at each step of a chunk."""
-        self._train.append(chunk)
+class _Recorder:
+    """History that grows chunk by chunk."""
 
-    def validation(self, step: int, measured: dict[str, np.ndarray]) -> None:
-        """Add an evaluation after so many steps."""
-        self._validation.append({name: value[None] for name, value in measured.items()})
+    def __init__(self) -> None:
+        self._train: list[dict[str, np.ndarray]] = []
+        self._validation: list[dict[str, np.ndarray]] = []
+        self._evaluated: list[int] = []
+
+    def load(self, history: History) -> None:
+        """Start from an earlier history."""
+        self._train = [history.train]
+        self._validation = [history.validation] if history.validation else []
+        self._evaluated = history.evaluated.tolist()
+
+    def add_steps(self, metrics: dict[str, np.ndarray]) -> None:
+        """Add the metrics of the steps of a chunk."""
+        self._train.append(metrics)
+
+    def add_evaluation(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Add the metrics of an evaluation after `step` steps."""
+        self._validation.append({name: value[None] for name, value in metrics.items()})
         self._evaluated.append(step)
 
     def history(self) -> History:
-        """All of it until now."""
-        self._train, self._validation = _joined(self._train), _joined(self._validation)
+        """Return the history until now."""
+        # The concatenated parts replace the parts: repeated calls stay linear in time.
+        self._train, self._validation = _concatenate(self._train), _concatenate(self._validation)
         train = self._train[0] if self._train else {"loss": np.zeros(0)}
         validation = self._validation[0] if self._validation else {}
-        evaluated = np.array(self._evaluated, np.int64)
-        return History(_in_order(train), _in_order(validation), evaluated)
+        return History(train, validation, np.array(self._evaluated, np.int64))
 
 
-def _in_order(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The loss first, then the metrics by name: the order of JAX's dicts is none."""
-    return {n: measured[n] for n in sorted(measured, key=lambda n: (n != "loss", n))}
+def _concatenate(parts: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Concatenate metrics by name, the loss first: JAX does not preserve the order of a dict."""
+    if not parts:
+        return []
+    names = sorted(parts[0], key=lambda name: (name != "loss", name))
+    if len(parts) == 1:
+        return [{name: parts[0][name] for name in names}]
+    return [{name: np.concatenate([part[name] for part in parts]) for name in names}]
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """The parts as one, so that they are joined once and not again at each call."""
-    if len(parts) < 2:
-        return parts
-    return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}]
+class Progress:
+    """Progress bar on standard error with steps, loss, speed and time, as a context manager.
+
+    The bar is drawn on a terminal only; elsewhere `tick` adds nothing to the compiled loop.
+
+    Args:
+        title: the text before the bar.
+        total: the number of steps.
+        updates: maximum number of updates from a compiled loop.
+        console: a ``rich.console.Console``; None for standard error.
+
+    Example:
+        >>> with Progress("sine", 75) as progress:
+        ...     progress.watched
+        False
+    """
+
+    def __init__(self, title: str, total: int, *, updates: int = 50, console: Any = None):
+        self._console = Console(stderr=True) if console is None else console
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("loss {task.fields[loss]}"),
+            _SpeedColumn(),
+            bars.TimeElapsedColumn(),
+            console=self._console,
+            disable=not self.watched,
+        )
+        self._task = self._bar.add_task(title, total=total, loss="")
+        self._every = max(1, total // updates)
+
+    @property
+    def watched(self) -> bool:
+        """True if the console is a terminal."""
+        return self._console.is_terminal
+
+    def tick(self, index: jax.Array, count: int, loss: jax.Array) -> None:
+        """Report step `index` of `count` and its loss from inside a traced loop."""
+        if not self.watched:
+            return
+        due = (index % self._every == 0) | (index == count - 1)
+        lax.cond(due, lambda: jax.debug.callback(self._update, index, loss), lambda: None)
+
+    def update(self, done: int, loss: float) -> None:
+        """Report the number of completed steps and the last loss from the host."""
+        self._bar.update(self._task, completed=done, loss=f"{loss:.3g}")
+
+    def skip(self, done: int) -> None:
+        """Set the number of steps completed before this run; the speed does not count them."""
+        self._bar.reset(self._task, completed=done)
+
+    def _update(self, index: Any, loss: Any) -> None:
+        self.update(int(index) + 1, float(loss))
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        jax.effects_barrier()
+        self._bar.stop()
+
+
+class _SpeedColumn(bars.ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: bars.Task) -> Text:
+        """Return the text of the column, empty before the first update."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g} steps/s" if speed else "")

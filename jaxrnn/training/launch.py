@@ -1,4 +1,4 @@
-"""Run a script in several processes on this machine: ``python -m jaxrnn.training.launch -n 2 train.py``.
+"""Run a script in several processes: ``python -m jaxrnn.training.launch -n 2 train.py``.
 
 Each process finds the others through `jaxrnn.training.initialize`, which the script calls first,
 and has cores of its own. When one ends with an error, the others get some time to notice, and are

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from jaxrnn import _checks as checks
-from jaxrnn.training.progress import Progress
+from jaxrnn.training.history import Progress
 
 Loss = Callable[..., Any]
 """``loss(params, batch) -> value`` or ``(value, metrics)``; with a carry,
