@@ -376,7 +376,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "epochs of a list": ({"steps": None, "epochs": 1, "data": [ALONE]}, ValueError, ["iterable"]),
     "batch too large": ({"batch_size": 7}, ValueError, ["batch_size=7", "6 examples"]),
     "batch of nothing": ({"batch_size": 0}, ValueError, ["batch_size", "0"]),
-    "no examples": ({"data": ALONE[:0], "batch_size": 1}, ValueError, ["nonempty axis of examples", "(0,)"]),
+    "no examples": ({"data": ALONE[:0], "batch_size": 1}, ValueError, ["nonempty axis", "(0,)"]),
     "lengths differ": (
         {"data": (ALONE, ALONE[:4]), "batch_size": 2}, ValueError, ["(6,), (4,)"]),
     "a scalar": ({"data": (ALONE, np.array(1.0)), "batch_size": 2}, ValueError, ["()"]),
