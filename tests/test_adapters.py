@@ -1,4 +1,4 @@
-"""Our cells in the loops of Flax and those of Flax in ours give the same numbers and gradients."""
+"""Adapters of cells: values and gradients in the loops of Flax and of jaxrnn agree."""
 
 import dataclasses
 import functools
@@ -20,15 +20,15 @@ RANDOM = np.random.RandomState(0)
 X = jnp.asarray(RANDOM.uniform(-1, 1, (N, T, D)))
 LENGTHS = jnp.array([4, 1, 3])
 VALID = (np.arange(T) < np.asarray(LENGTHS)[:, None])[..., None]
-RNN: Any = nnx.RNN  # gives an array or a pair
+RNN: Any = nnx.RNN  # returns an array or a pair
 WIDE: Any = {"param_dtype": jnp.float64}
 
-CELLS = [cells.LSTM(), cells.PeepholeLSTM(), cells.GRUResetBefore(), cells.LRU()]  # of all kinds
+CELLS = [cells.LSTM(), cells.PeepholeLSTM(), cells.GRUResetBefore(), cells.LRU()]  # of every kind
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
 
 
 def last_of(hx: Any) -> Any:
-    """The states of a single layer without their first axis."""
+    """Return the states of a single layer without the layer axis."""
     return jax.tree.map(lambda s: s[0], hx)
 
 
@@ -46,20 +46,20 @@ def nnx_cell(layer: Any, reverse: bool = False) -> ToNnx:
     return ToNnx(single)
 
 
-# Ours in theirs
+# jaxrnn cells in Flax
 
 
 @every_cell
-def test_a_cell_in_nnx_rnn_is_the_layer(cell: Any) -> None:
+def test_nnx_rnn_equals_the_layer(cell: Any) -> None:
     layer = Recurrent(cell, D, H, batch_first=True, bidirectional=True, rngs=nnx.Rngs(1), **WIDE)
     y, hx = layer(X, lengths=LENGTHS)
-    there, back = nnx_cell(layer), nnx_cell(layer, reverse=True)
-    both = nnx.Bidirectional(RNN(there), RNN(back), return_carry=True)
+    forward, back = nnx_cell(layer), nnx_cell(layer, reverse=True)
+    both = nnx.Bidirectional(RNN(forward), RNN(back), return_carry=True)
 
     @nnx.jit
     def run(both: Any, back: Any) -> Any:
-        turned = dict(time_major=True, reverse=True, keep_order=True, return_carry=True)
-        return both(X, seq_lengths=LENGTHS), RNN(back)(X.swapaxes(0, 1), **turned)
+        options = dict(time_major=True, reverse=True, keep_order=True, return_carry=True)
+        return both(X, seq_lengths=LENGTHS), RNN(back)(X.swapaxes(0, 1), **options)
 
     (carries, got), (carry, alone) = jax.tree.map(np.asarray, run(both, back))
     close(np.where(VALID, got, 0), y, 1e-12)
@@ -72,7 +72,7 @@ def test_a_cell_in_nnx_rnn_is_the_layer(cell: Any) -> None:
 
 
 @every_cell
-def test_a_cell_in_linen_rnn_is_the_layer(cell: Any) -> None:
+def test_linen_rnn_equals_the_layer(cell: Any) -> None:
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
     variables = {"params": {"cell": weights_of(layer)}}
     rnn: Any = linen.RNN(ToLinen(cell, H, **WIDE), return_carry=True)
@@ -81,14 +81,14 @@ def test_a_cell_in_linen_rnn_is_the_layer(cell: Any) -> None:
     def run(variables: Any) -> Any:
         carry, got = rnn.apply(variables, X, seq_lengths=LENGTHS)
         start = jax.tree.map(lambda s: s + 0.3, carry)
-        turned = dict(initial_carry=start, time_major=True, return_carry=False)
-        return carry, got, start, rnn.apply(variables, X.swapaxes(0, 1), **turned)
+        options = dict(initial_carry=start, time_major=True, return_carry=False)
+        return carry, got, start, rnn.apply(variables, X.swapaxes(0, 1), **options)
 
-    carry, got, start, turned = jax.tree.map(np.asarray, run(variables))
+    carry, got, start, options = jax.tree.map(np.asarray, run(variables))
     y, hx = layer(X, lengths=LENGTHS)
     close(np.where(VALID, got, 0), y, 1e-12)
     close(carry, last_of(hx), 1e-12)
-    close(turned.swapaxes(0, 1), layer(X, jax.tree.map(lambda s: s[None], start))[0], 1e-12)
+    close(options.swapaxes(0, 1), layer(X, jax.tree.map(lambda s: s[None], start))[0], 1e-12)
 
     drawn = jax.eval_shape(rnn.init, jax.random.key(0), X)["params"]["cell"]
     assert {n: a.shape for n, a in drawn.items()} == {
@@ -115,7 +115,7 @@ def test_gradients_through_the_loops_of_flax() -> None:
     close(theirs, ours, 1e-12)
 
 
-def test_single_precision_and_other_axes_of_rows() -> None:
+def test_float32_and_batch_axes() -> None:
     layer = Recurrent(cells.LSTM(), D, H, rngs=nnx.Rngs(1), dtype=jnp.float32, **WIDE)
     x = X.astype(jnp.float32)
     single = jaxrnn.LSTMCell(D, H, rngs=nnx.Rngs(1), dtype=jnp.float32, **WIDE)
@@ -130,18 +130,18 @@ def test_single_precision_and_other_axes_of_rows() -> None:
     close(got, want, 1e-6)
 
 
-def test_first_carries_are_drawn_where_that_is_asked_for() -> None:
+def test_carry_init() -> None:
     cell = ToNnx(jaxrnn.LSTMCell(D, H, rngs=nnx.Rngs(0)))
     h, c = cell.initialize_carry((5, 2, D), nnx.Rngs(0), jax.nn.initializers.normal())
     assert h.shape == c.shape == (5, 2, H)
     assert not bool((h == c).any())
     assert not any(bool(s.any()) for s in cell.initialize_carry((D,)))
-    with pytest.raises(ValueError, match="needs rngs"):
+    with pytest.raises(ValueError, match="`rngs` must be given"):
         cell.initialize_carry((D,), carry_init=jax.nn.initializers.normal())
 
 
-def test_what_cannot_be_adapted_to_flax() -> None:
-    with pytest.raises(TypeError, match=r"should be a RecurrentCell, .*got GRU"):
+def test_errors_of_cells_in_flax() -> None:
+    with pytest.raises(TypeError, match=r"must be a RecurrentCell, .*got GRU"):
         ToNnx(cells.GRU())  # pyright: ignore
     with pytest.raises(TypeError, match=r"must be a jaxrnn.cells.Cell.*got str"):
         linen.RNN(ToLinen("gru", H)).init(jax.random.key(0), X)  # pyright: ignore
@@ -155,11 +155,11 @@ def test_what_cannot_be_adapted_to_flax() -> None:
             rnn.init(jax.random.key(0), X, initial_carry=carry)
 
 
-# Theirs in ours
+# Flax cells in jaxrnn
 
 
 class Own(nnx.RNNCellBase):
-    """An output that is no part of the carry, a matrix and a scalar in it, a list, a bias."""
+    """A cell with an output outside its carry, a matrix and a scalar state, a list and a bias."""
 
     def __init__(self, in_features: int, *, rngs: nnx.Rngs):
         self.parts = nnx.List([nnx.Linear(in_features, H, rngs=rngs, param_dtype=jnp.float64)])
@@ -174,8 +174,8 @@ class Own(nnx.RNNCellBase):
         return {"memory": memory, "count": count}, output
 
     def initialize_carry(self, input_shape: Any, rngs: Any = None, carry_init: Any = None) -> Any:
-        rows = input_shape[:-1]
-        return {"memory": jnp.zeros((*rows, H, H)), "count": jnp.zeros(rows)}
+        batch = input_shape[:-1]
+        return {"memory": jnp.zeros((*batch, H, H)), "count": jnp.zeros(batch)}
 
     @property
     def num_feature_axes(self) -> int:
@@ -197,14 +197,14 @@ MAKERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_an_nnx_cell_in_a_layer_is_nnx_rnn(make: Any) -> None:
-    there = make(D, rngs=nnx.Rngs(3))
-    cell = FromNnx(there)
+def test_layer_equals_nnx_rnn(make: Any) -> None:
+    source = make(D, rngs=nnx.Rngs(3))
+    cell = FromNnx(source)
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
-    rnn = RNN(there, return_carry=True)
+    rnn = RNN(source, return_carry=True)
     graph, params = nnx.split(layer)
     graph2, params2, rest = nnx.split(rnn, nnx.Param, ...)
-    start = there.initialize_carry((N, D), nnx.Rngs(0))
+    start = source.initialize_carry((N, D), nnx.Rngs(0))
 
     @jax.jit
     def our(p: Any, x: Any) -> Any:
@@ -213,7 +213,7 @@ def test_an_nnx_cell_in_a_layer_is_nnx_rnn(make: Any) -> None:
 
     @jax.jit
     def their(p: Any, rest: Any, x: Any) -> Any:
-        run = lambda p, x, **how: nnx.merge(graph2, p, rest)(x, **how)  # noqa: E731
+        run = lambda p, x, **options: nnx.merge(graph2, p, rest)(x, **options)  # noqa: E731
         loss = lambda p, x: (run(p, x, initial_carry=start)[1] ** 2).sum()  # noqa: E731
         return run(p, x, seq_lengths=LENGTHS), jax.grad(loss, (0, 1))(p, x)
 
@@ -230,7 +230,7 @@ def test_an_nnx_cell_in_a_layer_is_nnx_rnn(make: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [linen.OptimizedLSTMCell, linen.MGUCell])
-def test_a_linen_cell_in_a_layer_is_linen_rnn(kind: Any) -> None:
+def test_layer_equals_linen_rnn(kind: Any) -> None:
     module = kind(H, param_dtype=jnp.float64)
     cell = FromLinen(module)
     layer = Recurrent(cell, D, H, batch_first=True, rngs=nnx.Rngs(1), **WIDE)
@@ -248,8 +248,8 @@ def test_a_linen_cell_in_a_layer_is_linen_rnn(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("cell", [FromNnx(Own), FromLinen(linen.GRUCell(H))], ids=["Own", "linen"])
-def test_a_stack_of_flax_cells_has_what_layers_have(cell: Any) -> None:
-    """Two layers, two directions, resets: the same as pieces, steps and single layers."""
+def test_stack_of_flax_cells(cell: Any) -> None:
+    """Two bidirectional layers with resets equal pieces, single steps and single layers."""
     layer = Recurrent(cell, D, H, 2, bidirectional=True, rngs=nnx.Rngs(1), **WIDE)
     x, resets = X.swapaxes(0, 1), np.zeros((T, N), bool)
     resets[2] = True
@@ -258,7 +258,7 @@ def test_a_stack_of_flax_cells_has_what_layers_have(cell: Any) -> None:
     close(y, jnp.concatenate([first, second]), 1e-12)
     assert not any(np.allclose(a, b) for a, b in zip(first, second))
 
-    # The layers and directions are drawn apart.
+    # Layers and directions have different initial weights.
     kernels = [a for n, a in jaxrnn.state_dict(layer).items() if "kernel" in n]
     pairs = [(a, b) for i, a in enumerate(kernels) for b in kernels[:i] if a.shape == b.shape]
     assert pairs
@@ -270,14 +270,14 @@ def test_a_stack_of_flax_cells_has_what_layers_have(cell: Any) -> None:
     close(single(x[0]), last_of(one(x[:1])[1]), 1e-12)
 
 
-def test_a_layer_is_made_and_run_within_a_transformation() -> None:
+def test_construction_within_a_transformation() -> None:
     cell = FromNnx(Own)
     run = lambda key: Recurrent(cell, D, H, rngs=nnx.Rngs(key), **WIDE)(X)[0]  # noqa: E731
     keys = jax.random.split(jax.random.key(0), 2)
     close(jax.jit(jax.vmap(run))(keys)[1], run(keys[1]), 1e-12)
 
 
-def test_the_same_cell_compiles_once() -> None:
+def test_equal_cells_are_equal_static_arguments() -> None:
     a, b = (FromNnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(0))) for _ in range(2))
     c = FromNnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(1)))
     assert a == b
@@ -318,48 +318,60 @@ def ones(in_features: int, *, rngs: nnx.Rngs) -> Any:
 
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a string": (lambda: FromNnx("lstm"), TypeError, "expected|got 'lstm'"),
-    "a linen cell": (lambda: FromNnx(linen.GRUCell(H)), TypeError, "should be an nnx.RNNCellBase"),
-    "an nnx cell": (lambda: FromLinen(MAKERS["Own"]), TypeError, "should be a linen.RNNCellBase"),
-    "no cell made": (
+    "a linen cell": (lambda: FromNnx(linen.GRUCell(H)), TypeError, "must be an nnx.RNNCellBase"),
+    "an nnx cell": (lambda: FromLinen(MAKERS["Own"]), TypeError, "must be a linen.RNNCellBase"),
+    "another module": (
         lambda: FromNnx(lambda d, rngs: nnx.Linear(d, H, rngs=rngs)),
         TypeError,
         "expected an nnx.RNNCellBase, got Linear",
     ),
-    "dropout": (lambda: FromNnx(Noisy), ValueError, r"Noisy draws random numbers .*drop/rngs"),
-    "dropout in one that is there": (
+    "dropout": (
+        lambda: FromNnx(Noisy),
+        ValueError,
+        r"Noisy must not draw .*drop/rngs",
+    ),
+    "dropout of an instance": (
         lambda: FromNnx(Noisy(D, rngs=nnx.Rngs(0))),
         ValueError,
-        "Noisy draws random numbers",
+        "Noisy must not draw",
     ),
     "dropout in linen": (
         lambda: FromLinen(NoisyLinen(H)),
         ValueError,
-        "NoisyLinen draws random numbers",
+        "NoisyLinen must not draw",
     ),
-    "statistics": (lambda: FromNnx(Normed), ValueError, "beside its parameters: norm/mean"),
-    "a collection": (lambda: FromLinen(Counting(H)), ValueError, "beside its parameters: counts"),
-    "a first carry": (lambda: FromNnx(ones), ValueError, "first carry that is not zero"),
+    "statistics": (
+        lambda: FromNnx(Normed),
+        ValueError,
+        "but parameters, got norm/mean",
+    ),
+    "a collection": (
+        lambda: FromLinen(Counting(H)),
+        ValueError,
+        "but parameters, got counts",
+    ),
+    "a first carry": (lambda: FromNnx(ones), ValueError, "must have an initial carry of zeros"),
     "images": (
         lambda: FromLinen(linen.ConvLSTMCell(H, (3, 3))),
         ValueError,
-        "ConvLSTMCell has 3 feature axes",
+        "ConvLSTMCell must have one feature axis, got 3",
     ),
 }
 
 
 @pytest.mark.parametrize(("cell", "error", "message"), WRONG.values(), ids=WRONG)
-def test_flax_cells_that_no_layer_can_run(cell: Any, error: Any, message: str) -> None:
+def test_unsupported_flax_cells(cell: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         Recurrent(cell(), D, H, rngs=nnx.Rngs(0))
 
 
-def test_sizes_that_do_not_fit() -> None:
+def test_wrong_sizes() -> None:
     cell = FromNnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))
     wrong: Any = (
-        ((D, 5), {}, "hidden_size should be 4.*got 5"),
-        ((5, H), {}, "GRUCell does not take an input of 5 features.*give FromNnx a function"),
-        ((D, H, 2), {}, "GRUCell does not take an input of 4 features"),
-        ((D, H), {"bias": False}, "bias=False: the biases of .* are its own"),
+        ((D, 5), {}, "`hidden_size` must be 4.*got 5"),
+        ((5, H), {}, "GRUCell does not accept the 5 input features.*Pass a function"),
+        ((D, H, 2), {}, "GRUCell does not accept the 4 input features"),
+        ((D, H), {"bias": False}, "`bias` must be True .* got False"),
         ((D, H), {"proj_size": 2}, "proj_size=2"),
     )
     for arguments, options, message in wrong:
@@ -369,18 +381,18 @@ def test_sizes_that_do_not_fit() -> None:
     assert Recurrent(square, H, H, 3, rngs=nnx.Rngs(0))(jnp.ones((T, N, H), jnp.float32))[0].shape
 
 
-def test_a_trained_cell_is_not_the_one_before() -> None:
-    there = nnx.GRUCell(D, H, rngs=nnx.Rngs(0), **WIDE)
-    before = Recurrent(FromNnx(there), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
-    there.dense_i.kernel[...] += 1.0
-    after = Recurrent(FromNnx(there), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
-    want = RNN(there, time_major=True)(X)
+def test_updated_cell_is_not_cached() -> None:
+    source = nnx.GRUCell(D, H, rngs=nnx.Rngs(0), **WIDE)
+    before = Recurrent(FromNnx(source), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
+    source.dense_i.kernel[...] += 1.0
+    after = Recurrent(FromNnx(source), D, H, rngs=nnx.Rngs(0), **WIDE)(X)[0]
+    want = RNN(source, time_major=True)(X)
     close(after, want, 1e-12)
     assert not np.allclose(before, want)
 
 
-def test_a_cell_may_fix_its_size() -> None:
-    """H is then no letter of its parameters, and its layer has no other."""
+def test_cell_with_a_fixed_size() -> None:
+    """H is not a size of its parameters, and the layer has no other hidden size."""
 
     @dataclasses.dataclass(frozen=True)
     class Fixed(cells.GeneralCell):

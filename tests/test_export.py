@@ -1,4 +1,4 @@
-"""Exported programs: any T, any N, in a process that has neither this package nor Flax."""
+"""Exported programs with dynamic T and N, in a process without jaxrnn and Flax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxrnn.layers.heads import CharacterModel, Classifier, ManyToMany
 
 CHILD = """
 import sys
-sys.modules["jaxrnn"] = sys.modules["flax"] = None  # not to be imported
+sys.modules["jaxrnn"] = sys.modules["flax"] = None  # import raises
 import pathlib, jax, numpy as np
 from jax import export
 folder = pathlib.Path(sys.argv[1])
@@ -33,7 +33,7 @@ for path in sorted(folder.glob("*.program")):
         args = [arrays.pop(f"arg{i}") for i in range(sum(k[:3] == "arg" for k in arrays))]
         called = program.vjp() if path.stem.endswith("_vjp") else program
         leaves = jax.tree.leaves(called.call(*args, **arrays))
-        np.savez(str(given).replace("given", "got"), *map(np.asarray, leaves))
+        np.savez(str(given).replace("given", "actual"), *map(np.asarray, leaves))
 assert sys.modules["jaxrnn"] is None and sys.modules["flax"] is None
 """
 SHAPES = ((1, 1), (20, 3))  # T, N
@@ -41,7 +41,7 @@ SHAPES = ((1, 1), (20, 3))  # T, N
 
 @dataclass
 class Job:
-    """A program: what is exported, as what, what it is called with, and what it should give."""
+    """An export: model, specifications, a generator of arguments, and the reference."""
 
     model: Any
     inputs: tuple[Any, ...]
@@ -61,7 +61,7 @@ def ragged(random: Any, steps: int, batch: int) -> dict[str, np.ndarray]:
 
 
 def layer_job(kind: str) -> Job:
-    """Two layers, two directions, with lengths and resets."""
+    """Two bidirectional layers with lengths and resets."""
     layer = getattr(jaxrnn, kind)(3, 4, 2, bidirectional=True, rngs=nnx.Rngs(0))
 
     def draw(random: Any, steps: int, batch: int) -> Any:
@@ -72,7 +72,7 @@ def layer_job(kind: str) -> Job:
 
 
 def vjp_job(kind: str) -> Job:
-    """The derivative for the input and the initial state, of the cotangents of the output."""
+    """The vector-Jacobian product with respect to input and initial state."""
     layer = getattr(jaxrnn, kind)(3, 4, rngs=nnx.Rngs(0))
 
     def loss(x: Any, h: Any, lengths: Any) -> Any:
@@ -93,7 +93,7 @@ def vjp_job(kind: str) -> Job:
 
 
 def head_job() -> Job:
-    """A classifier of rows of unequal length, batch-first, with dropout that is off."""
+    """A batch-first classifier with lengths and inactive dropout."""
     rngs = nnx.Rngs(0)
     layer = jaxrnn.LSTM(3, 4, 2, batch_first=True, dropout=0.5, bidirectional=True, rngs=rngs)
     model = Classifier(layer, 5, rngs=rngs)
@@ -109,7 +109,7 @@ def head_job() -> Job:
 
 
 def text_job() -> Job:
-    """Numbers of characters in, logits out."""
+    """A character model, from indices to logits."""
     rngs = nnx.Rngs(0)
     model = CharacterModel(jaxrnn.GRU(4, 6, batch_first=True, rngs=rngs), "helo", rngs=rngs)
 
@@ -120,7 +120,7 @@ def text_job() -> Job:
 
 
 def learning_job() -> Job:
-    """A step of gradient descent as a pure function: parameters in, parameters out."""
+    """A gradient descent step as a pure function of the parameters."""
     rngs = nnx.Rngs(0)
     graph, params = nnx.split(ManyToMany(jaxrnn.GRU(3, 4, rngs=rngs), 2, rngs=rngs))
     flat, tree = jax.tree.flatten(params)
@@ -151,7 +151,7 @@ JOBS: dict[str, Callable[[], Job]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All programs, run by one other process; beside its results those wanted."""
+    """Export every program, run them in another process, and save the expected results."""
     folder = tmp_path_factory.mktemp("programs")
     for name, make in JOBS.items():
         job = make()
@@ -163,24 +163,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             args, named = job.draw(np.random.RandomState(number), steps, batch)
             numbered = {f"arg{i}": a for i, a in enumerate(args)}
             np.savez(folder / f"{name}.{number}.given.npz", **numbered, **named)
-            wanted = jax.tree.leaves(jax.jit(job.run)(*args, **named))
-            np.savez(folder / f"{name}.{number}.wanted.npz", *map(np.asarray, wanted))
+            expected = jax.tree.leaves(jax.jit(job.run)(*args, **named))
+            np.savez(folder / f"{name}.{number}.expected.npz", *map(np.asarray, expected))
     child = [sys.executable, "-c", CHILD, str(folder)]
     subprocess.run(child, check=True, cwd=folder, timeout=300)
     return folder
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_another_process_computes_the_same(folder: Path, name: str) -> None:
+def test_results_in_another_process(folder: Path, name: str) -> None:
     for number in range(len(SHAPES)):
         with (
-            np.load(folder / f"{name}.{number}.got.npz") as got,
-            np.load(folder / f"{name}.{number}.wanted.npz") as wanted,
+            np.load(folder / f"{name}.{number}.actual.npz") as actual,
+            np.load(folder / f"{name}.{number}.expected.npz") as expected,
         ):
-            # A program with derivatives gives one for each argument, lengths too.
-            arrays = [a for a in got.values() if a.dtype == np.float32]
-            assert len(arrays) == len(wanted) > 0
-            for one, other in zip(arrays, wanted.values(), strict=True):
+            # A program with gradients returns one for each argument, lengths too.
+            arrays = [a for a in actual.values() if a.dtype == np.float32]
+            assert len(arrays) == len(expected) > 0
+            for one, other in zip(arrays, expected.values(), strict=True):
                 assert one.shape == other.shape
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
@@ -190,7 +190,7 @@ def gru() -> Any:
     return jaxrnn.GRU(3, 4, rngs=nnx.Rngs(0))
 
 
-def test_what_is_not_open_is_fixed(gru: Any) -> None:
+def test_static_axes(gru: Any) -> None:
     x = jnp.linspace(-1, 1, 30, dtype="float32").reshape(5, 2, 3)
     program = jax_export.deserialize(bytearray(export(gru, "5, N, 3")))
     assert program.call(x)[0].shape == (5, 2, 4)
@@ -198,8 +198,8 @@ def test_what_is_not_open_is_fixed(gru: Any) -> None:
         program.call(jnp.ones((6, 2, 3), "float32"))
 
 
-def test_nothing_open_runs_no_kernel_of_this_machine(gru: Any) -> None:
-    """With sizes that are all known, a call here may run one; a program must not."""
+def test_static_shapes_export_no_cpu_kernel(gru: Any) -> None:
+    """CPU kernels are code of this process and not portable."""
     x = jnp.linspace(-1, 1, 30, dtype="float32").reshape(5, 2, 3)
     for model in (gru, lambda x: gru(x)):
         program = jax_export.deserialize(bytearray(export(model, x)))
@@ -207,7 +207,7 @@ def test_nothing_open_runs_no_kernel_of_this_machine(gru: Any) -> None:
         np.testing.assert_allclose(program.call(x)[0], gru(x)[0], rtol=0, atol=1e-6)
 
 
-def test_an_lstm_takes_a_pair_of_descriptions() -> None:
+def test_pair_of_specifications() -> None:
     lstm = jaxrnn.LSTM(3, 4, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     data = export(lstm, "T, 3", ("1, 4", "1, 4"))
     assert {a.dtype.name for a in jax_export.deserialize(bytearray(data)).in_avals} == {"float64"}
@@ -218,28 +218,28 @@ def test_other_platforms(gru: Any) -> None:
     assert jax_export.deserialize(bytearray(data)).platforms == ("cpu", "cuda", "tpu")
 
 
-def test_the_model_is_left_as_it_is() -> None:
+def test_model_is_unchanged() -> None:
     model = jaxrnn.LSTM(3, 4, 2, dropout=0.5, rngs=nnx.Rngs(0))
     export(model, "2, 1, 3")
     assert model.training
 
 
 @pytest.mark.parametrize(
-    ("described", "kind", "words"),
+    ("specification", "kind", "words"),
     [
         ("float33[T, N, 3]", ValueError, r"expected a dtype before the axes, got 'float33'"),
-        ("T, N, 3]", ValueError, r'expected axes, as "T, N, 10", or a dtype around them'),
+        ("T, N, 3]", ValueError, r'an input must be "T, N, 10" or "int32\[N\]", got'),
         ("T, N, ?", ValueError, r"'T, N, \?'"),
-        ((5, 2, 3), TypeError, r"or by an array, got 5"),
-        (3.0, TypeError, r"or by an array, got 3\.0"),
+        ((5, 2, 3), TypeError, r"or an array, got 5"),
+        (3.0, TypeError, r"or an array, got 3\.0"),
         ("T, N, 7", ValueError, "Expected 3, got 7"),
         ("T, N", ValueError, "Expected 3, got N"),
         ("float16[T, N, 3]", ValueError, "does not match weight dtype"),
     ],
 )
-def test_bad_descriptions(gru: Any, described: Any, kind: Any, words: str) -> None:
+def test_bad_specifications(gru: Any, specification: Any, kind: Any, words: str) -> None:
     with pytest.raises(kind, match=words):
-        export(gru, described)
+        export(gru, specification)
 
 
 @pytest.mark.parametrize(
@@ -255,12 +255,12 @@ def test_bad_options(gru: Any, options: dict[str, Any], words: str) -> None:
         export(gru, "T, N, 3", **options)
 
 
-def test_axes_of_different_letters(gru: Any) -> None:
+def test_axes_of_different_names(gru: Any) -> None:
     with pytest.raises(ValueError, match=r"Expected shape \(N,\), got \(M,\)"):
         export(gru, "T, N, 3", lengths="int32[M]")
 
 
-def test_a_file_that_is_there_stays_if_it_fails(gru: Any, tmp_path: Path) -> None:
+def test_file_is_unchanged_on_failure(gru: Any, tmp_path: Path) -> None:
     path = tmp_path / "gru.program"
     path.write_bytes(b"before")
     with pytest.raises(ValueError, match="Expected 3"):

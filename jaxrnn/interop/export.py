@@ -1,7 +1,4 @@
-"""Layers and models as programs that run without this package: `jax.export`.
-
-What `export` gives is a compiled program's portable form, the weights inside, with axes left open.
-Whoever loads it needs jax and nothing else:
+"""Export of layers and models by `jax.export`, to programs that run without jaxrnn.
 
 .. code-block:: python
 
@@ -13,6 +10,7 @@ Whoever loads it needs jax and nothing else:
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -24,11 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export as jax_export
 
-from jaxrnn import _checks as checks
+from jaxrnn import _checks
 from jaxrnn._files import write_whole
-from jaxrnn.backends import kernels
-from jaxrnn.backends import platform as tuning
-from jaxrnn.backends import select as backends
+from jaxrnn.backends import kernels, platform, select
 from jaxrnn.layers.recurrent import Recurrent
 
 
@@ -40,35 +36,31 @@ def export(
     vjp_order: int = 0,
     **named: Any,
 ) -> bytes:
-    """Serialise a layer, a model or a function of arrays, its weights inside.
+    """Serialise a layer, a model or a function, with its weights and dynamic axes.
 
     Args:
-        model: a layer, a model made of them, or any other ``nnx`` module, which is exported as
-            ``model.eval()`` leaves it, so without dropout; or a pure function of JAX.
-        inputs: what the model is called with, each array described by a string: ``"T, N, 10"`` are
-            axes, letters for those left open, the same letter for the same length, at least 1; a
-            dtype goes around them, ``"int32[N]"``, where it is not that of the model's parameters
-            (of a function: float32). Or an array, or ``jax.ShapeDtypeStruct``, for its shape and
-            dtype; or a pytree of these, such as the pair of an LSTM's states.
-        path: a file to write too; what is there stays if that fails.
-        platforms: what it shall run on, of "cpu", "cuda", "rocm" and "tpu"; None for what JAX runs
-            on here. Loops are kernels where those of a platform can be part of a program
-            (`jaxrnn.backends.select`) and no axis of the input is open; else scans.
-        vjp_order: how often reverse mode may be applied to what is loaded.
-        named: the same for arguments with names, ``lengths="int32[N]"``.
+        model: a layer or another ``nnx`` module, exported in ``eval()`` mode, or a pure function.
+        inputs: specifications of the positional arguments: ``"T, N, 10"`` names dynamic axes, equal
+            names for equal lengths; ``"int32[N]"`` has a dtype, which defaults to that of the
+            parameters, or float32 for a function. An array or ``jax.ShapeDtypeStruct`` specifies
+            its shape and dtype. A pytree of specifications, such as a pair, is one argument.
+        path: file to write, optional. Replaced atomically.
+        platforms: "cpu", "cuda", "rocm" or "tpu", optional. Defaults to the current platform.
+            Kernels are exported if the platform's kernels are portable (`jaxrnn.backends.select`)
+            and no input axis is dynamic; otherwise scans.
+        vjp_order: order of reverse-mode differentiation to include. Defaults to 0.
+        named: specifications of keyword arguments, ``lengths="int32[N]"``.
 
     Returns:
-        What ``jax.export.deserialize`` takes. Its ``call`` takes arrays as `inputs` and `named`
-        describe them, and gives out what the model does. JAX keeps it loadable for at least six
-        months of later versions.
+        Bytes for ``jax.export.deserialize``. JAX loads them for at least six months of later
+        versions.
 
     Raises:
-        ValueError: for axes or a dtype that can't be read, or another platform.
-        TypeError: for inputs that are neither.
-        OSError: if the file can't be written.
+        ValueError: if a specification or a platform is invalid.
+        TypeError: if an input is neither a specification nor an array.
+        OSError: if the file cannot be written.
 
-    A loop over an open T has one block (`jaxrnn.backends.blocks`): the input product of all steps at once,
-    and for the derivative the gates are computed again.
+    With a dynamic T the loop is one block of steps, and its gradient recomputes the gates.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -84,53 +76,52 @@ def export(
         (5, 1, 4)
     """
     for name in platforms or ():
-        checks.choice("platforms", name, tuning.PLATFORMS)
-    checks.at_least("vjp_order", vjp_order, 0)
-    # A kernel for a CPU is code of this machine; others are part of the program.
-    targets = platforms or (backends.platform(),)
-    carrier = next((name for name in targets if kernels.portable(name)), None)
-    function, floating = model, jnp.dtype("float32")
+        _checks.choice("platforms", name, platform.PLATFORMS)
+    _checks.at_least("vjp_order", vjp_order, 0)
+    # CPU kernels are machine code of this process; GPU and TPU kernels are part of the program.
+    targets = platforms or (select.platform(),)
+    kernel_platform = next((name for name in targets if kernels.portable(name)), None)
+    function, default_dtype = model, jnp.dtype("float32")
     if isinstance(model, nnx.Module):
         copy = nnx.clone(model)
         copy.eval()
         for _, layer in nnx.iter_graph(copy):
             if isinstance(layer, Recurrent):
-                layer.backend = layer.backend if carrier else "scan"
+                layer.backend = layer.backend if kernel_platform else "scan"
         function = lambda *args, **kwargs: copy(*args, **kwargs)  # noqa: E731
-        floating = _dtype(model)
+        default_dtype = _dtype(model)
     scope = jax_export.SymbolicScope()
-    described = jax.tree.map(lambda one: _described(one, floating, scope), (inputs, named))
+    parse = functools.partial(_shape_dtype, default_dtype=default_dtype, scope=scope)
+    args, kwargs = jax.tree.map(parse, (inputs, named))
     lower = jax_export.export(jax.jit(function), platforms=platforms)
-    with contextlib.nullcontext() if carrier is None else tuning.traced_for(carrier):
-        data = bytes(lower(*described[0], **described[1]).serialize(vjp_order=vjp_order))
+    traced_for = platform.traced_for if kernel_platform else contextlib.nullcontext
+    with traced_for(kernel_platform):
+        data = bytes(lower(*args, **kwargs).serialize(vjp_order=vjp_order))
     if path is not None:
         write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
     return data
 
 
 def _dtype(model: nnx.Module) -> Any:
-    """The floating dtype of a module's first parameter that has one."""
+    """Return the dtype of the first floating parameter."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
     return next((d for d in dtypes if jnp.issubdtype(d, jnp.floating)), jnp.dtype("float32"))
 
 
-def _described(one: Any, floating: Any, scope: Any) -> jax.ShapeDtypeStruct:
-    """An input as JAX describes it."""
-    if not isinstance(one, str):
-        if not hasattr(one, "shape") or not hasattr(one, "dtype"):
-            raise TypeError(
-                'an input is described by its axes, "T, N, 10" or "int32[N]", or by an array, '
-                f"got {one!r}"
-            )
-        return jax.ShapeDtypeStruct(one.shape, one.dtype)
-    match = re.fullmatch(r"\s*(?:(\w+)\[(.*)\]|([^\[\]]*))\s*", one)
+def _shape_dtype(spec: Any, default_dtype: Any, scope: Any) -> jax.ShapeDtypeStruct:
+    """Parse a specification."""
+    if not isinstance(spec, str):
+        if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
+            raise TypeError(f'an input must be "T, N, 10", "int32[N]" or an array, got {spec!r}')
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+    match = re.fullmatch(r"\s*(?:(\w+)\[(.*)\]|([^\[\]]*))\s*", spec)
     if match is None:
-        raise ValueError(f'expected axes, as "T, N, 10", or a dtype around them, got {one!r}')
-    name, inside, alone = match.groups()
+        raise ValueError(f'an input must be "T, N, 10" or "int32[N]", got {spec!r}')
+    name, typed_axes, axes = match.groups()
     try:
-        dtype = floating if name is None else jnp.dtype(name)
+        dtype = default_dtype if name is None else jnp.dtype(name)
     except TypeError as error:
-        raise ValueError(f"expected a dtype before the axes, got {name!r} in {one!r}") from error
-    axes = (alone if name is None else inside).strip()
+        raise ValueError(f"expected a dtype before the axes, got {name!r} in {spec!r}") from error
+    axes = (axes if name is None else typed_axes).strip()
     shape = jax_export.symbolic_shape(axes, scope=scope) if axes else ()
     return jax.ShapeDtypeStruct(shape, dtype)
