@@ -388,14 +388,14 @@ def test_a_graph_without_recurrent_nodes_or_with_two_kinds() -> None:
         if t.name in weights:
             t.CopyFrom(onnx.numpy_helper.from_array(np.ones(weights[t.name], np.float32), t.name))
     model.graph.node[3].attribute.append(helper.make_attribute("linear_before_reset", 1))
-    with pytest.raises(ConversionError, match="different kinds. Convert the layers"):
+    with pytest.raises(ConversionError, match="different kinds"):
         from_onnx(model)
 
 
 def test_unsupported_layers() -> None:
     with pytest.raises(ConversionError, match="does not support proj_size=2"):
         to_onnx(layer("LSTM", 3, 4, proj_size=2))
-    with pytest.raises(ConversionError, match="got bfloat16. Set layer.dtype"):
+    with pytest.raises(ConversionError, match=r"got bfloat16\. Set layer\.dtype"):
         to_onnx(layer("LSTM", 3, 4, dtype=jnp.bfloat16))
 
 
