@@ -1,4 +1,4 @@
-"""An encoder and a decoder in PyTorch, packed, with the names of ours: the numbers to be met."""
+"""Reference results of an encoder-decoder in PyTorch, with PackedSequences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCE_LENGTHS, TARGET_LENGTHS = np.array([3, 5, 1]), np.array([4, 2, 3])
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of model."""
+    """A configuration of encoder and decoder."""
 
     cell: str
     num_layers: int
@@ -34,7 +34,7 @@ class Case:
         return H * (2 if self.bidirectional else 1)
 
     def weights(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """The parameters by name, from a frozen generator."""
+        """Return random parameters by name; the same in every run."""
         random = np.random.RandomState(zlib.crc32(self.name.encode()))
         return {name: random.uniform(-0.7, 0.7, shapes[name]) for name in sorted(shapes)}
 
@@ -48,15 +48,15 @@ CASES = [
 
 
 def tokens() -> tuple[np.ndarray, np.ndarray]:
-    """The sources (N, S) and the targets (N, T), with garbage as padding."""
+    """Return sources (N, S) and targets (N, T) with random padding."""
     random = np.random.RandomState(5)
     source, target = random.randint(0, V_IN, (N, S)), random.randint(2, V_OUT, (N, T))
     target[np.arange(N), TARGET_LENGTHS - 1] = EOS
     return source, target
 
 
-def twin(case: Case) -> Any:
-    """The modules, named as ours are."""
+def torch_model(case: Case) -> Any:
+    """Return the PyTorch modules, with the parameter names of jaxrnn."""
     assert torch is not None
     nn = torch.nn
     kind = getattr(nn, case.cell)
@@ -85,7 +85,7 @@ def twin(case: Case) -> Any:
 
 
 def torch_encode(case: Case, model: Any, source: Any) -> tuple[Any, Any]:
-    """The memory (N, S, M) and the decoder's first states, through a PackedSequence."""
+    """Return the memory (N, S, M) and the decoder's initial state, by a PackedSequence."""
     assert torch is not None
     utils = torch.nn.utils.rnn
     embedded = model.encoder.embedding(source)
@@ -97,18 +97,18 @@ def torch_encode(case: Case, model: Any, source: Any) -> tuple[Any, Any]:
         return memory, last
     bridged = []
     for name, state in zip("hc", last if case.cell == "LSTM" else (last,)):
-        # PyTorch's states: layer by layer, forward before backward.
-        joined = torch.cat([state[0::2], state[1::2]], -1)
-        bridged.append(getattr(model.bridge, name)(joined))
+        # PyTorch's states are layer-major, direction-minor.
+        features = torch.cat([state[0::2], state[1::2]], -1)
+        bridged.append(getattr(model.bridge, name)(features))
     bridged[0] = torch.tanh(bridged[0])
     return memory, tuple(bridged) if len(bridged) > 1 else bridged[0]
 
 
-def torch_decode(case: Case, model: Any, told: Any, state: Any, memory: Any) -> Any:
-    """The logits (N, T, V), the weights (N, T, S) or None, and the state."""
+def torch_decode(case: Case, model: Any, inputs: Any, state: Any, memory: Any) -> Any:
+    """Return logits (N, T, V), attention weights (N, T, S) or None, and the state."""
     assert torch is not None
     decoder = model.decoder
-    output, state = decoder.rnn(decoder.embedding(told), state)
+    output, state = decoder.rnn(decoder.embedding(inputs), state)
     if case.attention is None:
         return decoder.fc(output), None, state
     keys = memory if case.attention == "dot" else decoder.attention.memory(memory)
@@ -118,22 +118,22 @@ def torch_decode(case: Case, model: Any, told: Any, state: Any, memory: Any) -> 
         scores = decoder.attention.score(total)[..., 0]
     else:
         scores = output @ keys.transpose(1, 2)
-    beyond = torch.arange(S)[None] >= torch.tensor(SOURCE_LENGTHS)[:, None]
-    weights = torch.softmax(scores.masked_fill(beyond[:, None], -torch.inf), -1)
-    joined = torch.cat([weights @ memory, output], -1)
-    return decoder.fc(torch.tanh(decoder.combine(joined))), weights, state
+    padding = torch.arange(S)[None] >= torch.tensor(SOURCE_LENGTHS)[:, None]
+    weights = torch.softmax(scores.masked_fill(padding[:, None], -torch.inf), -1)
+    features = torch.cat([weights @ memory, output], -1)
+    return decoder.fc(torch.tanh(decoder.combine(features))), weights, state
 
 
 def torch_results(case: Case) -> dict[str, np.ndarray]:
-    """Logits, weights, loss, all gradients, and the likeliest tokens, each the next input."""
+    """Return logits, weights, loss, gradients, and the most likely tokens fed back."""
     assert torch is not None
-    model = twin(case)
+    model = torch_model(case)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     model.load_state_dict({n: torch.tensor(w) for n, w in case.weights(shapes).items()})
     source, target = map(torch.tensor, tokens())
     memory, state = torch_encode(case, model, source)
-    told = torch.cat([torch.full((N, 1), BOS), target[:, :-1]], 1)
-    logits, weights, _ = torch_decode(case, model, told, state, memory)
+    inputs = torch.cat([torch.full((N, 1), BOS), target[:, :-1]], 1)
+    logits, weights, _ = torch_decode(case, model, inputs, state, memory)
     valid = torch.arange(T)[None] < torch.tensor(TARGET_LENGTHS)[:, None]
     loss = torch.nn.functional.cross_entropy(logits[valid], target[valid])
     loss.backward()
@@ -144,18 +144,18 @@ def torch_results(case: Case) -> dict[str, np.ndarray]:
 
     token, written = torch.full((N, 1), BOS), []
     for _ in range(T):
-        said, _, state = torch_decode(case, model, token, state, memory)
-        token = said.argmax(-1)
+        step_logits, _, state = torch_decode(case, model, token, state, memory)
+        token = step_logits.argmax(-1)
         written.append(token)
     results["written"] = torch.cat(written, 1).double()
     return {name: value.detach().numpy() for name, value in results.items()}
 
 
 def torch_runs() -> dict[str, np.ndarray]:
-    """The results of all cases, each case's end to end."""
+    """Return the flattened results of every case."""
     return {case.name: flatten(torch_results(case)) for case in CASES}
 
 
 def expected() -> dict[str, np.ndarray]:
-    """PyTorch's results of all cases."""
+    """Return PyTorch's results of every case, computed or recorded."""
     return live_or_recorded("seq2seq", torch_runs)

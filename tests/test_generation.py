@@ -1,4 +1,4 @@
-"""Generation: greedy, sampled, searched, rolled out; reproducible; one compiled loop."""
+"""Sampling, beam search and rollouts equal explicit loops, are reproducible and compile once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYERS: dict[str, Any] = {
 
 @functools.cache
 def parts(name: str) -> tuple[Any, Any, Any]:
-    """A layer, a head and an embedding."""
+    """Return a layer, a head and an embedding."""
     rngs = nnx.Rngs(3)
     layer = LAYERS[name](rngs)
     normal = nnx.initializers.normal(2.0)
@@ -39,10 +39,10 @@ def make(name: str) -> Any:
 
 
 def log_probs_of(name: str, tokens: Any, first: Any) -> np.ndarray:
-    """What one call of the layer says of tokens (N, T), from zeros: log-probabilities (N, T)."""
+    """Return the log-probabilities (N, T) of tokens (N, T) by one call of the layer, from zeros."""
     layer, head, embed = parts(name)
-    told = jnp.concatenate([jnp.asarray(first)[:, None], tokens[:, :-1]], axis=1)
-    x = embed(told)
+    inputs = jnp.concatenate([jnp.asarray(first)[:, None], tokens[:, :-1]], axis=1)
+    x = embed(inputs)
     output, _ = layer(x if layer.batch_first else x.swapaxes(0, 1))
     output = output if layer.batch_first else output.swapaxes(0, 1)
     logs = jax.nn.log_softmax(head(output))
@@ -50,7 +50,7 @@ def log_probs_of(name: str, tokens: Any, first: Any) -> np.ndarray:
 
 
 def table_step(state: Any, token: Any) -> Any:
-    """Logits that depend on all that came before: the state numbers the prefix."""
+    """Return logits that depend on the whole prefix, which the state encodes."""
     state = (state * 7 + token + 1) % 1009
     angles = state[:, None] * jnp.array([[1.3, 2.9, 5.1]]) + jnp.array([[0.0, 1.0, 2.0]])
     return 2.0 * jnp.sin(angles), state
@@ -60,27 +60,27 @@ START = jnp.array([3, 8])
 FIRST = jnp.array([0, 2])
 
 
-def every_sequence(row: int, length: int, eos: int | None, penalty: float) -> list[Any]:
-    """All sequences there are, ended by `eos` or of the full length, the best first."""
-    found = []
+def every_sequence(index: int, length: int, eos: int | None, penalty: float) -> list[Any]:
+    """Return all sequences that end in `eos` or have the full length, the best first."""
+    sequences = []
 
-    def extend(state: int, token: int, said: list[int], total: float) -> None:
+    def extend(state: int, token: int, sample: list[int], total: float) -> None:
         state = (state * 7 + token + 1) % 1009  # as `table_step`
         logits = 2.0 * np.sin(state * np.array([1.3, 2.9, 5.1]) + np.array([0.0, 1.0, 2.0]))
         for choice, log in enumerate(logits - np.log(np.exp(logits).sum())):
-            sequence, score = [*said, choice], total + log
+            sequence, score = [*sample, choice], total + log
             if choice == eos or len(sequence) == length:
-                found.append((score / ((5 + len(sequence)) / 6) ** penalty, sequence))
+                sequences.append((score / ((5 + len(sequence)) / 6) ** penalty, sequence))
             else:
                 extend(state, choice, sequence, score)
 
-    extend(int(START[row]), int(FIRST[row]), [], 0.0)
-    return sorted(found, reverse=True)
+    extend(int(START[index]), int(FIRST[index]), [], 0.0)
+    return sorted(sequences, reverse=True)
 
 
 @functools.cache
 def searched(length: int, beams: int, eos: int | None) -> Any:
-    """The compiled search over the table, a function of the penalty."""
+    """Return the compiled search over the table, a function of the penalty."""
 
     def search(penalty: Any) -> generation.Beams:
         return beam_search(
@@ -90,31 +90,33 @@ def searched(length: int, beams: int, eos: int | None) -> Any:
     return jax.jit(search)
 
 
-def hypotheses(found: generation.Beams, row: int) -> list[tuple[float, list[int]]]:
-    """The hypotheses of a row as scores and tokens, without what follows their end."""
-    tokens, scores, lengths = (np.asarray(a[row]) for a in found)
-    there = scores > -np.inf
-    assert (lengths[~there] == 0).all()
-    return [(s, t[:n].tolist()) for s, t, n in zip(scores[there], tokens[there], lengths[there])]
+def hypotheses(beams: generation.Beams, index: int) -> list[tuple[float, list[int]]]:
+    """Return scores and tokens of the hypotheses of an example, without padding."""
+    tokens, scores, lengths = (np.asarray(a[index]) for a in beams)
+    valid = scores > -np.inf
+    assert (lengths[~valid] == 0).all()
+    return [(s, t[:n].tolist()) for s, t, n in zip(scores[valid], tokens[valid], lengths[valid])]
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_greedy_takes_the_likeliest_token_each_time(name: str) -> None:
+def test_greedy_decoding_selects_the_most_likely_token(name: str) -> None:
     step = make(name)
     first = jnp.array([1, 4])
-    said = generate(step, step.initial_state(N), first, 6, temperature=0)
+    sample = generate(step, step.initial_state(N), first, 6, temperature=0)
     state, token = step.initial_state(N), first
     for t in range(6):
         logits, state = step(state, token)
         token = logits.argmax(-1)
-        np.testing.assert_array_equal(said.tokens[:, t], token)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-10), said.state, state)
-    np.testing.assert_allclose(said.log_probs, log_probs_of(name, said.tokens, first), atol=1e-10)
-    assert said.tokens.dtype == said.lengths.dtype == jnp.int32
-    assert said.lengths.tolist() == [6, 6]
+        np.testing.assert_array_equal(sample.tokens[:, t], token)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-10), sample.state, state)
+    np.testing.assert_allclose(
+        sample.log_probs, log_probs_of(name, sample.tokens, first), atol=1e-10
+    )
+    assert sample.tokens.dtype == sample.lengths.dtype == jnp.int32
+    assert sample.lengths.tolist() == [6, 6]
 
 
-def test_a_prompt_goes_through_the_layer_in_one_call() -> None:
+def test_a_prompt_may_be_one_call_of_the_layer() -> None:
     step = make("gru")
     layer, _, embed = parts("gru")
     whole = generate(step, step.initial_state(N), jnp.array([1, 4]), 6, temperature=0)
@@ -127,7 +129,7 @@ def test_a_prompt_goes_through_the_layer_in_one_call() -> None:
     np.testing.assert_array_equal(more.tokens, again.tokens[:, 4:])
 
 
-def test_a_draw_is_reproducible_and_a_longer_one_begins_as_a_shorter() -> None:
+def test_a_sample_is_reproducible_and_a_longer_one_extends_a_shorter_one() -> None:
     step = make("gru")
     state, first = step.initial_state(N), jnp.array([1, 1])
     one = generate(step, state, first, 6, key=KEY)
@@ -137,12 +139,12 @@ def test_a_draw_is_reproducible_and_a_longer_one_begins_as_a_shorter() -> None:
     np.testing.assert_array_equal(one.tokens, two.tokens)
     np.testing.assert_array_equal(one.tokens, longer.tokens[:, :6])
     assert (one.tokens != other.tokens).any()
-    assert (one.tokens[0] != one.tokens[1]).any()  # rows draw apart, from the same start
+    assert (one.tokens[0] != one.tokens[1]).any()  # examples draw independently
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
-def test_tokens_come_as_often_as_they_are_likely(top_k: int | None) -> None:
-    rows, logits = 20_000, np.array([0.3, -1.0, 1.0, 0.0])
+def test_tokens_have_the_frequencies_of_their_probabilities(top_k: int | None) -> None:
+    batch_size, logits = 20_000, np.array([0.3, -1.0, 1.0, 0.0])
 
     def step(state: Any, token: Any) -> Any:
         return jnp.broadcast_to(jnp.asarray(logits)[None], (len(token), 4)), state
@@ -150,23 +152,23 @@ def test_tokens_come_as_often_as_they_are_likely(top_k: int | None) -> None:
     @jax.jit
     def run(temperature: Any) -> Any:
         return generate(
-            step, (), jnp.zeros(rows, int), 1, key=KEY, temperature=temperature, top_k=top_k
+            step, (), jnp.zeros(batch_size, int), 1, key=KEY, temperature=temperature, top_k=top_k
         )
 
     for temperature in (0.5, 2.0):
-        said = run(temperature)
-        often = np.bincount(said.tokens[:, 0], minlength=4) / rows
+        sample = run(temperature)
+        frequencies = np.bincount(sample.tokens[:, 0], minlength=4) / batch_size
         odds = np.exp(logits / temperature)
         if top_k is not None:
             odds[np.argsort(logits)[:-top_k]] = 0
-        np.testing.assert_allclose(often, odds / odds.sum(), atol=0.015)
-        assert (often[odds == 0] == 0).all()
-        # What is given out is what the network said, at temperature 1 and of all tokens.
+        np.testing.assert_allclose(frequencies, odds / odds.sum(), atol=0.015)
+        assert (frequencies[odds == 0] == 0).all()
+        # Log-probabilities are those of the network: at temperature 1, of all tokens.
         plain = logits - np.log(np.exp(logits).sum())
-        np.testing.assert_allclose(said.log_probs, plain[said.tokens], atol=1e-10)
+        np.testing.assert_allclose(sample.log_probs, plain[sample.tokens], atol=1e-10)
 
 
-def test_a_traced_temperature_of_zero_and_the_likeliest_one_are_greedy() -> None:
+def test_a_traced_temperature_of_zero_and_top_k_of_one_are_greedy() -> None:
     step = make("gru")
     state, first = step.initial_state(N), jnp.array([1, 4])
     greedy = generate(step, state, first, 5, temperature=0.0).tokens
@@ -184,58 +186,58 @@ def test_a_traced_temperature_of_zero_and_the_likeliest_one_are_greedy() -> None
     np.testing.assert_array_equal(mixed, run(jnp.array([0.0, 50.0])))
 
 
-def test_after_its_end_a_row_says_nothing_else_and_its_state_rests() -> None:
-    script = jnp.array([[1, 3, 0, 2, 4, 1], [2, 2, 1, 1, 0, 3]])  # what each row would say
+def test_after_eos_tokens_are_eos_and_the_state_is_unchanged() -> None:
+    script = jnp.array([[1, 3, 0, 2, 4, 1], [2, 2, 1, 1, 0, 3]])  # the tokens of each example
     calls = []
 
     def step(state: Any, token: Any) -> Any:
         jax.debug.callback(lambda: calls.append(1))
-        place = state["place"]
-        said = jnp.take_along_axis(script, place[:, None] % 6, 1)[:, 0]
-        return 9.0 * jax.nn.one_hot(said, 5), {"place": place + 1, "heard": token}
+        index = state["index"]
+        scripted = jnp.take_along_axis(script, index[:, None] % 6, 1)[:, 0]
+        return 9.0 * jax.nn.one_hot(scripted, 5), {"index": index + 1, "consumed": token}
 
-    state = {"place": jnp.zeros(2, int), "heard": jnp.zeros(2, jnp.int32)}
+    state = {"index": jnp.zeros(2, int), "consumed": jnp.zeros(2, jnp.int32)}
     run = jax.jit(lambda: generate(step, state, jnp.array([3, 3]), 9, temperature=0, eos=0))
-    said = jax.block_until_ready(run())
+    sample = jax.block_until_ready(run())
     jax.effects_barrier()
-    assert said.tokens.tolist() == [[1, 3, 0, 0, 0, 0, 0, 0, 0], [2, 2, 1, 1, 0, 0, 0, 0, 0]]
-    assert said.lengths.tolist() == [3, 5]
+    assert sample.tokens.tolist() == [[1, 3, 0, 0, 0, 0, 0, 0, 0], [2, 2, 1, 1, 0, 0, 0, 0, 0]]
+    assert sample.lengths.tolist() == [3, 5]
     log = 9 - np.log(np.exp(9) + 4)
     ended = np.arange(9)[None] >= np.array([[3], [5]])
-    np.testing.assert_allclose(said.log_probs, np.where(ended, 0, log), atol=1e-10)
-    assert said.state["place"].tolist() == [3, 5]
-    assert said.state["heard"].tolist() == [3, 1]  # the last that was consumed, not the end
-    assert len(calls) == 5  # the steps that are left are not taken
+    np.testing.assert_allclose(sample.log_probs, np.where(ended, 0, log), atol=1e-10)
+    assert sample.state["index"].tolist() == [3, 5]
+    assert sample.state["consumed"].tolist() == [3, 1]  # the token before eos
+    assert len(calls) == 5  # the remaining steps are skipped
     none = generate(step, state, jnp.array([0, 0]), 2, temperature=0, eos=0)
-    assert none.lengths.tolist() == [2, 2]  # a start is no end
+    assert none.lengths.tolist() == [2, 2]  # a start symbol does not end a sequence
 
 
 def test_log_probabilities_have_the_gradient_of_the_layer() -> None:
-    """The gradient of REINFORCE: that of the log-probability of what was drawn."""
+    """The gradient of REINFORCE, that of the log-probability of the drawn tokens."""
     layer, head, embed = parts("gru")
     graph, params = nnx.split((layer, head, embed))
     first, reward = jnp.array([1, 4]), jnp.array([[0.5], [-2.0]])
 
-    def drawn(params: Any) -> Any:
+    def sampled(params: Any) -> Any:
         layer, head, embed = nnx.merge(graph, params)
         step = token_step(layer, head, embed=embed)
-        said = generate(step, step.initial_state(N), first, 4, key=KEY, eos=0)
-        return (reward * said.log_probs).sum(), said
+        sample = generate(step, step.initial_state(N), first, 4, key=KEY, eos=0)
+        return (reward * sample.log_probs).sum(), sample
 
-    def told(params: Any, tokens: Any, valid: Any) -> Any:
+    def teacher_forced(params: Any, tokens: Any, valid: Any) -> Any:
         layer, head, embed = nnx.merge(graph, params)
         x = embed(jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1))
         logs = jax.nn.log_softmax(head(layer(x.swapaxes(0, 1))[0].swapaxes(0, 1)))
         logs = jnp.take_along_axis(logs, tokens[..., None], -1)[..., 0]
         return (reward * jnp.where(valid, logs, 0)).sum()
 
-    got, said = jax.jit(jax.grad(drawn, has_aux=True))(params)
-    valid = jnp.arange(4)[None] < said.lengths[:, None]
-    want = jax.jit(jax.grad(told))(params, said.tokens, valid)
+    got, sample = jax.jit(jax.grad(sampled, has_aux=True))(params)
+    valid = jnp.arange(4)[None] < sample.lengths[:, None]
+    want = jax.jit(jax.grad(teacher_forced))(params, sample.tokens, valid)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10), got, want)
 
 
-def test_a_second_call_compiles_nothing_and_sees_new_parameters() -> None:
+def test_a_second_call_compiles_nothing_and_uses_current_parameters() -> None:
     layer, head, embed = nnx.clone(parts("gru"))
     step = token_step(layer, head, embed=embed)
     state, first = step.initial_state(N), jnp.array([1, 4])
@@ -247,7 +249,7 @@ def test_a_second_call_compiles_nothing_and_sees_new_parameters() -> None:
     assert compiled._cache_size() == size
     assert (again.tokens == 1).all()
     assert (before.tokens != 1).any()
-    # A function as a part of a step is not compiled with what it refers to.
+    # A step with a function is traced at each call, with the current parameters.
     loose = token_step(layer, lambda h: head(h), embed=embed)
     np.testing.assert_array_equal(
         generate(loose, state, first, 5, temperature=0).tokens, again.tokens
@@ -260,59 +262,59 @@ def test_a_second_call_compiles_nothing_and_sees_new_parameters() -> None:
 def test_one_hot_tokens_and_no_head() -> None:
     layer = jaxrnn.RNN(V, V, rngs=nnx.Rngs(1), param_dtype=jnp.float64)
     step = token_step(layer)
-    said = generate(step, step.initial_state(1), [2], 4, temperature=0).tokens[0].tolist()
-    output, _ = layer(jax.nn.one_hot(jnp.array([2, *said[:-1]]), V, dtype=jnp.float64))
-    assert output.argmax(-1).tolist() == said
+    sample = generate(step, step.initial_state(1), [2], 4, temperature=0).tokens[0].tolist()
+    output, _ = layer(jax.nn.one_hot(jnp.array([2, *sample[:-1]]), V, dtype=jnp.float64))
+    assert output.argmax(-1).tolist() == sample
 
 
 @pytest.mark.parametrize(("eos", "length"), [(1, 4), (None, 3)])
-def test_a_search_as_wide_as_there_are_sequences_is_exact(eos: int | None, length: int) -> None:
+def test_an_exhaustive_search_is_exact(eos: int | None, length: int) -> None:
     search = searched(length, 3**length, eos)
     for penalty in (0.0, 0.7, 3.0):
-        found = search(penalty)
-        for row in range(N):
-            want = every_sequence(row, length, eos, penalty)
-            got = hypotheses(found, row)
+        result = search(penalty)
+        for index in range(N):
+            want = every_sequence(index, length, eos, penalty)
+            got = hypotheses(result, index)
             assert len(got) == len(want)
             np.testing.assert_allclose([s for s, _ in got], [s for s, _ in want], atol=1e-10)
             assert [t for _, t in got] == [t for _, t in want]
 
 
 @pytest.mark.parametrize("eos", [1, None])
-def test_a_search_of_width_one_is_greedy(eos: int | None) -> None:
+def test_a_beam_of_width_one_is_greedy(eos: int | None) -> None:
     step = make("lstm")
     first = jnp.array([1, 4])
     state = step.initial_state(N)
     greedy = generate(step, state, first, 8, temperature=0, eos=eos)
-    found = beam_search(step, state, first, 8, beams=1, eos=eos)
-    np.testing.assert_array_equal(found.tokens[:, 0], greedy.tokens)
-    np.testing.assert_array_equal(found.lengths[:, 0], greedy.lengths)
-    np.testing.assert_allclose(found.scores[:, 0], greedy.log_probs.sum(1), atol=1e-10)
+    result = beam_search(step, state, first, 8, beams=1, eos=eos)
+    np.testing.assert_array_equal(result.tokens[:, 0], greedy.tokens)
+    np.testing.assert_array_equal(result.lengths[:, 0], greedy.lengths)
+    np.testing.assert_allclose(result.scores[:, 0], greedy.log_probs.sum(1), atol=1e-10)
 
 
-def test_a_narrow_search_finds_sequences_and_scores_that_there_are() -> None:
-    found = searched(6, 3, 1)(0.6)
-    for row in range(N):
-        every = {tuple(t): s for s, t in every_sequence(row, 6, 1, 0.6)}
-        got = hypotheses(found, row)
+def test_a_narrow_search_returns_existing_sequences_with_their_scores() -> None:
+    result = searched(6, 3, 1)(0.6)
+    for index in range(N):
+        every = {tuple(t): s for s, t in every_sequence(index, 6, 1, 0.6)}
+        got = hypotheses(result, index)
         assert len({tuple(t) for _, t in got}) == 3
         np.testing.assert_allclose([s for s, _ in got], [every[tuple(t)] for _, t in got])
         assert [s for s, _ in got] == sorted((s for s, _ in got), reverse=True)
-    after = np.arange(6)[None, None] >= np.asarray(found.lengths)[..., None]
-    assert (np.asarray(found.tokens)[after] == 1).all()
+    after = np.arange(6)[None, None] >= np.asarray(result.lengths)[..., None]
+    assert (np.asarray(result.tokens)[after] == 1).all()
 
 
-def test_the_states_of_a_layer_go_with_their_hypotheses() -> None:
+def test_the_states_of_a_layer_follow_their_hypotheses() -> None:
     step = make("lstm")
     first = jnp.array([1, 4])
-    found = beam_search(step, step.initial_state(N), first, 6, beams=3, eos=None)
+    result = beam_search(step, step.initial_state(N), first, 6, beams=3, eos=None)
     for beam in range(3):
-        logs = log_probs_of("lstm", found.tokens[:, beam], first)
-        np.testing.assert_allclose(found.scores[:, beam], logs.sum(1), atol=1e-10)
+        logs = log_probs_of("lstm", result.tokens[:, beam], first)
+        np.testing.assert_allclose(result.scores[:, beam], logs.sum(1), atol=1e-10)
 
 
-def test_what_has_ended_is_not_lost_while_others_are_ahead() -> None:
-    """'end' at once has 0.3; two others lead with 0.35 each, and come down to 0.12 at best."""
+def test_a_finished_hypothesis_is_stored_while_others_lead() -> None:
+    """Immediate eos has probability 0.3; two tokens lead with 0.35 and fall to 0.12 at best."""
     begin = jnp.log(jnp.array([0.3, 0.35, 0.35]))
     later = jnp.log(jnp.array([1 / 3, 1 / 3, 1 / 3]))
 
@@ -320,14 +322,14 @@ def test_what_has_ended_is_not_lost_while_others_are_ahead() -> None:
         return jnp.where((token == 2)[:, None] & (state == 0)[:, None], begin, later), state + 1
 
     run = functools.partial(beam_search, step, jnp.array([0]), jnp.array([2]), 4, eos=0)
-    found = jax.jit(lambda: run(beams=3))()
-    assert found.tokens[0, 0].tolist() == [0, 0, 0, 0]
-    assert found.lengths[0, 0] == 1
-    np.testing.assert_allclose(jnp.exp(found.scores[0, 0]), 0.3, atol=1e-10)
+    result = jax.jit(lambda: run(beams=3))()
+    assert result.tokens[0, 0].tolist() == [0, 0, 0, 0]
+    assert result.lengths[0, 0] == 1
+    np.testing.assert_allclose(jnp.exp(result.scores[0, 0]), 0.3, atol=1e-10)
 
 
-def test_what_ends_early_takes_no_place_from_what_goes_on() -> None:
-    """The best goes on with 0.9 at each step; what leaves it ends at once, and is soon too many."""
+def test_finished_hypotheses_do_not_replace_active_ones() -> None:
+    """The best continuation has 0.9 at each step; each alternative ends at the next step."""
     table = jnp.log(jnp.array([0.06, 0.9, 0.04]))
     away = jnp.log(jnp.array([0.98, 0.01, 0.01]))
 
@@ -339,14 +341,14 @@ def test_what_ends_early_takes_no_place_from_what_goes_on() -> None:
 
     run = functools.partial(beam_search, step, jnp.array([0]), jnp.array([1]), 9, eos=0)
     for beams in (2, 3):
-        found = jax.jit(lambda p, b=beams: run(beams=b, length_penalty=p))(0.6)
-        assert found.tokens[0, 0].tolist() == [1] * 6 + [0] * 3
-        assert found.lengths[0, 0] == 7
+        result = jax.jit(lambda p, b=beams: run(beams=b, length_penalty=p))(0.6)
+        assert result.tokens[0, 0].tolist() == [1] * 6 + [0] * 3
+        assert result.lengths[0, 0] == 7
         want = (6 * np.log(0.9) + np.log(0.98)) / 2**0.6
-        np.testing.assert_allclose(found.scores[0, 0], want, atol=1e-10)
+        np.testing.assert_allclose(result.scores[0, 0], want, atol=1e-10)
 
 
-def test_a_search_stops_when_nothing_can_get_ahead_any_more() -> None:
+def test_a_search_stops_once_no_active_hypothesis_can_win() -> None:
     calls = []
 
     def step(state: Any, token: Any) -> Any:
@@ -356,48 +358,50 @@ def test_a_search_stops_when_nothing_can_get_ahead_any_more() -> None:
     going, ending = jnp.array([-9.0, 5.0, 0.0]), jnp.array([50.0, 0.0, 0.0])
     state = jnp.zeros(2, int)
     run = functools.partial(beam_search, step, state, FIRST, 30, beams=2, eos=0)
-    found = jax.block_until_ready(jax.jit(lambda: run())())
+    result = jax.block_until_ready(jax.jit(lambda: run())())
     jax.effects_barrier()
-    assert found.lengths.tolist() == [[3, 3], [3, 3]]
+    assert result.lengths.tolist() == [[3, 3], [3, 3]]
     assert len(calls) == 3
 
 
-def test_a_stronger_penalty_favours_longer_sequences() -> None:
+def test_a_larger_length_penalty_favours_longer_sequences() -> None:
     search = searched(4, 3**4, 1)
     mean = [np.asarray(search(p).lengths[:, 0]).mean() for p in (0.0, 5.0)]
     assert mean[0] < mean[1]
 
 
-def test_fewer_sequences_than_beams_are_said_to_be_none() -> None:
+def test_absent_hypotheses_have_length_zero() -> None:
     def step(state: Any, token: Any) -> Any:
         return jnp.zeros((len(token), 1)), state
 
-    found = beam_search(step, (), jnp.array([0]), 2, beams=3, eos=0)
-    assert found.lengths.tolist() == [[1, 0, 0]]
-    assert found.scores.tolist() == [[0.0, -np.inf, -np.inf]]
+    result = beam_search(step, (), jnp.array([0]), 2, beams=3, eos=0)
+    assert result.lengths.tolist() == [[1, 0, 0]]
+    assert result.scores.tolist() == [[0.0, -np.inf, -np.inf]]
 
 
-def test_a_roll_out_hears_what_it_says() -> None:
+def test_a_rollout_feeds_outputs_back() -> None:
     rngs = nnx.Rngs(0)
     rnn = jaxrnn.LSTM(2, H, batch_first=True, rngs=rngs, param_dtype=jnp.float64)
     head = nnx.Linear(H, 2, rngs=rngs, param_dtype=jnp.float64)
     step = generation.value_step(rnn, head)
     x = jnp.array([[0.3, 0.1], [-0.5, 0.2], [0.9, 0.4]])
     outputs, state = rollout(step, step.initial_state(3), x, 5)
-    told = jnp.concatenate([x[:, None], outputs[:, :-1]], axis=1)
-    output, last = rnn(told)
+    inputs = jnp.concatenate([x[:, None], outputs[:, :-1]], axis=1)
+    output, last = rnn(inputs)
     np.testing.assert_allclose(outputs, head(output), atol=1e-10)
     compare = functools.partial(np.testing.assert_allclose, atol=1e-10)
     jax.tree.map(compare, batch_major(state), last)
 
 
-def test_a_sine_predictor_goes_on_by_itself() -> None:
-    """Two features that a layer turns by a fixed angle at each step: a sine, without end."""
+def test_a_rollout_of_a_rotation_is_a_sine() -> None:
+    """A layer that rotates two features by a fixed angle continues a sine."""
     angle = 2 * np.pi / 16
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     rnn = jaxrnn.RNN(2, 2, bias=False, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
-    small = 1e-6  # where tanh is the identity to 1e-12
-    jaxrnn.load_state_dict(rnn, {"weight_ih_l0": turn * small, "weight_hh_l0": np.zeros((2, 2))})
+    small = 1e-6  # tanh is the identity to 1e-12 here
+    jaxrnn.load_state_dict(
+        rnn, {"weight_ih_l0": rotation * small, "weight_hh_l0": np.zeros((2, 2))}
+    )
     step = generation.value_step(rnn, lambda h: h / small)
     run = jax.jit(lambda x: rollout(step, step.initial_state(1), x, 20)[0])
     outputs = run(jnp.array([[1.0, 0.0]]))
@@ -462,12 +466,12 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         RuntimeError,
         r"\(N,\), got shape \(1, 2\)",
     ),
-    "rows of the state": (
+    "batch of the state": (
         lambda: generate(STEP, jnp.zeros((1, 2, 4)), FIRST, 3, key=KEY),
         RuntimeError,
         "first axis 2, the batch size.*batch_major",
     ),
-    "rows of a search": (
+    "batch of a search": (
         lambda: beam_search(STEP, START[:1], FIRST, 3, beams=2, eos=1),
         RuntimeError,
         "first axis 2, the batch size",
@@ -487,12 +491,12 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         RuntimeError,
         r"logits \(2, V\) for 2 tokens, got float64\[3\]",
     ),
-    "rolled out": (
+    "output of a rollout": (
         lambda: rollout(lambda s, x: (x[:, :1], s), (), jnp.ones((2, 3)), 3),
         RuntimeError,
         r"Expected float64 \(2, 3\), got float64 \(2, 1\)",
     ),
-    "roll out length": (
+    "rollout length": (
         lambda: rollout(lambda s, x: (x, s), (), jnp.ones((2, 3)), 0),
         ValueError,
         "length",
@@ -512,20 +516,20 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_can_not_be_is_named(name: str) -> None:
+def test_a_wrong_argument_names_the_expected_one(name: str) -> None:
     call, kind, words = BAD[name]
     with pytest.raises(kind, match=words):
         call()
 
 
-def test_a_traced_call_is_checked_too() -> None:
+def test_a_traced_call_is_checked() -> None:
     with pytest.raises(ValueError, match="key=jax"):
         jax.jit(lambda t: generate(STEP, START, FIRST, 3, temperature=t))(0.0)
     with pytest.raises(TypeError, match="integers"):
         jax.jit(lambda t: generate(STEP, START, t, 3, key=KEY))(FIRST * 1.0)
 
 
-def test_dropout_is_off_when_a_layer_generates() -> None:
+def test_active_dropout_is_refused() -> None:
     layer = jaxrnn.GRU(3, 3, 2, dropout=0.5, rngs=nnx.Rngs(0))
     step = token_step(layer)
     with pytest.raises(ValueError, match=r"dropout=0\.5 is active.*eval"):

@@ -1,4 +1,4 @@
-"""The heads: what they read of a layer, whatever the layer; their losses; what they refuse."""
+"""Heads equal a linear layer on explicit outputs of any layer; their losses; their errors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from jaxrnn.layers.recurrent import Recurrent
 N, T, D, H, K = 3, 5, 3, 4, 2
 LENGTHS = np.array([5, 0, 3])
 RANDOM = np.random.RandomState(0)
-X = RANDOM.uniform(-1, 1, (N, T, D))  # NumPy, of which a part compiles nothing
+X = RANDOM.uniform(-1, 1, (N, T, D))  # NumPy, since indexing it compiles nothing
 
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
 
 
 @dataclasses.dataclass(frozen=True)
 class Light(cells.Cell):
-    """A cell of one's own: a gate and a candidate, one state."""
+    """A user-defined cell: a gate, a candidate, one state."""
 
     gates = ("f", "n")
 
@@ -46,7 +46,7 @@ class Light(cells.Cell):
 
 
 def make_layer(kind: str) -> Any:
-    """Layers of all sorts, in float64."""
+    """Return a layer in float64."""
     rngs = nnx.Rngs(0)
     options: dict[str, Any] = {"param_dtype": jnp.float64, "rngs": rngs}
     if kind == "rnn":
@@ -58,16 +58,16 @@ def make_layer(kind: str) -> Any:
     return Recurrent(Light(), D, H, 1, True, False, 0.0, True, **options)
 
 
-KINDS = ("rnn", "lstm", "gru", "own")
+KINDS = ("rnn", "lstm", "gru", "custom")
 
 
 @functools.cache
-def made(head: Any, kind: str) -> Any:
+def make_head(head: Any, kind: str) -> Any:
     return head(make_layer(kind), K, rngs=nnx.Rngs(1))
 
 
 def inputs(rnn: Any, x: Any = X) -> Any:
-    """(N, T, ...) as the layer has its axes."""
+    """Return (N, T, ...) with the axes of the layer, or the reverse."""
     return x if rnn.batch_first else x.swapaxes(0, 1)
 
 
@@ -76,25 +76,25 @@ def h_of(last: Any) -> jax.Array:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_to_one_reads_each_directions_last_valid_step(kind: str) -> None:
-    model = made(ManyToOne, kind)
+def test_many_to_one_reads_the_final_state_of_each_direction(kind: str) -> None:
+    model = make_head(ManyToOne, kind)
     rnn = model.rnn
     dirty = np.where((np.arange(T)[None] < LENGTHS[:, None])[..., None], X, np.nan)
     y, last = model(inputs(rnn, dirty), lengths=LENGTHS)
     assert y.shape == (N, K)
     output, h_n = rnn(inputs(rnn), lengths=LENGTHS)
-    output = np.asarray(inputs(rnn, output))  # rows first
+    output = np.asarray(inputs(rnn, output))  # (N, T, F*R)
     size = rnn.proj_size or H
-    for row, length in enumerate(LENGTHS):
-        ends = [output[row, length - 1, :size], output[row, 0, size:]]
+    for index, length in enumerate(LENGTHS):
+        ends = [output[index, length - 1, :size], output[index, 0, size:]]
         end = np.concatenate(ends) if length else np.zeros(output.shape[-1])
-        close(y[row], model.fc(end))
+        close(y[index], model.fc(end))
     jax.tree.map(close, last, h_n)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_many_to_one_without_a_batch_and_packed_is_the_same(kind: str) -> None:
-    model = made(ManyToOne, kind)
+def test_many_to_one_of_unbatched_and_packed_input(kind: str) -> None:
+    model = make_head(ManyToOne, kind)
     whole, _ = model(inputs(model.rnn), lengths=np.array([5, 2, 3]))
     alone, _ = model(X[1, :2])
     close(alone, whole[1])
@@ -102,8 +102,8 @@ def test_many_to_one_without_a_batch_and_packed_is_the_same(kind: str) -> None:
     close(model(packed)[0], whole)
 
 
-def test_many_to_one_of_a_row_with_resets_reads_the_outer_pieces() -> None:
-    model = made(ManyToOne, "lstm")
+def test_many_to_one_with_resets_reads_the_outer_pieces() -> None:
+    model = make_head(ManyToOne, "lstm")
     resets = np.arange(T)[None].repeat(N, 0) == 3
     y, _ = model(X, resets=resets)
     first, last = (h_of(model.rnn(piece)[1]) for piece in (X[:, :3], X[:, 3:]))
@@ -111,8 +111,8 @@ def test_many_to_one_of_a_row_with_resets_reads_the_outer_pieces() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_to_many_is_the_linear_layer_at_every_valid_step(kind: str) -> None:
-    model = made(ManyToMany, kind)
+def test_many_to_many_is_the_linear_layer_at_valid_steps(kind: str) -> None:
+    model = make_head(ManyToMany, kind)
     output, last = model.rnn(inputs(model.rnn), lengths=LENGTHS)
     y, h_n = model(inputs(model.rnn), lengths=LENGTHS)
     valid = inputs(model.rnn, (np.arange(T)[None] < LENGTHS[:, None])[..., None])
@@ -122,8 +122,8 @@ def test_many_to_many_is_the_linear_layer_at_every_valid_step(kind: str) -> None
     close(short, inputs(model.rnn, y)[2])
 
 
-def test_many_to_many_takes_a_state_resets_and_packed_rows() -> None:
-    model = made(ManyToMany, "gru")
+def test_many_to_many_accepts_a_state_resets_and_packed_input() -> None:
+    model = make_head(ManyToMany, "gru")
     first, state = model(X[:, :3])
     second, _ = model(X[:, 3:], state)
     whole, _ = model(X)
@@ -136,9 +136,9 @@ def test_many_to_many_takes_a_state_resets_and_packed_rows() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rnn", "gru"])
-def test_one_to_one_call_after_call_is_many_to_many(kind: str) -> None:
-    model = made(OneToOne, kind)
-    aligned = made(ManyToMany, kind)
+def test_repeated_one_to_one_is_many_to_many(kind: str) -> None:
+    model = make_head(OneToOne, kind)
+    aligned = make_head(ManyToMany, kind)
     whole = np.asarray(inputs(model.rnn, aligned(inputs(model.rnn))[0]))
     state, alone = None, None
     for t in range(T):
@@ -152,34 +152,34 @@ def test_one_to_one_call_after_call_is_many_to_many(kind: str) -> None:
 
 
 @functools.cache
-def rolling(kind: str) -> OneToMany:
+def feedback_model(kind: str) -> OneToMany:
     return OneToMany(make_layer(kind), rngs=nnx.Rngs(1))
 
 
 @pytest.mark.parametrize("kind", ["rnn", "gru"])
-def test_one_to_many_hears_what_it_said(kind: str) -> None:
-    model = rolling(kind)
+def test_one_to_many_feeds_outputs_back(kind: str) -> None:
+    model = feedback_model(kind)
     graph, params = nnx.split(model)
     step = OneToOne(model.rnn, D, rngs=nnx.Rngs(0))
     step.fc = model.fc
-    one_step, of_step = nnx.split(step)
+    one_step, step_params = nnx.split(step)
 
-    def rolled(params: Any, x: Any, hx: Any) -> Any:
+    def compiled(params: Any, x: Any, hx: Any) -> Any:
         y, last = nnx.merge(graph, params)(x, T, hx)
         return (y**2).sum() + last.sum(), (inputs(model.rnn, y), last)
 
     def looped(params: Any, x: Any, hx: Any) -> Any:
-        said = []
+        outputs = []
         for _ in range(T):
             x, hx = nnx.merge(one_step, params)(x, hx)
-            said.append(x)
-        y = jnp.stack(said, 1)
+            outputs.append(x)
+        y = jnp.stack(outputs, 1)
         return (y**2).sum() + hx.sum(), (y, hx)
 
     hx = np.full((model.rnn.num_layers, N, H), 0.1)
     results = [
         jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(p, X[:, 0], hx)
-        for f, p in ((rolled, params), (looped, of_step))
+        for f, p in ((compiled, params), (looped, step_params))
     ]
     for got, want in zip(*map(jax.tree.leaves, results), strict=True):
         close(got, want)
@@ -191,7 +191,7 @@ def test_one_to_many_hears_what_it_said(kind: str) -> None:
     close(start, model(X[:, 0], 1, jnp.zeros_like(hx))[0])
 
 
-def test_one_to_many_of_an_lstm_takes_a_pair_as_a_list() -> None:
+def test_one_to_many_of_an_lstm_accepts_a_list_of_states() -> None:
     model = OneToMany(
         jaxrnn.LSTM(D, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)
     )
@@ -199,8 +199,8 @@ def test_one_to_many_of_an_lstm_takes_a_pair_as_a_list() -> None:
     assert (y.shape, h_n.shape, c_n.shape) == ((2, N, D), (1, N, H), (1, N, H))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "own"])
-def test_one_to_many_without_feedback_sees_its_input_at_each_step(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["lstm", "custom"])
+def test_one_to_many_without_feedback_repeats_its_input(kind: str) -> None:
     model = OneToMany(make_layer(kind), K, feedback=False, rngs=nnx.Rngs(1))
     y, last = model(X[:, 0], T)
     output, h_n = model.rnn(inputs(model.rnn, np.repeat(X[:, :1], T, axis=1)))
@@ -237,14 +237,14 @@ def test_one_to_many_without_feedback_sees_its_input_at_each_step(kind: str) -> 
         (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "ab", rngs=r), "input_size of 2"),
     ],
 )
-def test_a_head_that_can_not_be_is_refused(make: Any, words: str) -> None:
+def test_a_wrong_argument_names_the_expected_one(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(nnx.Rngs(0))
 
 
-def test_a_wrong_state_is_refused_as_the_layer_does() -> None:
+def test_a_wrong_state_raises_the_error_of_the_layer() -> None:
     with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 3, 4\), got \[2, 1, 4\]"):
-        rolling("gru")(X[:, 0], 2, jnp.zeros((2, 1, H)))
+        feedback_model("gru")(X[:, 0], 2, jnp.zeros((2, 1, H)))
 
 
 def test_a_rollout_refuses_active_dropout() -> None:
@@ -271,7 +271,7 @@ def test_the_parameters_have_pytorchs_names() -> None:
 
 
 @pytest.mark.parametrize("head", [ManyToMany, ManyToOne, OneToOne, OneToMany])
-def test_the_linear_layer_has_the_recurrent_layers_dtypes(head: Any) -> None:
+def test_the_linear_layer_has_the_dtypes_of_the_recurrent_layer(head: Any) -> None:
     rngs = nnx.Rngs(0)
     model = head(jaxrnn.GRU(3, 4, dtype=jnp.bfloat16, rngs=rngs), 3, rngs=rngs)
     assert model.fc.kernel.dtype == jnp.float32
@@ -279,10 +279,10 @@ def test_the_linear_layer_has_the_recurrent_layers_dtypes(head: Any) -> None:
     hx = jnp.ones((1, 2, 4), jnp.float32)
     y, _ = model(x, 2, hx) if head is OneToMany else model(x, hx)
     assert y.dtype == jnp.bfloat16
-    assert made(ManyToMany, "gru").fc.kernel.dtype == jnp.float64
+    assert make_head(ManyToMany, "gru").fc.kernel.dtype == jnp.float64
 
 
-def test_the_losses_are_the_means_they_say() -> None:
+def test_losses_are_means() -> None:
     rnn = make_layer("gru")
     regressor = Regressor(rnn, K, rngs=nnx.Rngs(1))
     lengths, target = np.array([5, 2, 3]), RANDOM.uniform(-1, 1, (N, K))
@@ -307,13 +307,13 @@ def test_the_losses_are_the_means_they_say() -> None:
 
 
 @pytest.mark.parametrize(("batch_first", "embedded"), [(True, False), (False, True)])
-def test_a_character_model_predicts_and_goes_on(batch_first: bool, embedded: bool) -> None:
+def test_a_character_model_predicts_and_generates(batch_first: bool, embedded: bool) -> None:
     options: dict[str, Any] = {"param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
     size = 3 if embedded else 4
     layer = jaxrnn.LSTM(size, 8, 2, batch_first=batch_first, **options)
     embedding = nnx.Embed(4, size, **options) if embedded else None
     model = CharacterModel(layer, "helo", embedding, rngs=nnx.Rngs(1))
-    model.fc.kernel[...] *= 30  # so that the likeliest is far from the next
+    model.fc.kernel[...] *= 30  # separates the most likely character from the next
     ids = RANDOM.randint(0, 4, (N, T + 1))
     x, y = (inputs(layer, jnp.asarray(part)) for part in (ids[:, :-1], ids[:, 1:]))
 
@@ -324,18 +324,18 @@ def test_a_character_model_predicts_and_goes_on(batch_first: bool, embedded: boo
     close(model.loss(x, y, lengths=lengths), (each[0].sum() + each[2, :3].sum()) / 8)
     close(model.loss(ids[2, :-1], ids[2, 1:], lengths=jnp.asarray(3)), each[2, :3].mean())
 
-    said = model.generate("hello", 6, temperature=0)
+    text = model.generate("hello", 6, temperature=0)
     logits, state = model(jnp.asarray(model.vocabulary.encode("hello")))
-    own = []
+    expected = []
     for _ in range(6):
-        own.append(int(logits[-1].argmax()))
-        logits, state = model(jnp.array(own[-1:]), state)
-    assert model.vocabulary.decode(own) == said
+        expected.append(int(logits[-1].argmax()))
+        logits, state = model(jnp.array(expected[-1:]), state)
+    assert model.vocabulary.decode(expected) == text
     drawn = model.generate("h", 20, key=jax.random.key(0), temperature=100.0)
     assert set(drawn) == set("helo")
 
 
-def test_a_character_model_refuses_what_it_can_not_say() -> None:
+def test_a_character_model_refuses_wrong_prompts_and_inputs() -> None:
     rngs = nnx.Rngs(0)
     model = CharacterModel(jaxrnn.GRU(4, 8, 2, dropout=0.5, rngs=rngs), "helo", rngs=rngs)
     with pytest.raises(ValueError, match=r"dropout=0.5 is active"):
@@ -355,7 +355,7 @@ def test_a_character_model_refuses_what_it_can_not_say() -> None:
         model.loss(np.zeros((T, N), int), np.zeros(T, int))
 
 
-def test_a_character_model_takes_packed_rows() -> None:
+def test_a_character_model_accepts_packed_input() -> None:
     rngs = nnx.Rngs(0)
     model = CharacterModel(jaxrnn.GRU(4, 8, rngs=rngs), "helo", rngs=rngs)
     ids = jnp.asarray(RANDOM.randint(0, 4, (T, N)))

@@ -1,4 +1,4 @@
-"""Layers have PyTorch's numbers: outputs, states and every gradient, over all options."""
+"""Outputs, states and every gradient of the layers equal PyTorch's, over all options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 @functools.lru_cache(maxsize=4)
 def compiled(case: Case, dtype: str, **options: Any) -> Any:
-    """A function of all inputs and cotangents to all results; the lengths are an input."""
+    """Return a compiled function of lengths, inputs and cotangents to all results."""
     layer = getattr(jaxrnn, case.layer)(
         oracle.D, oracle.H, rngs=nnx.Rngs(0), param_dtype=dtype, **case.options, **options
     )
@@ -37,21 +37,21 @@ def compiled(case: Case, dtype: str, **options: Any) -> Any:
         outputs, pullback = jax.vjp(functools.partial(call, lengths), *primals)
         return outputs, pullback(cotangents)
 
-    # In float32, which is what users compute in, compiled as it is for them.
+    # Users compute in float32, with XLA's default optimisation.
     as_users_do = compiling.AS_USERS_DO if dtype == "float32" else {}
     return layer, jax.jit(run, compiler_options=as_users_do)
 
 
 def our_results(case: Case, dtype: str, **options: Any) -> dict[str, np.ndarray]:
-    """The same as `oracle.torch_results`, by jaxrnn."""
+    """Return the results of `oracle.torch_results`, by jaxrnn."""
     arrays = case.draw()
     weights, x, hx, cotangents = jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
     lengths = None if case.lengths is None else jnp.array(case.lengths)
-    alike = case if lengths is None else dataclasses.replace(case, lengths=())
-    layer, run = compiled(alike, dtype, **options)
+    key = case if lengths is None else dataclasses.replace(case, lengths=())
+    layer, run = compiled(key, dtype, **options)
     jaxrnn.load_state_dict(layer, weights)
     outputs, (dstate, dx, dhx) = run(cotangents, lengths, nnx.split(layer)[1], x, hx)
-    nnx.update(layer, dstate)  # the gradients under PyTorch's names
+    nnx.update(layer, dstate)  # gradients under PyTorch's names
     results = {f"output_{i}": o for i, o in enumerate(outputs)}
     results |= {f"grad_{name}": g for name, g in jaxrnn.state_dict(layer).items()}
     results["grad_x"] = dx
@@ -64,7 +64,7 @@ def our_results(case: Case, dtype: str, **options: Any) -> dict[str, np.ndarray]
 def check(case: Case, dtype: str, **options: Any) -> None:
     want = oracle.expected(case)
     got = oracle.flatten(our_results(case, dtype, **options))
-    # Sums over many steps are as exact as their largest value allows.
+    # The tolerance is relative to the largest value, since sums run over many steps.
     scale = max(1.0, float(np.abs(want).max()))
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE[dtype] * scale)
 
@@ -74,9 +74,9 @@ def test_outputs_states_and_gradients_equal_pytorch(case: Case) -> None:
     check(case, "float64")
 
 
-# In float32 the same code runs with other constants, compiled as users do, which takes long: each
-# kind of layer with one layer over many steps, biases, both directions and a state, and with two
-# layers and what stands here. Any two options are there in all of theirs, if not of one kind.
+# In float32 with XLA's default optimisation, which compiles slowly, each kind of layer has two
+# cases: one layer over many steps with biases, both directions and an initial state, and two layers with
+# the options below. Across kinds, every pair of options occurs in all its combinations.
 OTHERS = {  # bias, bidirectional, batch_first, hx
     "RNN_TANH": (False, False, True, True),
     "RNN_RELU": (False, True, True, False),
@@ -95,19 +95,19 @@ def test_outputs_states_and_gradients_equal_pytorch_in_single_precision(case: Ca
 
 
 @pytest.mark.parametrize("case", oracle.RAGGED, ids=lambda case: case.name)
-def test_rows_of_unequal_length_equal_pytorchs_packed_run(case: Case) -> None:
-    """In one layer and two, one direction and both; the lengths are no part of what is compiled."""
+def test_sequences_of_different_lengths_equal_pytorchs_packed_run(case: Case) -> None:
+    """Lengths are traced, so that cases which differ in them share one compiled function."""
     check(case, "float64")
 
 
 @pytest.mark.parametrize("mode", oracle.MODES)
-def test_rematerialisation_changes_no_number(mode: str) -> None:
+def test_rematerialisation_changes_no_value(mode: str) -> None:
     check(Case(mode, 1, True, True, False, True, steps=107), "float64", remat=True)
 
 
 @pytest.mark.parametrize("case", (oracle.CASES + oracle.RAGGED)[::11], ids=lambda case: case.name)
-def test_recorded_numbers_are_those_of_pytorch(case: Case) -> None:
-    """Live torch and the recording agree; without torch, the recording holds every case."""
+def test_recorded_values_equal_pytorch(case: Case) -> None:
+    """The recording serves where PyTorch is not installed."""
     recorded = oracle.recorded()[case.name]
     np.testing.assert_allclose(recorded, oracle.expected(case), rtol=0, atol=1e-11)
 
@@ -129,8 +129,8 @@ def test_unbatched_equals_a_batch_of_one(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_stays_low_and_near(kind: str, dtype: str) -> None:
-    """Two digits of bfloat16 and three of float16, and the gradient in the parameters' dtype."""
+def test_low_precision_is_accurate_and_retains_its_dtype(kind: str, dtype: str) -> None:
+    """Outputs agree to eight units of rounding; gradients have the dtype of the parameters."""
     make = lambda d: getattr(jaxrnn, kind)(3, 4, 2, rngs=nnx.Rngs(0), param_dtype=d)  # noqa: E731
     low, high = make(jnp.dtype(dtype)), make(jnp.float32)
     jaxrnn.load_state_dict(high, jaxrnn.state_dict(low))
@@ -157,7 +157,7 @@ def test_dtype_casts_input_states_and_weights() -> None:
 @pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_cells_equal_one_step_of_the_layer(kind: str, bias: bool) -> None:
-    """The layers are held to PyTorch above; a cell is one step of one."""
+    """The layers equal PyTorch, see above."""
     layer = getattr(jaxrnn, kind.removesuffix("Cell"))(3, 4, bias=bias, rngs=nnx.Rngs(0))
     cell = getattr(jaxrnn, kind)(3, 4, bias, rngs=nnx.Rngs(1))
     weights = jaxrnn.state_dict(layer)

@@ -1,4 +1,4 @@
-"""Sequence to sequence: PyTorch's numbers, ragged on both sides, every way to decode."""
+"""Encoder-decoder models equal PyTorch with ragged sources and targets; decoding; errors."""
 
 from __future__ import annotations
 
@@ -18,25 +18,40 @@ from jaxrnn.layers.attention import Attention
 from jaxrnn.layers.heads import cross_entropy
 from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from tests import oracle
-from tests import seq2seq_oracle as twin
-from tests.seq2seq_oracle import BOS, CASES, EOS, SOURCE_LENGTHS, TARGET_LENGTHS, H, N, S, T
+from tests.seq2seq_oracle import (
+    BOS,
+    CASES,
+    EOS,
+    SOURCE_LENGTHS,
+    TARGET_LENGTHS,
+    V_IN,
+    V_OUT,
+    Case,
+    D,
+    H,
+    N,
+    S,
+    T,
+    expected,
+    tokens,
+)
 
 NAMES = [case.name for case in CASES]
 DOT, GENERAL, ADDITIVE = NAMES[1:]
-SOURCE, TARGET = twin.tokens()
+SOURCE, TARGET = tokens()
 RAGGED = (SOURCE, TARGET, SOURCE_LENGTHS, TARGET_LENGTHS)
 
 
-def make(case: twin.Case, dropout: float = 0.0, **options: Any) -> Seq2Seq:
+def make(case: Case, dropout: float = 0.0, **options: Any) -> Seq2Seq:
     kind, rngs = getattr(jaxrnn, case.cell), nnx.Rngs(0)
     options |= {"num_layers": case.num_layers, "dropout": dropout, "rngs": rngs}
     options.setdefault("param_dtype", jnp.float64)
-    encoder = kind(twin.D, H, bidirectional=case.bidirectional, **options)
-    # One of the two is batch-first, which must not matter.
-    decoder = kind(twin.D, H, batch_first=True, **options)
+    encoder = kind(D, H, bidirectional=case.bidirectional, **options)
+    # One of the two is batch-first, which has no effect.
+    decoder = kind(D, H, batch_first=True, **options)
     return Seq2Seq(
-        Encoder(encoder, twin.V_IN, rngs=rngs),
-        Decoder(decoder, twin.V_OUT, case.attention, case.memory_size, rngs=rngs),
+        Encoder(encoder, V_IN, rngs=rngs),
+        Decoder(decoder, V_OUT, case.attention, case.memory_size, rngs=rngs),
         bos=BOS,
         eos=EOS,
         rngs=rngs,
@@ -45,7 +60,7 @@ def make(case: twin.Case, dropout: float = 0.0, **options: Any) -> Seq2Seq:
 
 @functools.cache
 def model_of(name: str) -> Seq2Seq:
-    """The model of a case, with the weights of the case."""
+    """Return the model of a case with its weights."""
     (case,) = (case for case in CASES if case.name == name)
     model = make(case)
     shapes = {name: array.shape for name, array in jaxrnn.state_dict(model).items()}
@@ -58,7 +73,7 @@ TRACES: list[str] = []
 
 @functools.cache
 def trained(name: str) -> Any:
-    """Compiled: loss, logits, weights and all gradients of ragged arguments."""
+    """Return a compiled function to loss, logits, attention weights and all gradients."""
     graph, params = nnx.split(model_of(name))
 
     def loss(params: Any, source: Any, target: Any, lengths: Any, target_lengths: Any) -> Any:
@@ -81,7 +96,7 @@ def trained(name: str) -> Any:
 
 
 @functools.cache
-def usual(name: str) -> dict[str, np.ndarray]:
+def results_of(name: str) -> dict[str, np.ndarray]:
     return trained(name)(*RAGGED)
 
 
@@ -91,19 +106,19 @@ def close(got: Any, want: Any, tolerance: float = 1e-10) -> None:
 
 
 @pytest.fixture(scope="module")
-def pytorchs() -> dict[str, np.ndarray]:
-    return twin.expected()
+def pytorch_results() -> dict[str, np.ndarray]:
+    return expected()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_weights_and_gradients_are_pytorchs(name: str, pytorchs: Any) -> None:
-    results = usual(name) | {"written": write_on(name).astype(float)}
-    close(oracle.flatten(results), pytorchs[name])
+def test_logits_weights_and_gradients_equal_pytorch(name: str, pytorch_results: Any) -> None:
+    results = results_of(name) | {"written": free_running(name).astype(float)}
+    close(oracle.flatten(results), pytorch_results[name])
 
 
 @functools.cache
 def scheduled(name: str) -> Any:
-    """Compiled: logits and weights of ragged sources, a function of the ratio and the key."""
+    """Return a compiled function of teacher-forcing ratio and key to logits and weights."""
     model = model_of(name)
 
     def run(ratio: Any, key: Any) -> Any:
@@ -112,44 +127,44 @@ def scheduled(name: str) -> Any:
     return jax.jit(run)
 
 
-def write_on(name: str) -> np.ndarray:
-    """The likeliest token at each step, heard by the next."""
+def free_running(name: str) -> np.ndarray:
+    """Return the most likely token of each step, which is the next input."""
     return np.asarray(scheduled(name)(0.0, jax.random.key(0))[0].argmax(-1))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_padding_reaches_nothing(name: str) -> None:
+def test_padding_has_no_effect(name: str) -> None:
     source = np.where(np.arange(S)[None] < SOURCE_LENGTHS[:, None], SOURCE, -(2**31))
     target = np.where(np.arange(T)[None] < TARGET_LENGTHS[:, None], TARGET, 2**31 - 1)
     results = trained(name)(source, target, SOURCE_LENGTHS, TARGET_LENGTHS)
-    jax.tree.map(np.testing.assert_array_equal, results, usual(name))
+    jax.tree.map(np.testing.assert_array_equal, results, results_of(name))
     assert (results["logits"][1, 2:] == 0).all()
     if "weights" in results:
         assert (results["weights"][0, :, 3:] == 0).all()
         close(results["weights"][0].sum(-1), np.ones(T))
 
 
-def test_padding_of_a_source_reaches_nothing_that_is_written() -> None:
+def test_padding_of_a_source_has_no_effect_on_decoding() -> None:
     source = np.where(np.arange(S)[None] < SOURCE_LENGTHS[:, None], SOURCE, -(2**31))
     greedy = model_of(DOT).greedy
-    written = greedy(SOURCE, T, SOURCE_LENGTHS)
-    jax.tree.map(np.testing.assert_array_equal, greedy(source, T, SOURCE_LENGTHS), written)
+    decoded = greedy(SOURCE, T, SOURCE_LENGTHS)
+    jax.tree.map(np.testing.assert_array_equal, greedy(source, T, SOURCE_LENGTHS), decoded)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_row_with_nothing_to_read_or_to_write(name: str) -> None:
+def test_zero_length_sources_and_targets(name: str) -> None:
     results = trained(name)(SOURCE, TARGET, np.array([3, 5, 0]), np.array([4, 0, 3]))
     assert all(np.isfinite(value).all() for value in results.values())
-    close(results["logits"][0], usual(name)["logits"][0])  # of the others, nothing changes
+    close(results["logits"][0], results_of(name)["logits"][0])  # other examples are unchanged
     assert (results["logits"][1] == 0).all()
     if "weights" in results:
         assert (results["weights"][2] == 0).all()
-    nothing = trained(name)(SOURCE, TARGET, np.zeros(N, int), np.zeros(N, int))
-    assert nothing["loss"] == 0
-    assert all((value == 0).all() for value in nothing.values())
+    empty = trained(name)(SOURCE, TARGET, np.zeros(N, int), np.zeros(N, int))
+    assert empty["loss"] == 0
+    assert all((value == 0).all() for value in empty.values())
 
 
-def test_a_source_with_nothing_to_read_leaves_the_first_state_and_no_context() -> None:
+def test_an_empty_source_returns_the_initial_state_and_a_zero_context() -> None:
     model = model_of(GENERAL)
     memory, state = jax.jit(model.encode)(SOURCE, jnp.array([3, 5, 0]))
     assert model.bridge is not None
@@ -162,56 +177,56 @@ def test_a_source_with_nothing_to_read_leaves_the_first_state_and_no_context() -
 
 def test_other_lengths_compile_nothing() -> None:
     name = DOT
-    usual(name)
+    results_of(name)
     before = TRACES.count(name)
     for lengths in ([1, 2, 3], [0, 5, 5]):
         trained(name)(SOURCE, TARGET, np.array(lengths), TARGET_LENGTHS)
     assert TRACES.count(name) == before == 1
 
 
-def test_without_lengths_all_tokens_are_there() -> None:
+def test_without_lengths_every_token_is_valid() -> None:
     model = model_of(DOT)
     full = trained(DOT)(SOURCE, TARGET, np.full(N, S), np.full(N, T))
     close(model.loss(SOURCE, TARGET), full["loss"])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_teacher_always_heard_step_by_step_is_the_one_call(name: str) -> None:
+def test_full_teacher_forcing_step_by_step_equals_one_call(name: str) -> None:
     valid = (np.arange(T)[None] < TARGET_LENGTHS[:, None])[..., None]
     logits, weights = scheduled(name)(1.0, jax.random.key(0))
-    close(np.where(valid, logits, 0), usual(name)["logits"])
+    close(np.where(valid, logits, 0), results_of(name)["logits"])
     if weights is not None:
-        close(np.where(valid, weights, 0), usual(name)["weights"])
+        close(np.where(valid, weights, 0), results_of(name)["weights"])
 
 
-def test_scheduled_sampling_hears_the_target_or_itself() -> None:
+def test_scheduled_sampling_feeds_the_target_or_the_prediction() -> None:
     model, run = model_of(DOT), scheduled(DOT)
     key = jax.random.key(3)
     half, _ = run(0.5, key)
     jax.tree.map(np.testing.assert_array_equal, run(0.5, key)[0], half)
     assert any((run(0.5, jax.random.key(i))[0] != half).any() for i in range(4))
-    # Step by step: what was heard is the target or the likeliest token, as the draws say.
-    heard = np.asarray(jax.random.bernoulli(key, 0.5, (T, N)))
-    assert 0 < heard[1:].sum() < heard[1:].size
+    # Step by step: each input is the target or the most likely token, as drawn.
+    forced = np.asarray(jax.random.bernoulli(key, 0.5, (T, N)))
+    assert 0 < forced[1:].sum() < forced[1:].size
     memory, state = model.encode(SOURCE, SOURCE_LENGTHS)
     token = np.full(N, BOS)
     for t in range(T):
         logits, state, _ = model.decoder(token[:, None], state, memory)
         close(half[:, t], logits[:, 0])
         if t + 1 < T:
-            token = np.where(heard[t + 1], TARGET[:, t], logits[:, 0].argmax(-1))
+            token = np.where(forced[t + 1], TARGET[:, t], logits[:, 0].argmax(-1))
 
 
 @pytest.mark.parametrize("name", [DOT, ADDITIVE])
-def test_a_teacher_never_heard_is_greedy_decoding(name: str) -> None:
-    heard = write_on(name)
-    said = model_of(name).greedy(SOURCE, T, SOURCE_LENGTHS)
-    ended = np.arange(T)[None] >= np.asarray(said.lengths)[:, None]
-    np.testing.assert_array_equal(said.tokens, np.where(ended, EOS, heard))
+def test_no_teacher_forcing_is_greedy_decoding(name: str) -> None:
+    predicted = free_running(name)
+    decoded = model_of(name).greedy(SOURCE, T, SOURCE_LENGTHS)
+    ended = np.arange(T)[None] >= np.asarray(decoded.lengths)[:, None]
+    np.testing.assert_array_equal(decoded.tokens, np.where(ended, EOS, predicted))
 
 
-def test_a_loop_over_steps_has_the_gradient_of_the_one_call() -> None:
-    """Where both hear the same tokens: the choice of a token has none."""
+def test_a_loop_over_steps_has_the_gradient_of_one_call() -> None:
+    """With equal inputs, since the choice of a token has no gradient."""
     graph, params = nnx.split(model_of(DOT))
 
     @jax.jit
@@ -225,51 +240,51 @@ def test_a_loop_over_steps_has_the_gradient_of_the_one_call() -> None:
 
     garbage = np.where(np.arange(T)[None] < TARGET_LENGTHS[:, None], TARGET, -(2**31))
     for ratio, target, lengths, want in (
-        (1.0, garbage, TARGET_LENGTHS, usual(DOT)),
-        (0.0, write_on(DOT), np.full(N, T), None),
+        (1.0, garbage, TARGET_LENGTHS, results_of(DOT)),
+        (0.0, free_running(DOT), np.full(N, T), None),
     ):
         want = trained(DOT)(SOURCE, target, SOURCE_LENGTHS, lengths) if want is None else want
         got = jaxrnn.state_dict(nnx.merge(graph, grad(ratio, target, lengths)))
         close(got, {name: want[f"grad_{name}"] for name in got})
 
 
-def test_the_loss_is_the_mean_over_tokens_whatever_is_past_them() -> None:
+def test_the_loss_is_the_mean_over_valid_tokens() -> None:
     logits = np.random.RandomState(0).normal(size=(N, T, 7))
     valid = np.arange(T)[None] < TARGET_LENGTHS[:, None]
-    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    said = np.take_along_axis(chances, TARGET[..., None], -1)[..., 0]
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    of_target = np.take_along_axis(probabilities, TARGET[..., None], -1)[..., 0]
     logits[~valid] = np.nan
     value, grad = jax.value_and_grad(cross_entropy)(jnp.asarray(logits), TARGET, TARGET_LENGTHS)
-    close(value, -np.log(said[valid]).mean())
-    expected = (chances - np.eye(7)[TARGET]) / valid.sum()
-    close(grad, np.where(valid[..., None], expected, 0))
+    close(value, -np.log(of_target[valid]).mean())
+    gradient = (probabilities - np.eye(7)[TARGET]) / valid.sum()
+    close(grad, np.where(valid[..., None], gradient, 0))
     assert cross_entropy(jnp.zeros((N, T, 7)), TARGET, np.zeros(N, int)) == 0
 
 
 @pytest.mark.parametrize("name", [DOT, ADDITIVE])
-def test_a_search_of_width_one_is_greedy_decoding(name: str) -> None:
+def test_a_beam_of_width_one_is_greedy_decoding(name: str) -> None:
     model = model_of(name)
     greedy = model.greedy(SOURCE, T, SOURCE_LENGTHS)
-    found = model.beam(SOURCE, T, SOURCE_LENGTHS, beams=1)
-    np.testing.assert_array_equal(found.tokens[:, 0], greedy.tokens)
-    np.testing.assert_array_equal(found.lengths[:, 0], greedy.lengths)
+    result = model.beam(SOURCE, T, SOURCE_LENGTHS, beams=1)
+    np.testing.assert_array_equal(result.tokens[:, 0], greedy.tokens)
+    np.testing.assert_array_equal(result.lengths[:, 0], greedy.lengths)
 
 
 @pytest.mark.parametrize("name", [DOT, GENERAL])
-def test_the_score_of_a_hypothesis_is_what_the_model_says_of_it(name: str) -> None:
-    """Each beam has its own state, and all of a row its memory."""
+def test_the_score_of_a_hypothesis_is_its_log_probability(name: str) -> None:
+    """Each beam has a state, and all beams of an example share its memory."""
     model, beams = model_of(name), 3
-    found = model.beam(SOURCE, T, SOURCE_LENGTHS, beams=beams)
+    result = model.beam(SOURCE, T, SOURCE_LENGTHS, beams=beams)
     for beam in range(beams):
-        tokens, lengths = (np.asarray(a[:, beam], int) for a in (found.tokens, found.lengths))
+        tokens, lengths = (np.asarray(a[:, beam], int) for a in (result.tokens, result.lengths))
         logits = trained(name)(SOURCE, tokens, SOURCE_LENGTHS, lengths)["logits"]
         logs = jax.nn.log_softmax(logits)
         logs = jnp.take_along_axis(logs, tokens[..., None], -1)[..., 0]
         valid = jnp.arange(T)[None] < lengths[:, None]
-        close(jnp.where(valid, logs, 0).sum(1), found.scores[:, beam])
+        close(jnp.where(valid, logs, 0).sum(1), result.scores[:, beam])
 
 
-def test_samples_come_from_a_key_and_are_what_generate_draws() -> None:
+def test_samples_depend_on_the_key_and_equal_generate() -> None:
     model, key = model_of(DOT), jax.random.key(2)
     sample = functools.partial(model.sample, SOURCE, T, SOURCE_LENGTHS)
     one = sample(key=key, temperature=2.0)
@@ -286,19 +301,19 @@ def test_samples_come_from_a_key_and_are_what_generate_draws() -> None:
         sample()
 
 
-def test_decoding_compiles_once_and_sees_new_parameters() -> None:
+def test_decoding_compiles_once_and_uses_current_parameters() -> None:
     compiled: Any = seq2seq._sample
     model = nnx.clone(model_of(DOT))
     model_of(DOT).greedy(SOURCE, T, SOURCE_LENGTHS)
     size = compiled._cache_size()
     bias: Any = model.decoder.fc.bias
     bias[...] = jnp.array([0.0, 0, 0, 0, 0, 0, 99.0])
-    written = model.greedy(SOURCE, T, SOURCE_LENGTHS[::-1].copy())
-    assert (written.tokens == 6).all()
+    decoded = model.greedy(SOURCE, T, SOURCE_LENGTHS[::-1].copy())
+    assert (decoded.tokens == 6).all()
     assert compiled._cache_size() == size
 
 
-def test_memory_past_the_length_may_be_anything() -> None:
+def test_padding_of_a_memory_has_no_effect() -> None:
     attention = Attention("additive", 3, 2, 5, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     graph, params = nnx.split(attention)
     assert jaxrnn.state_dict(attention)["memory.weight"].shape == (5, 2)
@@ -307,13 +322,13 @@ def test_memory_past_the_length_may_be_anything() -> None:
     def run(params: Any, memory: Any, queries: Any) -> Any:
         def loss(params: Any, memory: Any, queries: Any) -> Any:
             attention = nnx.merge(graph, params)
-            remembered = attention.prepare(memory, jnp.array([2, 0]))
-            return (attention(queries, remembered)[0] ** 2).sum()
+            prepared = attention.prepare(memory, jnp.array([2, 0]))
+            return (attention(queries, prepared)[0] ** 2).sum()
 
         return jax.value_and_grad(loss, (0, 1, 2))(params, memory, queries)
 
     memory = np.random.RandomState(0).normal(size=(2, 3, 2))
-    queries = np.random.RandomState(1).normal(size=(4, 1, 3))  # two rows for each of memory
+    queries = np.random.RandomState(1).normal(size=(4, 1, 3))  # two beams per example
     garbage = memory.copy()
     garbage[0, 2], garbage[1] = np.nan, np.inf
     value, grads = run(params, garbage, queries)
@@ -339,7 +354,7 @@ def test_names_of_parameters_are_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_go_out_and_in(name: str) -> None:
+def test_parameters_survive_a_round_trip(name: str) -> None:
     (case,) = (case for case in CASES if case.name == name)
     other = make(case)
     jaxrnn.load_state_dict(other, jaxrnn.state_dict(model_of(name)))
@@ -350,7 +365,7 @@ def test_parameters_go_out_and_in(name: str) -> None:
     )
 
 
-def test_parameters_start_as_pytorchs_do() -> None:
+def test_parameters_are_initialised_as_in_pytorch() -> None:
     rngs = nnx.Rngs(0)
     weights = jaxrnn.state_dict(Decoder(jaxrnn.RNN(50, 64, rngs=rngs), 400, rngs=rngs))
     embedding = weights["embedding.weight"]
@@ -361,15 +376,15 @@ def test_parameters_start_as_pytorchs_do() -> None:
 
 
 def test_dropout_draws_from_the_streams_and_is_off_in_evaluation() -> None:
-    model = make(twin.Case("RNN", 2, False, None), dropout=0.5)
+    model = make(Case("RNN", 2, False, None), dropout=0.5)
     key = jax.random.key(0)
     run = jax.jit(lambda key: model(*RAGGED, rngs=key)[0])
     one = run(key)
     np.testing.assert_array_equal(one, run(key))
     assert (one != run(jax.random.key(1))).any()
     keys = jax.random.key_data(jnp.stack(seq2seq._split_rngs(key)))
-    assert (keys[0] != keys[1]).any()  # encoder and decoder draw apart
-    # In a loop over steps no stream can be advanced: it gives one key for all steps.
+    assert (keys[0] != keys[1]).any()  # encoder and decoder draw different masks
+    # In a loop over steps no stream can advance: it provides one key for all steps.
     slow = functools.partial(model, *RAGGED, teacher_forcing=0.0)
     np.testing.assert_array_equal(slow(rngs=key)[0], slow(rngs=key)[0])
     streams = nnx.Rngs(0)
@@ -382,8 +397,8 @@ def test_dropout_draws_from_the_streams_and_is_off_in_evaluation() -> None:
     assert model.greedy(SOURCE, 3).tokens.shape == (N, 3)
 
 
-def test_a_mask_for_all_steps_is_no_mask_of_a_step() -> None:
-    model = make(twin.Case("RNN", 1, False, None))
+def test_a_mask_for_all_steps_is_refused_in_a_loop_over_steps() -> None:
+    model = make(Case("RNN", 1, False, None))
     model.decoder.rnn = jaxrnn.RNN(
         *(model.decoder.rnn.input_size, model.decoder.rnn.hidden_size),
         batch_first=True,
@@ -399,10 +414,10 @@ def test_low_precision_computes_and_sums_in_float32() -> None:
     jaxrnn.load_state_dict(model, jaxrnn.state_dict(model_of(GENERAL)))
     logits, weights = jax.jit(lambda: model(*RAGGED))()
     assert logits.dtype == jnp.bfloat16
-    close(logits.astype(float), usual(GENERAL)["logits"], 0.05)
+    close(logits.astype(float), results_of(GENERAL)["logits"], 0.05)
     assert weights is not None
-    loss, said = jax.eval_shape(lambda: (cross_entropy(logits, TARGET), model.greedy(SOURCE, 3)))
-    assert weights.dtype == loss.dtype == said.log_probs.dtype == jnp.float32
+    loss, decoded = jax.eval_shape(lambda: (cross_entropy(logits, TARGET), model.greedy(SOURCE, 3)))
+    assert weights.dtype == loss.dtype == decoded.log_probs.dtype == jnp.float32
 
 
 def parts(**options: Any) -> tuple[Any, Any]:
@@ -454,7 +469,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "one sequence": (lambda m: m.encoder(SOURCE[0]), RuntimeError, r"got shape \(5,\)"),
     "unknown token": (lambda m: m.greedy(SOURCE + 6, 3), ValueError, "source` .* 0 to 5, got "),
     "unknown target": (lambda m: m(SOURCE, TARGET - 9), ValueError, "target` .* 0 to 6, got -"),
-    "rows": (lambda m: m(SOURCE[:2], TARGET), RuntimeError, r"\(2, 5\) and \(3, 4\)"),
+    "batch sizes": (lambda m: m(SOURCE[:2], TARGET), RuntimeError, r"\(2, 5\) and \(3, 4\)"),
     "lengths": (lambda m: m(SOURCE, TARGET, [6, 1, 1]), ValueError, "0 to 5.*got 6"),
     "target lengths": (
         lambda m: m(SOURCE, TARGET, None, [1, 1]),
@@ -484,7 +499,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_can_not_be_is_named(name: str) -> None:
+def test_a_wrong_argument_names_the_expected_one(name: str) -> None:
     call, kind, words = BAD[name]
     with pytest.raises(kind, match=words):
         call(model_of(ADDITIVE if name == "directions" else DOT))
