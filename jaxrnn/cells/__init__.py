@@ -46,27 +46,8 @@ from jaxrnn.cells.variants import (
 )
 
 __all__ = [
-    "GRU",
-    "LRU",
-    "LSTM",
-    "BaseCell",
-    "Cell",
-    "CoupledLSTM",
-    "CoupledPeepholeLSTM",
-    "Elman",
-    "GRUResetBefore",
-    "GeneralCell",
-    "IndRNN",
-    "LayerNormGRU",
-    "LayerNormLSTM",
-    "LinearCell",
-    "MinGRU",
-    "MinLSTM",
-    "MinimalGatedUnit",
-    "Parameter",
-    "PeepholeLSTM",
-    "Sizes",
-    "State",
-    "StateSpec",
-    "check",
-]
+    "GRU", "LRU", "LSTM", "BaseCell", "Cell", "CoupledLSTM", "CoupledPeepholeLSTM", "Elman",
+    "GRUResetBefore", "GeneralCell", "IndRNN", "LayerNormGRU", "LayerNormLSTM", "LinearCell",
+    "MinGRU", "MinLSTM", "MinimalGatedUnit", "Parameter", "PeepholeLSTM", "Sizes", "State",
+    "StateSpec", "check",
+]  # fmt: skip

@@ -11,15 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.cells.base import (
-    BaseCell,
-    Cell,
-    GeneralCell,
-    LinearCell,
-    Parameter,
-    Sizes,
-    StateSpec,
-)
+from jaxrnn.cells.base import BaseCell, Cell, GeneralCell, LinearCell, Parameter, Sizes, StateSpec
 
 WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 """Parameters of every `Cell`."""
@@ -29,8 +21,6 @@ RESERVED_NAMES = (
     *("nonlinearity", "parameter_names", "training"),
 )
 """Attributes of modules, which no parameter may be called."""
-
-_BATCH = 2
 
 
 def check_nonlinearity(value: Any) -> None:
@@ -47,9 +37,8 @@ def check(cell: Any) -> None:
         ValueError: for invalid gates, states or parameters.
     """
     if inspect.isclass(cell) and issubclass(cell, BaseCell):
-        raise TypeError(
-            f"`cell` must be an instance, got the class {cell.__name__}. Use {cell.__name__}()."
-        )
+        name = cell.__name__
+        raise TypeError(f"`cell` must be an instance, got the class {name}. Use {name}().")
     if not isinstance(cell, (Cell, GeneralCell)):
         raise TypeError(
             "`cell` must be a jaxrnn.cells.Cell, GeneralCell or LinearCell, got "
@@ -67,54 +56,46 @@ def check(cell: Any) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _check_declarations(cell: Any) -> None:
-    kind = type(cell)
     for base, name, signature in (
         (Cell, "step", "step(z, state)"),
         (GeneralCell, "step", "step(x, state, params)"),
-        (LinearCell, "coefficients", "coefficients(x, params) -> (a, b)"),
+        (LinearCell, "coefficients", "coefficients(x, params)"),
     ):
-        if isinstance(cell, base) and getattr(kind, name) is getattr(base, name):
-            raise TypeError(f"{kind.__name__} must define {signature}.")
+        if isinstance(cell, base) and getattr(type(cell), name) is getattr(base, name):
+            raise TypeError(f"{type(cell).__name__} must define {signature}.")
 
-    def _require(valid: bool, attribute: str, expected: str) -> None:
+    def _require(valid: Any, attribute: str, expected: str) -> None:
         if not valid:
             actual = getattr(cell, attribute)
             raise ValueError(f"`{attribute}` of {cell} must be {expected}, got {actual!r}.")
 
-    states = cell.states
-    _require(bool(states) and not isinstance(states, str), "states", "a non-empty tuple of names")
+    states, gates = cell.states, cell.gates
+    _require(states and not isinstance(states, str), "states", "a non-empty tuple of names")
     if isinstance(states, Mapping):
         specs = all(isinstance(spec, StateSpec) for spec in states.values())
         _require(specs, "states", "names, or a mapping of names to StateSpec")
     if isinstance(cell, LinearCell):
         _require(len(states) == 1, "states", "one state")
     if isinstance(cell, Cell):
-        gates = bool(cell.gates) and not isinstance(cell.gates, str)
-        _require(gates, "gates", "a non-empty tuple of names")
+        _require(gates and not isinstance(gates, str), "gates", "a non-empty tuple of names")
         real = not isinstance(states, Mapping)
         _require(real, "states", "names; only GeneralCell and LinearCell support StateSpec")
         _require(cell.recurrent or not cell.split, "split", "False for a cell without W_hh")
     else:
-        _require(not cell.gates, "gates", "empty for a GeneralCell; subclass Cell for gates")
+        _require(not gates, "gates", "empty for a GeneralCell; subclass Cell for gates")
     _require(isinstance(cell.parameters, Mapping), "parameters", "a mapping of names to shapes")
     for name, shape in cell.parameters.items():
-        parameter = f"Parameter {name!r} of {cell}"
+        reason = None
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
-            raise ValueError(f"{parameter} must have a public identifier as its name.")
-        if name in RESERVED_NAMES:
-            raise ValueError(
-                f"{parameter} must not have the name of a module's attribute. Use "
-                f"{name + '_1'!r}, for example."
-            )
-        if isinstance(cell, Cell) and name in WEIGHT_NAMES:
-            raise ValueError(
-                f"{parameter} must not have the name of a weight that every Cell has. Rename it, "
-                "or subclass GeneralCell."
-            )
-        if not isinstance(shape, (Parameter, tuple, list)):
-            raise ValueError(
-                f'{parameter} must be a shape such as ("H",) or a Parameter, got {shape!r}.'
-            )
+            reason = "must have a public identifier as its name."
+        elif name in RESERVED_NAMES:
+            reason = f"must not have the name of a module's attribute. Use {name + '_1'!r} or so."
+        elif isinstance(cell, Cell) and name in WEIGHT_NAMES:
+            reason = "must not have the name of a weight that every Cell has. Rename it."
+        elif not isinstance(shape, (Parameter, tuple, list)):
+            reason = f'must be a shape such as ("H",) or a Parameter, got {shape!r}.'
+        if reason:
+            raise ValueError(f"Parameter {name!r} of {cell} {reason}")
 
 
 @functools.lru_cache(maxsize=256)
@@ -124,7 +105,7 @@ def check_step(cell: BaseCell, sizes: Sizes) -> None:
     Raises:
         ShapeError: a ValueError and a RuntimeError, for other results.
     """
-    batch = (_BATCH,) if isinstance(cell, Cell) else ()
+    batch = (2,) if isinstance(cell, Cell) else ()
     real, array = jnp.dtype("float32"), jax.ShapeDtypeStruct
     sizes_and_dtypes = zip(cell.state_sizes(sizes), cell.state_dtypes(real), strict=True)
     state = tuple(array((size, *batch), dtype) for size, dtype in sizes_and_dtypes)
@@ -134,13 +115,10 @@ def check_step(cell: BaseCell, sizes: Sizes) -> None:
     }
     if isinstance(cell, Cell):
         z = array((len(cell.gates) * sizes.H, *batch), real)
-        arguments = (params,) if params else ()
-        new = _trace(cell, "step", (z, z) if cell.split else z, state, *arguments)
-        # The layer applies the projection of h.
-        expected = (array((sizes.H, *batch), real), *state[1:])
+        new = _trace(cell, "step", (z, z) if cell.split else z, state, *[params] * bool(params))
+        expected = (array((sizes.H, *batch), real), *state[1:])  # h before its projection
         _check_results(cell, "step", new, expected, cell.states)
         return
-    assert isinstance(cell, GeneralCell)
     x = array((sizes.D,), real)
     if isinstance(cell, LinearCell):
         pair = _trace(cell, "coefficients", x, params)
@@ -170,10 +148,10 @@ def _check_results(cell: Any, function: str, actual: Any, expected: Any, names: 
         count = f"{len(actual)} of them" if isinstance(actual, (tuple, list)) else _describe(actual)
         raise ShapeError(f"{message}, a tuple of {len(expected)}, got {count}.")
     for one, want in zip(actual, expected):
-        shape = getattr(one, "shape", None) == want.shape
-        is_complex = shape and jnp.issubdtype(one.dtype, jnp.complexfloating)
-        inexact = shape and jnp.issubdtype(one.dtype, jnp.inexact)
-        if not inexact or (is_complex and not jnp.issubdtype(want.dtype, jnp.complexfloating)):
+        same_shape = getattr(one, "shape", None) == want.shape
+        is_complex = same_shape and jnp.iscomplexobj(one)
+        allowed = jnp.inexact if jnp.iscomplexobj(want) else jnp.floating
+        if not same_shape or not jnp.issubdtype(one.dtype, allowed):
             hint = " Declare a complex state with StateSpec(complex=True)." if is_complex else ""
             raise ShapeError(f"{message}, got {', '.join(map(_describe, actual))}.{hint}")
 

@@ -194,9 +194,8 @@ class Cell(BaseCell):
 
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
-        >>> from jaxrnn.cells import Cell
         >>> @dataclasses.dataclass(frozen=True)
-        ... class OneGate(Cell):
+        ... class OneGate(jaxrnn.Cell):
         ...     gates = ("f", "n")
         ...     def step(self, z, state):
         ...         (h,), (f, n) = state, self.split_gates(z)
@@ -206,17 +205,6 @@ class Cell(BaseCell):
         >>> output, h_n = layer(jnp.ones((5, 2, 3)))
         >>> output.shape, h_n.shape
         ((5, 2, 8), (2, 2, 4))
-
-        A cell with a parameter and without a recurrent matrix (IndRNN, Li et al., 2018):
-
-        >>> @dataclasses.dataclass(frozen=True)
-        ... class Independent(Cell):
-        ...     gates, recurrent, parameters = ("h",), False, {"weight_u": ("H",)}
-        ...     def step(self, z, state, params):
-        ...         return (jax.nn.relu(z + params["weight_u"] * state[0]),)
-        >>> layer = jaxrnn.Recurrent(Independent(), 3, 4, rngs=nnx.Rngs(0))
-        >>> {name: array.shape for name, array in jaxrnn.state_dict(layer).items()}
-        {'weight_ih_l0': (4, 3), 'bias_ih_l0': (4,), 'weight_u_l0': (4,)}
     """
 
     recurrent: ClassVar[bool] = True
@@ -292,29 +280,18 @@ class GeneralCell(BaseCell):
         states, output_size: see `BaseCell`.
 
     Example:
-        A GRU with the reset gate before the product (Cho et al., 2014):
+        A product of two projections of the state (multiplicative integration):
 
-        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> import dataclasses, jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
-        >>> from jaxrnn.cells import GeneralCell
         >>> @dataclasses.dataclass(frozen=True)
-        ... class ResetBefore(GeneralCell):
-        ...     parameters = {
-        ...         "weight_ih": ("3*H", "D"), "weight_hh": ("2*H", "H"),
-        ...         "weight_hn": ("H", "H"), "bias_ih": ("3*H",),
-        ...     }
-        ...     def inputs(self, x, params):
-        ...         return jnp.split(params["weight_ih"] @ x + params["bias_ih"], 3)
+        ... class Multiplicative(jaxrnn.cells.GeneralCell):
+        ...     parameters = {"weight_ih": ("H", "D"), "weight_hh": ("H", "H")}
         ...     def step(self, x, state, params):
-        ...         (h,), (xr, xz, xn) = state, x
-        ...         hr, hz = jnp.split(params["weight_hh"] @ h, 2)
-        ...         r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-        ...         n = jnp.tanh(xn + params["weight_hn"] @ (r * h))
-        ...         return ((1 - z) * n + z * h,)
-        >>> layer = jaxrnn.Recurrent(ResetBefore(), 3, 4, num_layers=2, rngs=nnx.Rngs(0))
-        >>> output, h_n = layer(jnp.ones((5, 2, 3)))
-        >>> output.shape, h_n.shape
-        ((5, 2, 4), (2, 2, 4))
+        ...         return (jnp.tanh((params["weight_ih"] @ x) * (params["weight_hh"] @ state[0])),)
+        >>> layer = jaxrnn.Recurrent(Multiplicative(), 3, 4, num_layers=2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((5, 2, 3)))[0].shape
+        (5, 2, 4)
     """
 
     def inputs(self, x: Any, params: Any) -> Any:
@@ -361,35 +338,24 @@ class LinearCell(GeneralCell):
         parameters, output_size: see `GeneralCell`.
 
     Example:
-        A complex state whose size is a field of the cell:
+        An exponential moving average with learned rates:
 
-        >>> import dataclasses, jax.numpy as jnp, jaxrnn
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
-        >>> from jaxrnn.cells import LinearCell, Parameter, StateSpec
         >>> @dataclasses.dataclass(frozen=True)
-        ... class Rotation(LinearCell):
-        ...     modes: int = 8
-        ...     states, output_size = {"s": StateSpec("modes", complex=True)}, "H"
-        ...     parameters = {
-        ...         "decay": Parameter(("modes",), 0.1), "angle": ("modes",),
-        ...         "weight_in": ("modes", "D"), "weight_out": ("H", "modes"),
-        ...     }
+        ... class Average(jaxrnn.cells.LinearCell):
+        ...     parameters = {"weight_ih": ("H", "D"), "rate": ("H",)}
         ...     def coefficients(self, x, params):
-        ...         a = jnp.exp(-jnp.exp(params["decay"]) + 1j * params["angle"])
-        ...         return a, params["weight_in"] @ x
-        ...     def output(self, x, state, params):
-        ...         return params["weight_out"] @ state[0].real
-        >>> layer = jaxrnn.Recurrent(Rotation(), 3, 4, rngs=nnx.Rngs(0))
-        >>> output, s_n = layer(jnp.ones((5, 2, 3)))
-        >>> output.shape, s_n.shape, s_n.dtype
-        ((5, 2, 4), (1, 2, 8), dtype('complex64'))
+        ...         a = jax.nn.sigmoid(params["rate"])
+        ...         return a, (1 - a) * (params["weight_ih"] @ x)
+        >>> layer = jaxrnn.Recurrent(Average(), 3, 4, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((5, 2, 3)))[0].shape
+        (5, 2, 4)
     """
 
     def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
         """Return a and b of a step from its input x (D,), each with the shape of the state."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define coefficients(x, params) -> (a, b)."
-        )
+        raise NotImplementedError(f"{type(self).__name__} must define coefficients(x, params).")
 
     def inputs(self, x: Any, params: Any) -> Any:
         """Return the coefficients in the dtype of the state."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,7 +40,7 @@ class MinGRU(LinearCell):
         (5, 2, 4)
     """
 
-    parameters: ClassVar[Mapping[str, Any]] = {"weight_ih": ("2*H", "D"), "bias_ih": ("2*H",)}
+    parameters: ClassVar = {"weight_ih": ("2*H", "D"), "bias_ih": ("2*H",)}
     positive: bool = False
 
     def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +73,7 @@ class MinLSTM(LinearCell):
         (5, 2, 4)
     """
 
-    parameters: ClassVar[Mapping[str, Any]] = {"weight_ih": ("3*H", "D"), "bias_ih": ("3*H",)}
+    parameters: ClassVar = {"weight_ih": ("3*H", "D"), "bias_ih": ("3*H",)}
     positive: bool = False
 
     def coefficients(self, x: Any, params: Any) -> tuple[jax.Array, jax.Array]:
@@ -134,9 +133,9 @@ class LRU(LinearCell):
         ((5, 2, 3), (1, 2, 16), dtype('complex64'))
     """
 
-    states: ClassVar[Mapping[str, StateSpec]] = {"s": StateSpec("H", complex=True)}
-    output_size: ClassVar[str] = "D"
-    parameters: ClassVar[Mapping[str, Any]] = {
+    states: ClassVar = {"s": StateSpec("H", complex=True)}
+    output_size = "D"
+    parameters: ClassVar = {
         "nu_log": Parameter(("H",), _unit_interval),
         "theta_log": Parameter(("H",), _unit_interval),
         "gamma_log": Parameter(("H",), 0.0),

@@ -6,7 +6,7 @@ They define their derivative rules, which are faster in the scan than those of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Elman(Cell):
         [0.0, 2.0]
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("h",)
+    gates = ("h",)
     nonlinearity: str = "tanh"
 
     def step(self, z: jax.Array, state: State) -> State:
@@ -86,8 +86,8 @@ class LSTM(Cell):
         [0.5, 0.5]
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
-    states: ClassVar[tuple[str, ...]] = ("h", "c")
+    gates = ("i", "f", "g", "o")
+    states = ("h", "c")
 
     def step(self, z: jax.Array, state: State) -> State:
         """Return the new states h, c."""
@@ -147,8 +147,8 @@ class GRU(Cell):
         [0.5, 0.5]
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
-    split: ClassVar[bool] = True
+    gates = ("r", "z", "n")
+    split = True
 
     def step(self, z: Any, state: State) -> State:
         """Return the new state."""

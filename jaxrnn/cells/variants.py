@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,8 +18,8 @@ from jaxrnn.cells.base import Cell, GeneralCell, Parameter, State
 class _LSTM(Cell):
     """An LSTM with a peephole per parameter ``weight_c<gate>``, coupled if it has no gate f."""
 
-    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
-    states: ClassVar[tuple[str, ...]] = ("h", "c")
+    gates = ("i", "f", "g", "o")
+    states = ("h", "c")
 
     def step(self, z: jax.Array, state: State, *params: Any) -> State:
         """Return the new states h, c."""
@@ -57,12 +56,11 @@ class PeepholeLSTM(_LSTM):
         >>> import jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
         >>> layer = jaxrnn.Recurrent(jaxrnn.cells.PeepholeLSTM(), 3, 4, rngs=nnx.Rngs(0))
-        >>> output, (h_n, c_n) = layer(jnp.ones((5, 2, 3)))
-        >>> output.shape, c_n.shape, layer.weight_cf_l0.shape
-        ((5, 2, 4), (1, 2, 4), (4,))
+        >>> layer(jnp.ones((5, 2, 3)))[0].shape, layer.weight_cf_l0.shape
+        ((5, 2, 4), (4,))
     """
 
-    parameters: ClassVar[Mapping[str, Any]] = {f"weight_c{gate}": ("H",) for gate in "ifo"}
+    parameters: ClassVar = {f"weight_c{gate}": ("H",) for gate in "ifo"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class CoupledLSTM(_LSTM):
         ((5, 2, 4), (12, 4))
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("i", "g", "o")
+    gates = ("i", "g", "o")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class CoupledPeepholeLSTM(CoupledLSTM):
         (5, 2, 4)
     """
 
-    parameters: ClassVar[Mapping[str, Any]] = {f"weight_c{gate}": ("H",) for gate in "io"}
+    parameters: ClassVar = {f"weight_c{gate}": ("H",) for gate in "io"}
 
 
 def _normalize(z: jax.Array, epsilon: float) -> jax.Array:
@@ -156,11 +154,11 @@ class LayerNormLSTM(Cell):
         ((5, 2, 4), (16,))
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
-    states: ClassVar[tuple[str, ...]] = ("h", "c")
-    split: ClassVar[bool] = True
-    biased: ClassVar[bool] = False
-    parameters: ClassVar[Mapping[str, Any]] = {
+    gates = ("i", "f", "g", "o")
+    states = ("h", "c")
+    split = True
+    biased = False
+    parameters: ClassVar = {
         "gain_x": Parameter(("G*H",), 1.0),
         "gain_h": Parameter(("G*H",), 1.0),
         "gain_c": Parameter(("H",), 1.0),
@@ -208,10 +206,10 @@ class LayerNormGRU(Cell):
         ((5, 2, 4), (4,))
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
-    split: ClassVar[bool] = True
-    biased: ClassVar[bool] = False
-    parameters: ClassVar[Mapping[str, Any]] = {
+    gates = ("r", "z", "n")
+    split = True
+    biased = False
+    parameters: ClassVar = {
         "gain_x": Parameter(("G*H",), 1.0),
         "gain_h": Parameter(("G*H",), 1.0),
         "bias_z": Parameter(("G*H",), 0.0),
@@ -258,12 +256,9 @@ class GRUResetBefore(GeneralCell):
         ((5, 2, 4), (12, 4))
     """
 
-    parameters: ClassVar[Mapping[str, Any]] = {
-        "weight_ih": ("3*H", "D"),
-        "weight_hh": ("3*H", "H"),
-        "bias_ih": ("3*H",),
-        "bias_hh": ("3*H",),
-    }
+    parameters: ClassVar = dict(
+        weight_ih=("3*H", "D"), weight_hh=("3*H", "H"), bias_ih=("3*H",), bias_hh=("3*H",)
+    )
 
     def inputs(self, x: Any, params: Any) -> Any:
         """Return the input part of the gate pre-activations, with both biases."""
@@ -301,11 +296,7 @@ class MinimalGatedUnit(GeneralCell):
         (5, 2, 4)
     """
 
-    parameters: ClassVar[Mapping[str, Any]] = {
-        "weight_ih": ("2*H", "D"),
-        "weight_hh": ("2*H", "H"),
-        "bias_ih": ("2*H",),
-    }
+    parameters: ClassVar = dict(weight_ih=("2*H", "D"), weight_hh=("2*H", "H"), bias_ih=("2*H",))
 
     def inputs(self, x: Any, params: Any) -> Any:
         """Return the input part of the pre-activations."""
@@ -344,11 +335,9 @@ class IndRNN(Cell):
         ((5, 2, 4), ('weight_ih_l0', 'bias_ih_l0', 'weight_u_l0'))
     """
 
-    gates: ClassVar[tuple[str, ...]] = ("h",)
-    recurrent: ClassVar[bool] = False
-    parameters: ClassVar[Mapping[str, Any]] = {
-        "weight_u": Parameter(("H",), jax.nn.initializers.uniform(1.0))
-    }
+    gates = ("h",)
+    recurrent = False
+    parameters: ClassVar = dict(weight_u=Parameter(("H",), jax.nn.initializers.uniform(1.0)))
     nonlinearity: str = "relu"
 
     def __post_init__(self) -> None:

@@ -60,12 +60,12 @@ def infer_sizes(cell: BaseCell, weights: Weights, features: int) -> Sizes:
     Raises:
         ValueError: for a cell without gates whose parameters do not determine H.
     """
+    hidden = cell.hidden_size
     if weights.weight_ih is not None:
         hidden = weights.weight_ih.shape[0] // len(cell.gates)
+    if hidden is not None:
         projection = weights.weight_hr
         return Sizes(features, hidden, hidden if projection is None else projection.shape[0])
-    if cell.hidden_size is not None:
-        return Sizes(features, cell.hidden_size, cell.hidden_size)
     shapes = weights.shapes()
     for name, parameter in cell.parameter_specs().items():
         for size, actual in zip(parameter.shape, shapes.get(name, ())):
