@@ -1,55 +1,56 @@
-"""Files that are there whole or not at all, and those of arrays among them."""
+"""Atomic writes, checks of paths, and safetensors files with a description of their model."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+_Model = TypeVar("_Model")
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let `write` fill a file beside `path`, then move it there.
 
-    What was there before stays if anything fails, and nothing else is left behind. A link is
-    followed; the permissions of a file that is replaced stay; what is no file, as ``/dev/stdout``,
-    is written to as it is.
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Write a file through a temporary file beside it, so that a failure changes nothing.
+
+    Symbolic links are followed and the permissions of an existing file are preserved. Special files
+    such as ``/dev/stdout`` are written to directly.
 
     Args:
-        path: where the file shall be.
-        write: called with the path to write to, which has the same suffix.
+        path: the file to write.
+        write: function of the temporary path, which has the same suffix.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_whole(Path(folder, "a.txt"), lambda p: p.write_text("whole"))
+        ...     path = write_atomically(Path(folder, "a.txt"), lambda p: p.write_text("text"))
         ...     path.read_text(), len(list(Path(folder).iterdir()))
-        ('whole', 1)
+        ('text', 1)
     """
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    there = target.exists()
-    if there and not target.is_file():
+    exists = target.exists()
+    if exists and not target.is_file():
         write(target)
         return path
-    # Named by who writes it: the name of the target may be as long as names can be.
+    # Not derived from the name of the target, which may have the maximal length.
     name = f".part-{os.getpid()}-{threading.get_ident()}{target.suffix}"
     temporary = target.with_name(name)
     try:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if there:
+        if exists:
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except OSError as error:
         if error.filename != str(temporary):
             raise
-        # The reader knows the file by its own name.
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
@@ -57,28 +58,43 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     return path
 
 
+def decode_utf8(path: str | os.PathLike[str], content: bytes) -> str:
+    """Decode the content of a file.
+
+    Raises:
+        ValueError: naming the file, the line and the byte that is not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise ValueError(
+            f"{os.fspath(path)}, line {line}: byte {byte:#04x} is not UTF-8 text"
+        ) from None
+
+
 def write_safetensors(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], **metadata: str
 ) -> Path:
-    """Write arrays to a safetensors file, whose header says what `metadata` does."""
+    """Write arrays to a safetensors file with `metadata` in its header."""
     from safetensors.numpy import save
 
     data = save(dict(arrays), metadata={"format": "pt"} | metadata)
-    return write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
+    return write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
 def read_safetensors(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a safetensors file, and what its header says.
+    """Return the arrays of a safetensors file and the metadata of its header.
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: if it is no such file, or has numbers that NumPy has not.
+        ValueError: if it is corrupt, or has a dtype that NumPy does not support.
     """
     from safetensors import SafetensorError, safe_open
 
-    with open(path, "rb"):  # the operating system's own words for a file that can't be read
+    with open(path, "rb"):  # raises the operating system's error
         pass
     try:
         with safe_open(path, framework="np") as file:
@@ -86,24 +102,61 @@ def read_safetensors(
             return arrays, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(
-            f"{os.fspath(path)} is not a safetensors file, or not all of one: {error}"
+            f"{os.fspath(path)} is not a safetensors file, or is truncated: {error}"
         ) from error
-    except (TypeError, AttributeError) as error:  # of 8 bits and fewer, by NumPy's own words
+    except (TypeError, AttributeError) as error:  # a dtype of at most 8 bits
         raise ValueError(
-            f"{os.fspath(path)} has numbers of a dtype that NumPy has not: {error}"
+            f"{os.fspath(path)} has a dtype that NumPy does not support: {error}"
         ) from error
 
 
-def check_apart(what: str, path: str | os.PathLike[str], *read: str | os.PathLike[str]) -> None:
-    """Whether a file to write is none of those that are read.
+def read_model(
+    path: str | os.PathLike[str],
+    entry: str,
+    kind: str,
+    build: Callable[[Any, dict[str, np.ndarray]], _Model],
+) -> _Model:
+    """Read a model from a safetensors file whose header describes it as JSON.
+
+    Args:
+        path: the file.
+        entry: key of the description in the header.
+        kind: kind of the model, for messages.
+        build: function of the description and the arrays that returns the model.
 
     Raises:
-        ValueError: if it is, under whatever name.
+        OSError: if the file can't be read.
+        ValueError: if it is not such a file, or is corrupt.
     """
-    for source in read:
-        with contextlib.suppress(OSError):  # of which one isn't there
-            if os.path.samefile(path, source):
-                raise ValueError(
-                    f"{what} {os.fspath(path)!r}: that is the file which is read, "
-                    f"{os.fspath(source)!r}"
-                )
+    arrays, metadata = read_safetensors(path)
+    name = os.fspath(path)
+    if entry not in metadata:
+        raise ValueError(f"{name} is a safetensors file, but not of a {kind}")
+    for parameter, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} is a corrupt {kind}: {parameter!r} contains non-finite values"
+            )
+    try:
+        return build(json.loads(metadata[entry]), arrays)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        missing = isinstance(error, KeyError)
+        cause = f"{error} is missing" if missing else " ".join(str(error).split())
+        raise ValueError(f"{name} is a corrupt {kind}: {cause}") from None
+
+
+def check_shapes(
+    arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...] | None]
+) -> None:
+    """Check the shapes of arrays, before a model of any size is built. None stands for any shape.
+
+    Raises:
+        ValueError: naming the first array that is missing or has another shape.
+    """
+    for name, shape in expected.items():
+        actual = arrays[name].shape if name in arrays else None
+        if actual is None or shape not in (None, actual):
+            raise ValueError(
+                f"{name} must have {f'shape {shape}' if shape else 'a value'}, got "
+                f"{'nothing' if actual is None else actual}"
+            )

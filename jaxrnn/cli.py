@@ -1,4 +1,4 @@
-"""The command ``jaxrnn``: the experiments, data of one's own; one line for what is wrong."""
+"""The command line interface ``jaxrnn``: examples, and models of CSV and text files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import io
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,27 +18,32 @@ import jax
 import jaxrnn
 from jaxrnn.examples import NAMES
 
-RUNS = {**NAMES, "all": "jaxrnn.examples.every"}
-"""What ``jaxrnn run`` has, by name: the experiments, and all of them."""
+_EXAMPLES = {**NAMES, "all": "jaxrnn.examples.every"}
+"""Modules of ``jaxrnn run``, each with a dataclass `Settings` and a function `main`."""
 
-COMMANDS = {
-    "forecast": "jaxrnn.forecasting.command",
-    "predict": "jaxrnn.forecasting.predicting",
-    "chars": "jaxrnn.text.command",
+_COMMANDS = {
+    "forecast": "jaxrnn.forecasting.command:Forecast",
+    "predict": "jaxrnn.forecasting.command:Predict",
+    "chars": "jaxrnn.text.command:Chars",
 }
-"""The commands for data of one's own: modules with `Settings` and `main`, as experiments are."""
+"""The other commands: dataclasses with a method `run`."""
 
 
-def summary(module: ModuleType) -> str:
-    """The first line of a module's text."""
-    return (module.__doc__ or "").strip().splitlines()[0]
+def _resolve(path: str) -> tuple[Any, Any, str]:
+    """Return the options of a command as a dataclass, the function that runs it, and its help."""
+    name, _, command = path.partition(":")
+    module = importlib.import_module(name)
+    if command:
+        kind = getattr(module, command)
+        return kind, kind.run, inspect.getdoc(kind) or ""
+    return module.Settings, module.main, module.__doc__ or ""
 
 
-def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
-    """An option for each field of a settings dataclass: its type, default and help.
+def _add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
+    """Add an option for each field of a dataclass, with its type, default and help.
 
-    A field that is True or False is a flag, off by default; one whose metadata has `positional`
-    is an argument without a name, which may be left out.
+    Boolean fields are flags. Fields with `positional` in their metadata are optional positional
+    arguments.
     """
     for item in dataclasses.fields(settings):
         default, name = item.default, f"--{item.name.replace('_', '-')}"
@@ -61,122 +66,120 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
         )
 
 
-def add_modules(commands: Any, modules: dict[str, str], wanted: Sequence[str]) -> None:
-    """A parser for each module; only those that are `wanted` are imported."""
-    for name, path in modules.items():
-        if name not in wanted:
-            commands.add_parser(name)
+def _add_commands(parsers: Any, commands: dict[str, str], used: Sequence[str]) -> None:
+    """Add a parser for each command; only the modules of `used` commands are imported."""
+    for name, path in commands.items():
+        if name not in used:
+            parsers.add_parser(name)
             continue
-        module = importlib.import_module(path)
-        one = commands.add_parser(
+        settings, main, text = _resolve(path)
+        parser = parsers.add_parser(
             name,
-            help=summary(module),
-            description=module.__doc__,
+            help=text.strip().splitlines()[0],
+            description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        add_options(one, module.Settings)
-        one.set_defaults(module=module, prog=one.prog)
+        _add_options(parser, settings)
+        parser.set_defaults(settings=settings, main=main, prog=parser.prog)
 
 
-def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the modules that are `wanted` are imported."""
+def _parser(used: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser; only the modules of `used` commands are imported."""
     parser = argparse.ArgumentParser(
-        prog="jaxrnn",
-        description="PyTorch's recurrent layers for JAX: experiments to run, data of one's own.",
+        prog="jaxrnn", description="PyTorch's recurrent layers for JAX, on the command line."
     )
     parser.add_argument("--version", action="version", version=f"jaxrnn {jaxrnn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("list", help="the experiments, a line each")
+    commands.add_parser("list", help="list the examples")
     run = commands.add_parser(
         "run",
-        help="run an experiment, or all",
-        description="Run an experiment: it prints its results and saves its figure.",
-        epilog="'jaxrnn run NAME --help' shows the options of one.",
+        help="run an example, or all of them",
+        description="Run an example: print its results and save its figure.",
+        epilog="'jaxrnn run NAME --help' lists the options of an example.",
     )
     names = run.add_subparsers(dest="name", metavar="NAME", required=True)
-    add_modules(names, RUNS, wanted)
-    add_modules(commands, COMMANDS, wanted)
+    _add_commands(names, _EXAMPLES, used)
+    _add_commands(commands, _COMMANDS, used)
     return parser
 
 
-def check_memory(settings: Any) -> None:
-    """Whether a model of these sizes can be in this machine's memory at all.
+def _check_memory(settings: Any) -> None:
+    """Check that this machine's memory holds the recurrent weights, gradients and Adam's state.
 
-    Where the weights can't be allocated XLA ends the process, without a word of ours.
+    XLA aborts the process where it cannot allocate the weights.
 
     Raises:
-        ValueError: if its recurrent weights, as few as a cell has, their gradient and Adam's two
-            numbers for each are more than there is.
+        ValueError: if a lower bound of their size exceeds the memory.
     """
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # a system that does not tell
+    except (AttributeError, ValueError, OSError):  # the platform does not report it
         return
     names = [n for n in ("hidden", "hidden_size", "layers", "embedding") if hasattr(settings, n)]
     sizes = {name: getattr(settings, name) for name in names}
     hidden = sizes.get("hidden", sizes.get("hidden_size", 1))
-    least = 4 * 4 * hidden * (sizes.get("layers", 1) * hidden + sizes.get("embedding", 0))
-    if least > memory:
+    required = 4 * 4 * hidden * (sizes.get("layers", 1) * hidden + sizes.get("embedding", 0))
+    if required > memory:
         shown = ", ".join(f"{name}={value}" for name, value in sizes.items())
         raise ValueError(
-            f"{shown}: training takes more than {least // 2**30} GiB, the machine has "
-            f"{memory // 2**30}"
+            f"{shown}: training requires more than {required // 2**30} GiB of memory, the machine "
+            f"has {memory // 2**30} GiB"
         )
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run the command; the exit status."""
-    known = {**RUNS, **COMMANDS}
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status."""
+    known = {**_EXAMPLES, **_COMMANDS}
     named = [word for word in arguments[:2] if word in known]
-    parser = build_parser(named or list(known))
-    options = parser.parse_args(arguments)
+    options = _parser(named or list(known)).parse_args(arguments)
     if options.command == "list":
         for name, path in NAMES.items():
-            print(f"{name:<10}{summary(importlib.import_module(path))}")
+            print(f"{name:<10}{_resolve(path)[2].strip().splitlines()[0]}")
         return 0
-    kind = options.module.Settings
     try:
-        values = {f.name: getattr(options, f.name) for f in dataclasses.fields(kind)}
-        settings = kind(**values)
-        check_memory(settings)
-        options.module.main(settings)
+        fields = dataclasses.fields(options.settings)
+        settings = options.settings(**{f.name: getattr(options, f.name) for f in fields})
+        _check_memory(settings)
+        options.main(settings)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        return fail(options.prog, error)
+        return _fail(options.prog, error)
     return 0
 
 
-def fail(prog: str, error: Exception) -> int:
-    """Say in one line what is wrong; the exit status for it."""
+def _fail(prog: str, error: Exception) -> int:
+    """Print an error in one line and return the exit status."""
     line = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
     print(f"{prog}: error: {line}", file=sys.stderr)
     return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command line interface.
+
+    Args:
+        arguments: command line arguments. Defaults to those of the process.
 
     Returns:
-        The exit status: 0; 2 with one line on standard error; 130 after Ctrl-C; 141 if nobody reads
-        what is printed any more.
+        The exit status: 0; 2 after an error, with one line on standard error; 130 after Ctrl-C;
+        141 if the reader of standard output is gone.
     """
     out: Any = sys.stdout
     try:
-        if isinstance(out, io.TextIOWrapper):  # a letter that a terminal has not is no error
+        if isinstance(out, io.TextIOWrapper):  # escape characters that the terminal can't encode
             out.reconfigure(errors="backslashreplace")
         try:
-            return run(sys.argv[1:] if arguments is None else list(arguments))
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
         finally:
-            if out:  # it may be closed
+            if out:  # None if closed
                 out.flush()
     except KeyboardInterrupt:
         print("jaxrnn: interrupted", file=sys.stderr, flush=True)
-        if arguments is None:  # or JAX would wait for what it is computing
+        if arguments is None:  # JAX would wait for running computations at exit
             os._exit(130)
         return 130
-    except OSError as error:  # of what is printed
-        with contextlib.suppress(OSError, AttributeError):  # or Python tells of it again at its end
-            number = out.fileno()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-        return 141 if isinstance(error, BrokenPipeError) else fail("jaxrnn", error)
+    except OSError as error:  # of standard output
+        with contextlib.suppress(OSError, AttributeError):  # no second error when Python exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return 141 if isinstance(error, BrokenPipeError) else _fail("jaxrnn", error)

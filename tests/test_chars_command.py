@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,10 @@ from jaxrnn import text as writing
 from jaxrnn.cli import main
 from jaxrnn.data import Vocabulary, sample
 from jaxrnn.layers.heads import CharacterModel
-from jaxrnn.text import command, learning, saved
+from jaxrnn.text import command
+from jaxrnn.text.model import NGRAMS
 
+ENTRY = "jaxrnn.characters"
 SMALL = [*("--hidden", "8", "--embedding", "4", "--steps", "12", "--every", "6"), "--window", "8"]
 TEXT = "it is what it is, said the sea; it was what it was, said the land.\n" * 20
 
@@ -50,20 +54,18 @@ def text(folder: Path) -> Path:
 def learned(folder: Path, text: Path) -> Any:
     """A run of the command on the small text, which left a model and a figure."""
     with jax.enable_x64(False):
-        return command.main(
-            command.Settings(
-                file=str(text),
-                hidden=8,
-                embedding=4,
-                steps=12,
-                every=6,
-                window=8,
-                length=40,
-                seed=3,
-                save=str(folder / "sea.safetensors"),
-                out=str(folder / "sea.svg"),
-            )
-        )
+        return command.Chars(
+            file=str(text),
+            hidden=8,
+            embedding=4,
+            steps=12,
+            every=6,
+            window=8,
+            length=40,
+            seed=3,
+            save=str(folder / "sea.safetensors"),
+            out=str(folder / "sea.svg"),
+        ).run()
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +92,25 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_novel_is_learned_beyond_the_frequency_of_its_characters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sizes = ["--hidden", "48", "--window", "32", "--rows", "32", "--steps", "100", "--every", "50"]
+    sizes = [
+        "--hidden",
+        "48",
+        "--window",
+        "32",
+        "--batch-size",
+        "32",
+        "--steps",
+        "100",
+        "--every",
+        "50",
+    ]
     out = said(capsys, str(sample("alice.txt")), *sizes, "--length", "80")
     rows = [line.replace("│", " ").split() for line in out.splitlines() if line.startswith("│")]
     losses = {" ".join(row[:-2]): (float(row[-2]), float(row[-1])) for row in rows}
-    assert list(losses) == [*learning.GROUPS, "LSTM"]
+    assert list(losses) == [*NGRAMS, "LSTM"]
     nats = {name: loss for name, (loss, _) in losses.items()}
-    assert nats["no knowledge"] == pytest.approx(math.log(65), abs=1e-3)
-    assert nats["trigram"] < nats["bigram"] < nats["unigram"] < nats["no knowledge"]
+    assert nats["uniform"] == pytest.approx(math.log(65), abs=1e-3)
+    assert nats["trigram"] < nats["bigram"] < nats["unigram"] < nats["uniform"]
     assert nats["LSTM"] < nats["unigram"] - 0.3
     assert all(
         bits == pytest.approx(loss / math.log(2), abs=2e-3) for loss, bits in losses.values()
@@ -179,10 +192,10 @@ def test_the_figure_is_on_request(folder: Path, learned: Any) -> None:
     assert (folder / "sea.svg").read_bytes().startswith(b"<?xml")
     figure = command.draw(learned, "The sea")
     (axis,) = figure.axes
-    watched = next(line for line in axis.lines if "watched" in str(line.get_label()))
+    watched = next(line for line in axis.lines if "validation" in str(line.get_label()))
     assert np.asarray(watched.get_xdata()).tolist() == [6, 12]
     assert np.allclose(np.asarray(watched.get_ydata()), learned.history.validation["loss"])
-    assert len(axis.lines) == 3 + len(learning.GROUPS)
+    assert len(axis.lines) == 3 + len(NGRAMS)
 
 
 def test_a_failure_leaves_the_model_of_before(
@@ -199,7 +212,7 @@ def test_a_failure_leaves_the_model_of_before(
 
     path = tmp_path / "sea.safetensors"
     path.write_bytes(b"precious")
-    monkeypatch.setattr(command, "learn", lambda *_, **__: learned)
+    monkeypatch.setattr(command, "train", lambda *_, **__: learned)
     monkeypatch.setattr(command, "make_model", lambda *_, **__: learned.model)
     monkeypatch.setattr(Path, "write_bytes", full)
     assert main(["chars", str(text), "--save", str(path)]) == 2
@@ -208,16 +221,20 @@ def test_a_failure_leaves_the_model_of_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
+class Closed(io.StringIO):
+    """Standard output whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
 def test_a_model_is_kept_though_nobody_reads_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: Path, learned: Any
 ) -> None:
-    def gone(*_: Any) -> None:
-        raise BrokenPipeError
-
     path = tmp_path / "sea.safetensors"
-    monkeypatch.setattr(command, "learn", lambda *_, **__: learned)
+    monkeypatch.setattr(command, "train", lambda *_, **__: learned)
     monkeypatch.setattr(command, "make_model", lambda *_, **__: learned.model)
-    monkeypatch.setattr(command, "as_table", gone)
+    monkeypatch.setattr(sys, "stdout", Closed())
     assert main(["chars", str(text), "--save", str(path)]) == 141
     assert path.stat().st_size
 
@@ -227,17 +244,17 @@ def test_a_text_is_not_overwritten_by_its_model(
 ) -> None:
     path = tmp_path / "text.safetensors"
     path.write_text(TEXT)
-    assert "that is the file which is read" in refused(capsys, str(path), "--save", str(path))
+    assert "must not be the input file" in refused(capsys, str(path), "--save", str(path))
     assert path.read_text() == TEXT
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["is empty"]),
-        (b"\xef\xbb\xbf", ["is empty"]),
-        (b"to be or not to be", ["18 characters", "100"]),
-        (b"a" * 500, ["'a' over and over"]),
+        (b"", ["at least 100 characters, got none"]),
+        (b"\xef\xbb\xbf", ["at least 100 characters, got none"]),
+        (b"to be or not to be", ["at least 100 characters, got 18"]),
+        (b"a" * 500, ["two distinct characters, got only 'a'"]),
         (b"good\nb\xe4d" + b" text" * 100, ["line 2", "0xe4", "UTF-8"]),
         (None, ["No such file"]),
         ("folder", ["Is a directory"]),
@@ -259,19 +276,19 @@ def test_a_text_that_can_not_be_learned(
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be trained."""
-    monkeypatch.setattr(command, "learn", lambda *_, **__: pytest.fail("the work was begun"))
+    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("the work was begun"))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         *[
-            ([f"--{name}", "0"], [name, ">= 1", "0"])
-            for name in ("layers", "hidden", "window", "rows", "steps", "every", "length")
+            ([f"--{name}", "0"], [f"`{name.replace('-', '_')}` must be an integer >= 1, got 0"])
+            for name in ("layers", "hidden", "window", "batch-size", "steps", "every", "length")
         ],
         (["--embedding", "-1"], ["embedding", "-1"]),
         (["--dropout", "1"], ["dropout", "1.0"]),
-        (["--dropout", "0.5"], ["dropout=0.5", "layers is 1"]),
+        (["--dropout", "0.5"], ["`dropout` must be 0 with a single layer, got 0.5"]),
         (["--share", "0"], ["share", "0.25"]),
         (["--share", "0.3"], ["share", "0.3"]),
         (["--lr", "nan"], ["lr", "nan"]),
@@ -280,9 +297,9 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--temperature", "nan"], ["temperature", "nan"]),
         (["--top-k", "-1"], ["top_k", "-1"]),
         (["--top-k", "99"], ["top_k", "99"]),
-        (["--prompt", "it IS"], ["prompt", "'I'", "place 3"]),
+        (["--prompt", "it IS"], ["prompt", "'I'", "position 3"]),
         (["--save", "model.pt"], ["model 'model.pt'", ".safetensors"]),
-        (["--save", "none/model.safetensors"], ["there is no folder 'none'"]),
+        (["--save", "none/model.safetensors"], ["folder 'none' does not exist"]),
         (["--out", "figure.txt"], ["figure 'figure.txt'", ".png"]),
         (["--load", "model.safetensors"], ["both"]),
     ],
@@ -298,15 +315,15 @@ def test_settings_that_can_not_be(
 
 def test_a_text_or_a_model_is_needed(capsys: pytest.CaptureFixture[str], kept: Path) -> None:
     assert "neither" in refused(capsys)
-    assert "--save is for learning" in refused(capsys, "--load", str(kept), "--save", "a")
-    assert "--out is for learning" in refused(capsys, "--load", str(kept), "--out", "a")
+    assert "--save requires training" in refused(capsys, "--load", str(kept), "--save", "a")
+    assert "--out requires training" in refused(capsys, "--load", str(kept), "--out", "a")
 
 
 def test_a_prompt_or_a_top_k_beyond_a_loaded_model(
     capsys: pytest.CaptureFixture[str], kept: Path
 ) -> None:
-    assert "'Q' at place 0" in refused(capsys, "--load", str(kept), "--prompt", "Quiet")
-    assert "top_k should be at most" in refused(capsys, "--load", str(kept), "--top-k", "99")
+    assert "'Q' at position 0" in refused(capsys, "--load", str(kept), "--prompt", "Quiet")
+    assert "`top_k` must be <=" in refused(capsys, "--load", str(kept), "--top-k", "99")
 
 
 def test_a_rate_that_is_too_high_ends_in_one_line(
@@ -314,7 +331,7 @@ def test_a_rate_that_is_too_high_ends_in_one_line(
 ) -> None:
     path = tmp_path / "model.safetensors"
     line = refused(capsys, str(text), *SMALL, "--lr", "1e38", "--save", str(path))
-    assert "the loss of step" in line
+    assert "The loss must be finite" in line
     assert not path.exists()
 
 
@@ -361,13 +378,13 @@ def test_a_model_that_does_not_fit_its_description_is_refused(
     capsys: pytest.CaptureFixture[str], kept: Path, tmp_path: Path, change: Any, words: str
 ) -> None:
     with safe_open(kept, framework="np") as file:
-        described = json.loads(file.metadata()[saved.ENTRY])
+        described = json.loads(file.metadata()[ENTRY])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(described)
     path = tmp_path / "other.safetensors"
-    save_file(arrays, path, {saved.ENTRY: json.dumps(described)})
+    save_file(arrays, path, {ENTRY: json.dumps(described)})
     line = refused(capsys, "--load", str(path))
-    assert "is not a whole character model" in line
+    assert "is a corrupt character model" in line
     assert words in line
 
 
@@ -376,26 +393,26 @@ def test_only_what_can_be_read_again_is_written(tmp_path: Path) -> None:
     model = CharacterModel(
         jaxrnn.GRU(2, 4, rngs=rngs), "abc", lambda n: n[..., None] * np.ones(2), rngs=rngs
     )
-    with pytest.raises(ValueError, match=r"only an nnx\.Embed"):
+    with pytest.raises(ValueError, match=r"must be an nnx\.Embed or None"):
         writing.save(model, path)
     assert not path.exists()
 
 
 def test_windows_follow_each_other_and_nothing_is_seen_twice() -> None:
-    text = writing.prepare(TEXT, window=8, rows=4, share=0.1)
-    assert text.vocabulary.decode(text.numbers) == TEXT
-    for places in (text.learned, text.watched, text.held_out):
+    text = writing.prepare(TEXT, window=8, batch_size=4, share=0.1)
+    assert text.vocabulary.decode(text.ids) == TEXT
+    for places in (text.train, text.validation, text.test):
         x, y = text.pairs(places)
         stream, follows = (a.reshape(-1, a.shape[-1]).T for a in (x, y))  # each row in one piece
         assert np.array_equal(stream[:, 1:], follows[:, :-1])
-        assert np.array_equal(text.numbers[places], y)
-    parts = [set(p.ravel().tolist()) for p in (text.learned, text.watched, text.held_out)]
+        assert np.array_equal(text.ids[places], y)
+    parts = [set(p.ravel().tolist()) for p in (text.train, text.validation, text.test)]
     assert [len(part) for part in parts] == [
-        text.learned.size,
-        text.watched.size,
-        text.held_out.size,
+        text.train.size,
+        text.validation.size,
+        text.test.size,
     ]
-    assert max(parts[0]) < text.cut <= min(parts[1])
+    assert max(parts[0]) < text.train_size <= min(parts[1])
     assert max(parts[1]) < min(parts[2]) == len(TEXT) - round(0.1 * len(TEXT))
 
 
@@ -424,22 +441,22 @@ def test_counting_is_what_it_says(order: int) -> None:
     numbers[55] = 4  # one that was never seen before
     places, listed = np.arange(40, 60), numbers.tolist()
     odds = [naive(listed, 40, place, order, 5, listed[place]) for place in range(40, 60)]
-    loss = writing.counted_loss(numbers, 40, places.reshape(4, 5), order, 5)
+    loss = writing.ngram_loss(numbers, 40, places.reshape(4, 5), order, 5)
     assert loss == pytest.approx(-np.log(odds).mean(), rel=1e-12)
     total = sum(naive(listed, 40, 50, order, 5, b) for b in range(5))
     assert total == pytest.approx(1, rel=1e-12)
 
 
 def test_a_state_goes_on_from_window_to_window_and_rows_begin_from_zeros() -> None:
-    text = writing.prepare(TEXT, window=8, rows=4)
+    text = writing.prepare(TEXT, window=8, batch_size=4)
     model = writing.make_model(text.vocabulary, cell="gru", hidden=8, embedding=4)
-    x, y = text.pairs(text.learned)
+    x, y = text.pairs(text.train)
     rows = [a.reshape(-1, a.shape[-1]) for a in (x, y)]
     whole = float(model.loss(*rows))
     assert float(writing.mean_loss(model, x, y)) == pytest.approx(whole, rel=1e-5)
 
     epoch = len(x)  # a rate so low that nothing changes
-    learned = writing.learn(text, model, steps=2 * epoch, every=epoch, lr=1e-30)
+    learned = writing.train(text, model, steps=2 * epoch, every=epoch, lr=1e-30)
     first, second = learned.history.losses.reshape(2, epoch)
     assert first.mean() == pytest.approx(whole, rel=1e-5)
     assert np.array_equal(first, second)
@@ -450,12 +467,12 @@ def test_a_state_goes_on_from_window_to_window_and_rows_begin_from_zeros() -> No
 
 
 def test_the_best_parameters_are_kept() -> None:
-    text = writing.prepare("abcdefgh" * 60 + "hgfedcba" * 60, window=8, rows=4)
+    text = writing.prepare("abcdefgh" * 60 + "hgfedcba" * 60, window=8, batch_size=4)
     model = writing.make_model(text.vocabulary, hidden=8)  # what is learned is wrong in the end
-    learned = writing.learn(text, model, steps=60, every=5, patience=2, lr=0.05)
+    learned = writing.train(text, model, steps=60, every=5, patience=2, lr=0.05)
     watched = learned.history.validation["loss"]
     assert len(learned.history.losses) < 60
-    best = float(writing.mean_loss(model, *text.pairs(text.watched)))
+    best = float(writing.mean_loss(model, *text.pairs(text.validation)))
     assert best == pytest.approx(watched.min(), rel=1e-5)
     assert learned.best == 5 * (1 + watched.argmin())
 
@@ -464,18 +481,26 @@ def test_the_best_parameters_are_kept() -> None:
     ("rnn", "characters", "words"),
     [
         (lambda: jaxrnn.GRU(8, 4, rngs=nnx.Rngs(0)), "abcdefgh", "vocabulary"),
-        (lambda: jaxrnn.GRU(2, 4, batch_first=True, rngs=nnx.Rngs(0)), "ab", "time first"),
-        (lambda: jaxrnn.GRU(2, 4, bidirectional=True, rngs=nnx.Rngs(0)), "ab", "one direction"),
+        (
+            lambda: jaxrnn.GRU(2, 4, batch_first=True, rngs=nnx.Rngs(0)),
+            "ab",
+            "time first and unidirectional",
+        ),
+        (
+            lambda: jaxrnn.GRU(2, 4, bidirectional=True, rngs=nnx.Rngs(0)),
+            "ab",
+            "time first and unidirectional",
+        ),
     ],
 )
 def test_a_model_that_can_not_learn_the_text(rnn: Any, characters: str, words: str) -> None:
     model = CharacterModel(rnn(), characters, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=words):
-        writing.learn(writing.prepare("ab" * 100), model)
+        writing.train(writing.prepare("ab" * 100), model)
 
 
 def test_each_sample_has_a_note_of_its_source() -> None:
-    with pytest.raises(ValueError, match=r"no sample 'bob.txt', there are .*alice\.txt"):
+    with pytest.raises(ValueError, match=r"must be one of .*alice\.txt.*, got 'bob.txt'"):
         sample("bob.txt")
     path = sample("alice.txt")
     assert "public domain" in path.with_suffix(".md").read_text(encoding="utf-8")

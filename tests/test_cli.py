@@ -272,15 +272,15 @@ def test_a_file_is_written_through_links_and_keeps_its_permissions(tmp_path: Pat
     real.write_text("old")
     real.chmod(0o640)
     link.symlink_to("real.txt")
-    assert files.write_whole(link, lambda path: path.write_text("new")) == link
+    assert files.write_atomically(link, lambda path: path.write_text("new")) == link
     assert link.is_symlink()
     assert real.read_text() == "new"
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
     longest = tmp_path / f"{'a' * 250}.txt"
-    files.write_whole(longest, lambda path: path.write_text("new"))
+    files.write_atomically(longest, lambda path: path.write_text("new"))
     os.mkfifo(fifo)  # as are /dev/stdout and /dev/null, no file to be replaced
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    files.write_whole(fifo, lambda path: path.write_text("new"))
+    files.write_atomically(fifo, lambda path: path.write_text("new"))
     assert os.read(reader, 9) == b"new"
     os.close(reader)
     assert fifo.is_fifo()
@@ -296,21 +296,21 @@ def test_a_file_that_is_read_or_protected_is_not_written_to(
     link.symlink_to(path)
     for words in (["stocks", "--csv"], ["seq2seq", "--pairs"]):
         line = refused(capsys, "run", *words, str(path), "--out", str(link))
-        assert f"figure '{link}': that is the file which is read, '{path}'" in line
+        assert f"figure '{link}' must not be the input file '{path}'" in line
     monkeypatch.setattr(os, "access", lambda p, mode: Path(p).is_dir())
     line = refused(capsys, "run", "sine", "--out", str(path))
-    assert "there is one that can't be written to" in line
+    assert f"figure '{path}' is not writable" in line
     assert path.read_text() == "precious"
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("none/figure.svg", "there is no folder"),
-        ("figure.txt", "should end in ."),
-        ("figure", "should end in ."),
-        ("folder.svg", "that is a folder"),
-        ("file/figure.svg", "there is no folder"),
+        ("none/figure.svg", "none' does not exist"),
+        ("figure.txt", "must end in ."),
+        ("figure", "must end in ."),
+        ("folder.svg", "is a folder"),
+        ("file/figure.svg", "file' does not exist"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
@@ -333,7 +333,7 @@ def test_a_folder_that_can_not_be_written_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
     line = refused(capsys, "run", name, "--out", str(tmp_path / "figure.svg"))
-    assert "can't be written" in line
+    assert "the folder is not writable" in line
 
 
 def test_letters_between_dollars_are_no_formulas(tmp_path: Path) -> None:

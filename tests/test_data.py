@@ -152,25 +152,34 @@ def test_fit_takes_windows_by_their_numbers() -> None:
         (lambda: Windows(0), "`size` must be an integer >= 1, got 0"),
         (lambda: Windows(2, horizon=0), "horizon"),
         (lambda: Windows(2, stride=-1), "stride"),
-        (lambda: Windows(2, features=()), "features should be the numbers of columns, got ()"),
+        (lambda: Windows(2, features=()), "`features` must be a tuple of column indices, got ()"),
         (lambda: Windows(2, targets=(-1,)), "`targets[0]` must be"),
-        (lambda: Windows(20).take(SERIES, 0), "series of 20 steps is too short for a window of 20"),
+        (
+            lambda: Windows(20).take(SERIES, 0),
+            "a window of 20 and a horizon of 1, and shorter than 2**31, got 20",
+        ),
         (
             lambda: Windows(2, targets=(3,)).take(SERIES, 0),
-            "the series has 3 columns, there is no column 3",
+            "`series` must have column 3, got 3 columns",
         ),
-        (lambda: Windows(2, targets=(0,)).take(SERIES[:, 0], 0), "should be (T, C)"),
-        (lambda: Windows(2).take(SERIES[None], 0), "its shape is (1, 20, 3)"),
-        (lambda: Windows(2).take(SERIES, 0.0), "index should be integers"),
+        (
+            lambda: Windows(2, targets=(0,)).take(SERIES[:, 0], 0),
+            "`series` must have shape (T, C), got (20,)",
+        ),
+        (lambda: Windows(2).take(SERIES[None], 0), "got (1, 20, 3)"),
+        (lambda: Windows(2).take(SERIES, 0.0), "`index` must be integers"),
         (lambda: Windows(2).take(SERIES, np.zeros((2, 2), int)), "int64 (2, 2)"),
-        (lambda: Windows(2).check((2**31, 1)), "more than an int32"),
-        (lambda: Windows(9).within(range(4, 12)), "the 8 steps from 4 on are too few"),
-        (lambda: Windows(2).within(range(0, 9, 2)), "steps in a row"),
+        (lambda: Windows(2).check_shape((2**31, 1)), "shorter than 2**31, got"),
+        (
+            lambda: Windows(9).within(range(4, 12)),
+            "`part` must be as long as a window of 9 and a horizon of 1, got range(4, 12)",
+        ),
+        (lambda: Windows(2).within(range(0, 9, 2)), "consecutive steps"),
         (lambda: Windows(2, every_step=True).within(range(9), context=True), "context"),
-        (lambda: data.WindowSource(SERIES, Windows(2), range(21)), "more than the 20 steps"),
+        (lambda: data.WindowSource(SERIES, Windows(2), range(21)), "within the 20 steps"),
         (lambda: data.split(10, (0.5, 0.4)), "sum to 1, got (0.5, 0.4)"),
-        (lambda: data.split(10, (1.5, -0.5)), "above 0"),
-        (lambda: data.split(2, (0.9, 0.1)), "2 steps are too few"),
+        (lambda: data.split(10, (1.5, -0.5)), "> 0"),
+        (lambda: data.split(2, (0.9, 0.1)), "`steps` must be enough for parts"),
     ],
 )
 def test_windows_and_parts_that_can_not_be(call: Any, words: str) -> None:
@@ -256,8 +265,8 @@ def test_scalings_are_mapped_over_series() -> None:
     [
         (lambda: data.min_max(np.arange(3)), "floating point"),
         (lambda: data.standard(np.zeros((2, 2, 2))), "(2, 2, 2)"),
-        (lambda: data.standard(np.zeros((2, 2)), range(2, 4)), "no steps to go by"),
-        (lambda: data.standard(SERIES)(np.zeros((5, 2))), "3 columns, the values' shape is (5, 2)"),
+        (lambda: data.standard(np.zeros((2, 2)), range(2, 4)), "`part` must select steps"),
+        (lambda: data.standard(SERIES)(np.zeros((5, 2))), "must have 3 columns, got shape (5, 2)"),
     ],
 )
 def test_scalings_that_can_not_be(call: Any, words: str) -> None:
@@ -282,16 +291,16 @@ def test_characters_come_back_from_their_numbers(text: str) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda v: v.encode("abz"), "character 'z' at place 2 is not one of the 3"),
-        (lambda v: v.encode("🌊"), "character '🌊' at place 0"),
+        (lambda v: v.encode("abz"), "character 'z' at position 2 is not in the vocabulary of 3"),
+        (lambda v: v.encode("🌊"), "character '🌊' at position 0"),
         (
             lambda v: v.decode([0, 3]),
-            "id 3 at place 1 is not one of the 3 of the vocab",
+            "`ids` must be < 3, the size of the vocabulary, and >= 0, got 3 at position 1",
         ),
-        (lambda v: v.decode([-1]), "id -1"),
+        (lambda v: v.decode([-1]), "got -1 at position 0"),
         (lambda v: v.decode([[0]]), "(1, 1)"),
         (lambda v: v.decode([0.5]), "float64"),
-        (lambda v: data.Vocabulary("aba"), "character 'a' is in the vocabulary more than once"),
+        (lambda v: data.Vocabulary("aba"), "`characters` must be distinct, got 'a' more than once"),
         (lambda v: data.Vocabulary.of(""), "at least one"),
     ],
 )
@@ -366,14 +375,17 @@ def test_buckets_without_the_last_batches() -> None:
     ("call", "words"),
     [
         (lambda: data.epoch(5, 0), "`size` must be"),
-        (lambda: data.epoch(0, 5), "no examples"),
-        (lambda: data.epoch(2**31 + 1, 2**20), "more than an int32"),
-        (lambda: data.epoch(3, 4, drop_last=True), "size=4 is more than the 3 examples"),
-        (lambda: data.buckets([], 2), "lengths should be integers (M,)"),
+        (lambda: data.epoch(0, 5), "`examples` must not be empty"),
+        (lambda: data.epoch(2**31 + 1, 2**20), "fit in int32"),
+        (
+            lambda: data.epoch(3, 4, drop_last=True),
+            "`size` must be <= 3, the number of examples, got 4",
+        ),
+        (lambda: data.buckets([], 2), "`lengths` must be integers (M,)"),
         (lambda: data.buckets([1.5], 2), "float64"),
-        (lambda: data.buckets([3, -1], 2), "at least 0, got -1"),
-        (lambda: data.buckets([3, 9], 2, [4, 8]), "sequence 1 has 9 steps"),
-        (lambda: data.buckets([3], 2, [4, 4]), "increasing lengths of at least 1, got [4, 4]"),
+        (lambda: data.buckets([3, -1], 2), ">= 0, got -1"),
+        (lambda: data.buckets([3, 9], 2, [4, 8]), "sequence 1 of length 9"),
+        (lambda: data.buckets([3], 2, [4, 4]), "increasing integers >= 1, got [4, 4]"),
         (lambda: data.buckets([3], 2, []), "increasing"),
         (lambda: data.buckets([3], 2, 0), "bounds"),
     ],
@@ -403,7 +415,7 @@ def test_windows_are_read_from_a_file_and_copied(mapped: np.memmap) -> None:
     with pytest.raises(IndexError):
         source[5]
     assert len(list(iter(source))) == 5  # what a loop and many a loader go by
-    assert "5 windows from number 4 on" in repr(source)
+    assert "5 windows from index 4" in repr(source)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -413,7 +425,7 @@ def test_a_source_can_be_sent_to_other_processes(mapped: np.memmap, whole: bool)
     sent = pickle.dumps(source)
     again = pickle.loads(sent)
     assert (b"series.npy" in sent) == whole
-    assert again.numbers == source.numbers
+    assert again.indices == source.indices
     for ours, expected in zip(again.take(range(13)), source.take(range(13))):
         np.testing.assert_array_equal(ours, expected)
 
@@ -437,7 +449,7 @@ GOOD = "Date, Open,Close\n2024-01-02,10,-1.5\n2024-01-03,1e1,2\n2024-01-04,11.,.
 def test_numbers_are_read_from_a_file(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "prices.csv"
     path.write_bytes(text)
-    names, values = data.read_csv(path, constant=True)
+    names, values = data.read_csv(path, allow_constant=True)
     assert names == ("Open", "Close")
     assert values.tolist() == [[10, -1.5], [10, 2], [11, 0.5]]
     assert values.dtype == np.float64
@@ -449,15 +461,15 @@ def test_another_delimiter_is_read_if_it_is_given(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     path.write_text("a;b\n1;2\n3;4\n")
     assert data.read_csv(path, delimiter=";").values.tolist() == [[1, 2], [3, 4]]
-    with pytest.raises(ValueError, match="delimiter should be one character"):
+    with pytest.raises(ValueError, match="`delimiter` must be one character"):
         data.read_csv(path, delimiter="; ")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", ", line 1: the file is empty"),
-        ("\na,b\n1,2\n", ", line 1: the file is empty, or begins with an empty line"),
+        ("", ", line 1: the header is missing"),
+        ("\na,b\n1,2\n", ", line 1: the header is missing, the line is empty"),
         ("a,b\n1,2\n,4\n", ", line 3, column 'a': the cell is empty"),
         ("a,b\n1,2\n3, \n", ", line 3, column 'b': the cell is empty"),
         ("a,b\n1,2\n3,n/a\n5,x\n", ", line 3, column 'b': 'n/a' is not a finite number"),
@@ -466,18 +478,21 @@ def test_another_delimiter_is_read_if_it_is_given(tmp_path: Path) -> None:
         ("a,b\n1,2\n3,nan\n", ", line 3, column 'b': 'nan' is not"),
         ("a,b\n1,2\n3,1_0\n", ", line 3, column 'b': '1_0' is not"),
         ('a,b\n1,2\n3,"1,000"\n', ", line 3, column 'b': '1,000' is not"),
-        ("a,b\n1,2\n3\n", ", line 3: 1 cells, the header has 2"),
-        ("a,b\n1,2\n3,4,5\n", ", line 3: 3 cells, the header has 2"),
+        ("a,b\n1,2\n3\n", ", line 3: the line must have 2 cells, like the header, got 1"),
+        ("a,b\n1,2\n3,4,5\n", ", line 3: the line must have 2 cells, like the header, got 3"),
         ("a,b\n1,2\n\n3,4\n", ", line 3: the line is empty"),
         ("a\n1\n\n3\n", ", line 3: the line is empty"),
-        ("a,b\n", ": 0 lines of numbers, at least 2 are needed"),
-        ("a,b\n1,2\n", ": 1 lines of numbers, at least 2 are needed"),
-        ("a,b\n1,2\n1,3\n", ", column 'a': it is 1 in every line"),
-        ("a;b\n1;2\n3;4\n", ", line 1: there is one column, the delimiter seems to be ';' and not"),
-        ("a\tb\n1\t2\n", "the delimiter seems to be '\\t'"),
-        ("1,2\n3,4\n5,6\n", ", line 1: the header should be the names"),
-        ("a,b,a\n1,2,3\n", ", line 1: there are two columns 'a'"),
-        ("a,b\nx,y\nz,w\n", ": there is no column of numbers"),
+        ("a,b\n", " must have at least 2 data lines, got 0"),
+        ("a,b\n1,2\n", " must have at least 2 data lines, got 1"),
+        ("a,b\n1,2\n1,3\n", ", column 'a' is constant: 1 in every line"),
+        (
+            "a;b\n1;2\n3;4\n",
+            ", line 1: the header has a single column. The delimiter seems to be ';', not ','",
+        ),
+        ("a\tb\n1\t2\n", "The delimiter seems to be '\\t'"),
+        ("1,2\n3,4\n5,6\n", ", line 1: the header must be column names, got numbers"),
+        ("a,b,a\n1,2,3\n", ", line 1: column 'a' occurs 2 times"),
+        ("a,b\nx,y\nz,w\n", " has no column of numbers"),
         ('a,b\n1,"2\n3,4\n', ", line 3: unexpected end of data"),
     ],
 )
@@ -510,7 +525,7 @@ def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, raw: bytes, word
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     path.write_text(GOOD)
-    words = ", line 1: there is no column 'close', there are 'Date', 'Open', 'Close'"
+    words = ", line 1: column 'close' must be one of the columns 'Date', 'Open', 'Close'"
     with pytest.raises(ValueError, match=re.escape(words)):
         data.read_csv(path, ["close"])
     with pytest.raises(ValueError, match="line 2, column 'Date': '2024-01-02' is not a finite"):

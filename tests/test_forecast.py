@@ -25,14 +25,14 @@ from jaxrnn.forecasting import (
     Forecaster,
     LinearRegression,
     Options,
-    Units,
-    baselines,
+    Scales,
     fit_forecaster,
     prepare,
 )
-from jaxrnn.forecasting.figure import draw
+from jaxrnn.forecasting.command import draw
 from jaxrnn.forecasting.forecaster import make_model
-from jaxrnn.forecasting.saved import ENTRY
+
+ENTRY = "jaxrnn.forecaster"
 
 SMALL = Options(window=6, horizon=3, hidden_size=4, epochs=3, batch_size=16, seed=2)
 
@@ -64,50 +64,54 @@ def test_parts_follow_each_other_and_share_no_target() -> None:
     assert series.train == range(50)
     targets = [
         {number + 5 + step for number in part for step in range(4)}
-        for part in (series.learn, series.stop, series.judge)
+        for part in (series.train_windows, series.validation_windows, series.test_windows)
     ]
     assert targets == [set(range(5, 50)), set(range(50, 70)), set(range(70, 100))]
 
 
 def test_scales_are_those_of_the_rows_to_learn_from() -> None:
     values = two_columns()
-    units = Units.of(values, range(100), 3)
+    scales = Scales.fit(values, range(100), 3)
     known = values[:100]
-    np.testing.assert_allclose(units.scaling.shift, known.mean(0), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(units.scaling.scale, known.std(0), rtol=1e-12)
+    np.testing.assert_allclose(scales.scaling.shift, known.mean(0), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(scales.scaling.scale, known.std(0), rtol=1e-12)
     z = (known - known.mean(0)) / known.std(0)
-    np.testing.assert_allclose(units.step, np.sqrt((np.diff(z, axis=0) ** 2).mean(0)), rtol=1e-9)
+    np.testing.assert_allclose(scales.step, np.sqrt((np.diff(z, axis=0) ** 2).mean(0)), rtol=1e-9)
     changes = [((z[h:, 0] - z[:-h, 0]) ** 2).mean() for h in (1, 2, 3)]
-    np.testing.assert_allclose(units.change, np.sqrt(np.mean(changes)), rtol=1e-9)
+    np.testing.assert_allclose(scales.change, np.sqrt(np.mean(changes)), rtol=1e-9)
     values[100:] = 0
-    other = Units.of(values, range(100), 3)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(units), jax.tree.leaves(other)))
+    other = Scales.fit(values, range(100), 3)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(scales), jax.tree.leaves(other))
+    )
 
 
 def test_what_the_model_sees_and_says_is_the_formula() -> None:
     values = two_columns()
-    units = Units.of(values, range(100), 3)
-    z = (values[:9] - units.scaling.shift) / units.scaling.scale
-    seen = np.asarray(units.inputs(jnp.asarray(units.scaled(values[:6]))))
+    scales = Scales.fit(values, range(100), 3)
+    z = (values[:9] - scales.scaling.shift) / scales.scaling.scale
+    seen = np.asarray(scales.inputs(jnp.asarray(scales.normalise(values[:6]))))
     assert seen.shape == (6, 4)
     assert seen.dtype == np.float32
     np.testing.assert_allclose(seen[:, :2], z[:6], rtol=1e-5)
-    np.testing.assert_allclose(seen[1:, 2:], np.diff(z[:6], axis=0) / units.step, atol=2e-5)
+    np.testing.assert_allclose(seen[1:, 2:], np.diff(z[:6], axis=0) / scales.step, atol=2e-5)
     assert (seen[0, 2:] == 0).all()
-    window, later = jnp.asarray(units.scaled(values[:6])), jnp.asarray(units.scaled(values[6:9]))
-    said = units.targets(window, later)
-    np.testing.assert_allclose(said, (z[6:, 0] - z[5, 0]) / units.change, atol=1e-4)
-    np.testing.assert_allclose(units.answers(values[5, 0], said), values[6:9, 0], atol=0.02)
-    assert units.answers(values[5, 0], np.zeros(3)).tolist() == [values[5, 0]] * 3
+    window, later = (
+        jnp.asarray(scales.normalise(values[:6])),
+        jnp.asarray(scales.normalise(values[6:9])),
+    )
+    said = scales.targets(window, later)
+    np.testing.assert_allclose(said, (z[6:, 0] - z[5, 0]) / scales.change, atol=1e-4)
+    np.testing.assert_allclose(scales.forecasts(values[5, 0], said), values[6:9, 0], atol=0.02)
+    assert scales.forecasts(values[5, 0], np.zeros(3)).tolist() == [values[5, 0]] * 3
 
 
 @pytest.mark.parametrize("chunk", [7, 4096])
 def test_linear_regression_is_numpys_least_squares(
-    monkeypatch: pytest.MonkeyPatch, chunk: int
+    chunk: int,
 ) -> None:
-    monkeypatch.setattr(baselines, "CHUNK", chunk)
     values, cut = two_columns(), data.Windows(4, 2)
-    linear = LinearRegression(values, cut, range(90), range(95))
+    linear = LinearRegression(values, cut, range(90), range(95), chunk)
     scaled = (values - values[:95].mean(0)) / values[:95].std(0)
     x = np.stack([np.append(scaled[n : n + 4].T.ravel(), 1) for n in range(120)])
     y = np.stack([scaled[n + 4 : n + 6, 0] for n in range(90)])
@@ -127,7 +131,7 @@ def test_linear_regression_keeps_its_digits_where_columns_are_alike() -> None:
 
 def test_baselines_and_errors_are_numpys(fitted: Fitted) -> None:
     sales = two_columns()[:, 0]
-    starts = np.array(fitted.series.judge)
+    starts = np.array(fitted.series.test_windows)
     came = np.stack([sales[n + 6 : n + 9] for n in starts])
     np.testing.assert_array_equal(fitted.truth, came)
     same = np.stack([sales[n + 5].repeat(3) for n in starts])
@@ -145,7 +149,7 @@ def test_baselines_and_errors_are_numpys(fitted: Fitted) -> None:
 
 def test_nothing_goes_by_the_end_that_is_held_out(fitted: Fitted) -> None:
     values = two_columns()
-    begin = fitted.series.judge.start + 6
+    begin = fitted.series.test_windows.start + 6
     values[begin:] = values[begin:] * -7 + 3
     other = fit_forecaster(values, ["sales", "weather"], SMALL, progress=False)
     before, after = (jaxrnn.state_dict(f.forecaster.model) for f in (fitted, other))
@@ -154,7 +158,7 @@ def test_nothing_goes_by_the_end_that_is_held_out(fitted: Fitted) -> None:
     np.testing.assert_array_equal(
         fitted.history.validation["loss"], other.history.validation["loss"]
     )
-    assert fitted.forecaster.units.change == other.forecaster.units.change
+    assert fitted.forecaster.scales.change == other.forecaster.scales.change
     for name in fitted.forecasts:  # the first goes by rows of before alone
         np.testing.assert_array_equal(fitted.forecasts[name][0], other.forecasts[name][0])
         assert (fitted.forecasts[name][1] != other.forecasts[name][1]).any()
@@ -173,15 +177,15 @@ def test_a_second_training_of_the_same_sizes_compiles_nothing(
 
 def test_the_best_of_the_evaluations_is_kept(fitted: Fitted) -> None:
     forecaster, series = fitted.forecaster, fitted.series
-    said = forecaster.backtest(series.values, series.stop)
-    came = np.stack([series.values[n + 6 : n + 9, 0] for n in series.stop])
-    unit = forecaster.units.change * forecaster.units.scaling.scale[0]
+    said = forecaster.backtest(series.values, series.validation_windows)
+    came = np.stack([series.values[n + 6 : n + 9, 0] for n in series.validation_windows])
+    unit = forecaster.scales.change * forecaster.scales.scaling.scale[0]
     loss = (((said - came) / unit) ** 2).mean()
     assert loss == pytest.approx(fitted.history.validation["loss"].min(), rel=1e-3)
     place = fitted.history.validation["loss"].argmin()
     assert fitted.best == fitted.history.evaluated[place]
     # As many steps as epochs ask for: 3 times 96 windows, 16 at a time.
-    assert len(fitted.history.losses) == 3 * len(series.learn) // 16
+    assert len(fitted.history.losses) == 3 * len(series.train_windows) // 16
 
 
 def test_a_forecast_goes_by_the_last_window_alone(fitted: Fitted) -> None:
@@ -212,7 +216,7 @@ def test_beyond_the_horizon_it_goes_on_from_its_own_forecasts(fitted: Fitted) ->
         ("persistence", "linear", "LSTM"), 7
     )
     assert len(np.unique(alone.ahead["linear"])) == 7
-    with pytest.raises(ValueError, match=r"ahead should be at most 3, the horizon, got 4: .*'weat"):
+    with pytest.raises(ValueError, match=r"`ahead` must be <= 3, the horizon, got 4: .*'weat"):
         fitted.forecaster.predict(two_columns(), 4)
 
 
@@ -222,14 +226,14 @@ def test_a_forecaster_comes_back_bit_for_bit(fitted: Fitted, tmp_path: Path) -> 
     values = two_columns()
     np.testing.assert_array_equal(again.predict(values), fitted.ahead["LSTM"])
     assert again.columns == ("sales", "weather")
-    assert again.cut == fitted.forecaster.cut
+    assert again.windows == fitted.forecaster.windows
     assert again.ahead == 3
     assert repr(again.model.rnn) == repr(fitted.forecaster.model.rnn)
     with safe_open(path, framework="np") as file:
         assert {"rnn.weight_ih_l0", "fc.weight"} <= set(file.keys())
         described = json.loads(file.metadata()[ENTRY])
     assert described["version"] == jaxrnn.__version__
-    assert described["mean"] == fitted.forecaster.units.scaling.shift.tolist()
+    assert described["mean"] == fitted.forecaster.scales.scaling.shift.tolist()
     assert [p.name for p in tmp_path.iterdir()] == ["sales.safetensors"]
 
 
@@ -239,7 +243,7 @@ def test_each_kind_comes_back(tmp_path: Path, change: dict[str, Any]) -> None:
     values = two_columns()[:50, :1]
     model, cut = make_model(options, 1), data.Windows(options.window, options.horizon)
     model.eval()
-    forecaster = Forecaster(model, ("a",), cut, Units.of(values, range(50), cut.horizon), 5)
+    forecaster = Forecaster(model, ("a",), cut, Scales.fit(values, range(50), cut.horizon), 5)
     again = Forecaster.load(forecaster.save(tmp_path / "model.safetensors"))
     np.testing.assert_array_equal(again.predict(values), forecaster.predict(values))
     assert repr(again.model.rnn) == repr(model.rnn)
@@ -259,17 +263,17 @@ def rewritten(fitted: Fitted, path: Path, **change: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"columns": None}, "no 'columns'"),
-        ({"columns": ["sales"]}, "mean, deviation and step should be 1 finite numbers each"),
-        ({"horizon": 4}, "fc.weight should be there, (4, 4), found (3, 4)"),
-        ({"hidden_size": 10**7}, "fc.weight should be there"),
-        ({"layers": 10**6}, "rnn.weight_hh_l999999 should be there"),
+        ({"columns": None}, "'columns' is missing"),
+        ({"columns": ["sales"]}, "mean, deviation and step must be 1 finite numbers each"),
+        ({"horizon": 4}, "fc.weight must have shape (4, 4), got (3, 4)"),
+        ({"hidden_size": 10**7}, "fc.weight must have shape"),
+        ({"layers": 10**6}, "rnn.weight_hh_l999999 must have a value, got nothing"),
         ({"cell": "gru"}, "size mismatch"),
         ({"cell": "lsd"}, "`cell` must be one of"),
         ({"window": 1}, "`window` must be an integer >= 2, got 1"),
-        ({"deviation": [1.0, 0.0]}, "should be above 0"),
-        ({"change": math.nan}, "should be above 0"),
-        ({"ahead": 4}, "ahead should be at most 3"),
+        ({"deviation": [1.0, 0.0]}, "must be > 0"),
+        ({"change": math.nan}, "must be > 0"),
+        ({"ahead": 4}, "`ahead` must be <= 3"),
         ({"ahead": "many"}, "`ahead` must be an integer"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -280,20 +284,23 @@ def test_a_description_that_does_not_fit_is_one_line(
     path = rewritten(fitted, tmp_path / "model.safetensors", **change)
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         Forecaster.load(path)
-    assert str(caught.value).startswith(f"{path} is not a whole forecaster: ")
+    assert str(caught.value).startswith(f"{path} is a corrupt forecaster: ")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (np.zeros((3, 40)), "values should be (T, 1), a column for each of 'value', got shape"),
-        (np.array(["1", "2"]), "values should be numbers, got <U1"),
-        (np.arange(10.0), "10 rows are too few for a window of 6 and a horizon of 3: at least "),
-        (np.where(np.arange(40) == 7, np.nan, 1), "row 8, column 'value': it is not a number"),
-        (np.maximum(np.arange(60.0), 50), "column 'value': it is 50 in all 39 rows to learn from"),
-        (np.geomspace(1e-300, 1e300, 60), "the numbers are too large, or too far apart"),
-        (1e308 * (-1.0) ** np.arange(60), "the numbers are too large, or too far apart"),
+        (np.zeros((3, 40)), "must have shape (T, 1) for columns 'value', got (3, 40)"),
+        (np.array(["1", "2"]), "must be numbers, got <U1"),
+        (np.arange(10.0), "steps for a window of 6 and a horizon of 3, got 10"),
+        (np.where(np.arange(40) == 7, np.nan, 1), "step 8, column 'value' must be finite"),
+        (
+            np.maximum(np.arange(60.0), 50),
+            "column 'value' is constant: 50 in the 39 steps of the training set",
+        ),
+        (np.geomspace(1e-300, 1e300, 60), "can't be scaled: values must be < 1e+100"),
+        (1e308 * (-1.0) ** np.arange(60), "can't be scaled: values must be < 1e+100"),
     ],
 )
 def test_a_series_that_can_not_be_learned_from_is_one_line(values: Any, words: str) -> None:
@@ -313,8 +320,11 @@ def test_the_least_number_of_rows_is_enough_and_one_less_is_not() -> None:
             prepare(values[:2], options=options)
         least = int(str(caught.value).split("at least ")[1].split()[0])
         series = prepare(values[:least], options=options)
-        assert min(map(len, (series.learn, series.stop, series.judge))) >= 1
-        with pytest.raises(ValueError, match="too few"):
+        assert (
+            min(map(len, (series.train_windows, series.validation_windows, series.test_windows)))
+            >= 1
+        )
+        with pytest.raises(ValueError, match="at least"):
             prepare(values[: least - 1], options=options)
 
 
@@ -325,8 +335,8 @@ def test_the_least_number_of_rows_is_enough_and_one_less_is_not() -> None:
         ({"horizon": 0}, "`horizon` must be an integer >= 1, got 0"),
         ({"cell": "transformer"}, "`cell` must be one of 'rnn', 'lstm', 'gru'"),
         ({"learning_rate": 0.0}, "`learning_rate` must be a finite number > 0"),
-        ({"held_out": 1.0}, "held_out should be between 0 and 1, got 1.0"),
-        ({"held_out": 0.8, "validation": 0.15}, "should leave at least a tenth"),
+        ({"held_out": 1.0}, "`held_out` must be in (0, 1), got 1.0"),
+        ({"held_out": 0.8, "validation": 0.15}, "`validation` + `held_out` must be <= 0.9"),
         ({"seed": -1}, "`seed` must be"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -355,9 +365,9 @@ def test_the_figure_shows_what_was_forecast(fitted: Fitted) -> None:
 
 def test_the_figure_of_a_horizon_of_one_row_is_a_line_and_bars(fitted: Fitted) -> None:
     first = {name: said[:, :1] for name, said in fitted.forecasts.items()}
-    series = fitted.series._replace(cut=data.Windows(6, 1))
+    series = fitted.series._replace(windows=data.Windows(6, 1))
     came = fitted.truth[:, :1]
-    errors = {name: Errors.of(said, came) for name, said in first.items()}
+    errors = {name: Errors.between(said, came) for name, said in first.items()}
     one = fitted._replace(series=series, truth=came, forecasts=first, errors=errors)
     all_rows, _, bars, _ = draw(one, "One row ahead").axes
     np.testing.assert_array_equal(all_rows.lines[1].get_ydata(), first["LSTM"][:, 0])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import io
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ import jaxrnn
 from jaxrnn import _files as files
 from jaxrnn import data
 from jaxrnn.cli import main
-from jaxrnn.forecasting import Forecaster, command, learning, predicting
-from jaxrnn.forecasting.command import Settings
+from jaxrnn.forecasting import Forecaster, command, train
+from jaxrnn.forecasting.command import Forecast, Predict
 
 CO2 = str(data.sample("co2.csv"))
 NAMES = ["forecasts.csv", "forecast.png", "model.safetensors"]
@@ -47,12 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def air(folder: Path) -> Any:
     """A run of the command on the real series, which left its files in a folder."""
     with jax.enable_x64(False):
-        return command.main(
-            Settings(
-                **{"file": CO2, "column": "co2", "horizon": 12, "hidden_size": 32, "epochs": 40},
-                **{"learning_rate": 0.01, "ahead": 15, "out": str(folder / "air")},
-            )
-        )
+        return Forecast(
+            **{"file": CO2, "column": "co2", "horizon": 12, "hidden_size": 32, "epochs": 40},
+            **{"learning_rate": 0.01, "ahead": 15, "out": str(folder / "air")},
+        ).run()
 
 
 def written(path: Path, rows: int = 60, **columns: list[str] | str) -> Path:
@@ -150,21 +150,21 @@ def test_predict_takes_another_file_with_the_column(
     later = ["station;co2", *(f"mlo;{line.split(',')[1]}" for line in lines[401:431])]
     path = tmp_path / "later.csv"
     path.write_text("\n".join(later), encoding="utf-8")
-    settings = predicting.Settings(
+    settings = Predict(
         model=str(tmp_path), file=str(path), delimiter=";", ahead=3, out=str(tmp_path / "out.csv")
     )
-    predicted = predicting.main(settings)
+    predicted = settings.run()
     values = data.read_csv(CO2, ["co2"]).values
     np.testing.assert_array_equal(predicted.ahead, air.forecaster.predict(values[:430], 3))
     assert np.abs(predicted.ahead - values[430:433, 0]).max() < 3
-    assert predicted.rows == 30
+    assert predicted.steps == 30
     rows = rows_of(tmp_path / "out.csv")
     assert [(row["row"], row["rows_ahead"]) for row in rows] == [
         ("31", "1"),
         ("32", "2"),
         ("33", "3"),
     ]
-    assert "co2 after row 30, the last" in capsys.readouterr().out
+    assert "co2 beyond step 30, the last" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +186,10 @@ def test_what_is_printed_is_what_came_out(
     (out / "forecasts.csv").write_text("of before")
     assert main(["forecast", str(load), *options, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "60 rows of load, wind: 39 to learn from, 9 to stop by, 12 held out"
-    assert lines[1].startswith("RNN(4, 4, batch_first=True) + linear: 8 steps in ")
-    assert lines[2] == "errors of 11 forecasts of the held-out rows, in units of load"
+    sizes = "39 in the training set, 9 in the validation set, 12 in the test set"
+    assert lines[0] == f"60 steps of load, wind: {sizes}"
+    assert lines[1].startswith("RNN(4, 4, batch_first=True) + linear: 8 training steps in ")
+    assert lines[2] == "errors of 11 forecasts of the test set, in units of load"
     table = [line.replace("│", " ").split() for line in lines if line.startswith("│")]
     rows = rows_of(out / "forecasts.csv")
     held_out = [row for row in rows if row["part"] == "held out"]
@@ -218,30 +219,32 @@ def test_other_columns_are_read_by_their_names(
     other = tmp_path / "other.csv"
     other.write_text("\n".join(",".join(line.split(",")[::-1]) for line in lines))
     model = str(folder / "load")
-    settings = [predicting.Settings(model=model, file=str(path)) for path in (load, other)]
-    first, second = (predicting.main(one).ahead for one in settings)
+    settings = [Predict(model=model, file=str(path)) for path in (load, other)]
+    first, second = (one.run().ahead for one in settings)
     np.testing.assert_array_equal(first, second)
     capsys.readouterr()
     line = refused(capsys, "predict", model, str(load), "--ahead", "3")
-    assert "ahead should be at most 2, the horizon, got 3" in line
-    assert "'wind', which it doesn't forecast" in line
+    assert "`ahead` must be <= 2, the horizon, got 3" in line
+    assert "'wind', which it does not forecast" in line
     line = refused(capsys, "predict", model, CO2)
-    assert f"{CO2}, line 1: there is no column 'load', there are 'month', 'co2'" in line
+    assert f"{CO2}, line 1: column 'load' must be one of the columns 'month', 'co2'" in line
     short = written(tmp_path / "short.csv", 5)
     line = refused(capsys, "predict", model, str(short))
-    assert f"{short}: 5 rows are too few, the model goes by 6" in line
+    assert f"{short}: the series must have at least 6 steps, the window of the model, got 5" in line
     line = refused(capsys, "predict", model, str(load), "--out", str(tmp_path / "no" / "a.csv"))
-    assert "there is no folder" in line
+    assert "' does not exist" in line
     line = refused(capsys, "predict", model, str(load), "--out", str(tmp_path / "a.txt"))
-    assert "should end in .csv" in line
+    assert "must end in .csv" in line
     line = refused(capsys, "predict", model, str(other), "--out", str(other))
-    assert f"forecasts '{other}': that is the file which is read" in line
+    assert f"forecasts '{other}' must not be the input file" in line
     gap = written(tmp_path / "gap.csv", 8, load=[*"1234567", ""])
     line = refused(capsys, "predict", model, str(gap))
     assert f"{gap}, line 9, column 'load': the cell is empty" in line
     far = written(tmp_path / "far.csv", 8, load=["1", *["1e300"] * 7])
     line = refused(capsys, "predict", model, str(far))
-    assert f"{far}: there are numbers more than 1e+30 deviations from the mean" in line
+    assert (
+        f"{far}: values must be within 1e+30 standard deviations of the training set's mean" in line
+    )
     same = written(tmp_path / "same.csv", 8, load="3")  # nothing to learn from, but to forecast
     assert main(["predict", model, str(same)]) == 0
 
@@ -254,7 +257,7 @@ def test_a_file_that_is_no_model_is_one_line(
     if content in ("empty", "text", "half"):
         half = whole.read_bytes()[: whole.stat().st_size // 2]
         path.write_bytes({"empty": b"", "text": b"a,b\n1,2\n", "half": half}[content])
-        words = f"{path} is not a safetensors file, or not all of one: "
+        words = f"{path} is not a safetensors file, or is truncated: "
     elif content == "other":
         save_file({"fc.weight": np.zeros((2, 2), np.float32)}, path)
         words = f"{path} is a safetensors file, but not of a forecaster"
@@ -262,7 +265,7 @@ def test_a_file_that_is_no_model_is_one_line(
         with safe_open(whole, framework="np") as file:
             arrays = {name: file.get_tensor(name) * np.nan for name in file.keys()}  # noqa: SIM118
             save_file(arrays, path, file.metadata())
-        words = f"{path} is no good forecaster: fc.bias has numbers that are not finite"
+        words = f"{path} is a corrupt forecaster: 'fc.bias' contains non-finite values"
     else:
         path = tmp_path if content == "folder" else path
         words = f"No such file or directory: '{tmp_path / 'model.safetensors'}'"
@@ -272,7 +275,7 @@ def test_a_file_that_is_no_model_is_one_line(
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be trained."""
-    monkeypatch.setattr(learning, "fit", lambda *_, **__: pytest.fail("the work was begun"))
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("the work was begun"))
 
 
 @pytest.mark.usefixtures("untrained")
@@ -303,57 +306,72 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--column", "date"],
             "line 2, column 'date': '2024-01-01' is not a finite number",
         ),
-        ({"a": "7"}, 60, ["--column", "a"], "column 'a': it is 7 in every line"),
+        ({"a": "7"}, 60, ["--column", "a"], "column 'a' is constant: 7 in every line"),
         (
             {"a": "7"},
             60,
             ["--column", "load", "--features", "a"],
-            "column 'a': it is 7 in every line",
+            "column 'a' is constant: 7 in every line",
         ),
         (
             {"a": [*"5" * 50, *"1234567890"]},
             60,
             ["--column", "a"],
-            "it is 5 in all 39 rows to learn",
+            "is constant: 5 in the 39 steps of the training set",
         ),
         (
             {},
             12,
             ["--column", "load"],
-            "12 rows are too few for a window of 6 and a horizon of 2: ",
+            "steps for a window of 6 and a horizon of 2, got 12",
         ),
-        ({}, 0, ["--column", "load"], "0 lines of numbers, at least 1 are needed"),
+        ({}, 0, ["--column", "load"], "must have at least 1 data lines, got 0"),
         (
             {},
             60,
             ["--column", "lord"],
-            "line 1: there is no column 'lord', there are 'date', 'load'",
+            "line 1: column 'lord' must be one of the columns 'date', 'load'",
         ),
-        ({}, 60, ["--column", "load", "--delimiter", ";"], "the delimiter seems to be ',' and not"),
-        ({}, 60, [], "data.csv has 'date', 'load', 'wind'"),
-        ({}, 60, ["--delimiter", ";"], "the delimiter seems to be ',' and not"),
-        ({}, 60, ["--column", "load", "--features", "load"], "should be different names"),
-        ({}, 60, ["--column", "load", "--features", "wind,"], "should be different names"),
+        (
+            {},
+            60,
+            ["--column", "load", "--delimiter", ";"],
+            "The delimiter seems to be ',', not ';'",
+        ),
+        ({}, 60, [], "data.csv has the columns 'date', 'load', 'wind'"),
+        ({}, 60, ["--delimiter", ";"], "The delimiter seems to be ',', not ';'"),
+        ({}, 60, ["--column", "load", "--features", "load"], "must be distinct names"),
+        ({}, 60, ["--column", "load", "--features", "wind,"], "must be distinct names"),
         (
             {},
             60,
             ["--column", "load", "--features", "wind", "--ahead", "3"],
-            "at most 2, the horizon",
+            "<= 2, the horizon",
         ),
-        ({}, 60, ["--column", "load", "--held-out", "1.5"], "held_out should be between 0 and 1"),
+        ({}, 60, ["--column", "load", "--held-out", "1.5"], "`held_out` must be in (0, 1)"),
         (
             {},
             60,
             ["--column", "load", "--window", "0"],
             "`window` must be an integer >=",
         ),
-        ({"a": "1,2"}, 60, ["--column", "load"], "line 2: 5 cells, the header has 4"),
-        ({"a": '"1,5"'}, 60, ["--column", "a"], "numbers are written with a point, not a comma"),
+        (
+            {"a": "1,2"},
+            60,
+            ["--column", "load"],
+            "line 2: the line must have 4 cells, like the header, got 5",
+        ),
+        ({"a": '"1,5"'}, 60, ["--column", "a"], "Use a decimal point instead of the comma"),
         ({str(n): "1" for n in range(40)}, 60, ["--column", "a"], "'16' and 23 more"),
-        ({"a": [*("1e300", "2e300") * 30]}, 60, ["--column", "a"], "the numbers are too large"),
-        ({"a": [*("1e-300", "2e-300") * 30]}, 60, ["--column", "a"], "or too close together"),
-        ({}, 60, ["--column", "load", "--horizon", "9" * 400], "60 rows are too few for a window"),
-        ({}, 60, ["--column", "load", "--held-out", "1e-320"], "60 rows are too few for a window"),
+        ({"a": [*("1e300", "2e300") * 30]}, 60, ["--column", "a"], "values must be < 1e+100"),
+        (
+            {"a": [*("1e-300", "2e-300") * 30]},
+            60,
+            ["--column", "a"],
+            "standard deviations > 1e-100",
+        ),
+        ({}, 60, ["--column", "load", "--horizon", "9" * 400], "got 60"),
+        ({}, 60, ["--column", "load", "--held-out", "1e-320"], "got 60"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line_and_leaves_nothing(
@@ -376,23 +394,23 @@ def test_a_place_that_can_not_be_written_to_is_known_before_the_work(
 ) -> None:
     run = ["forecast", CO2, "--column", "co2", "--out"]
     (tmp_path / "file").write_text("")
-    assert "there is a file of that name" in refused(capsys, *run, str(tmp_path / "file"))
+    assert "' is a file" in refused(capsys, *run, str(tmp_path / "file"))
     line = refused(capsys, *run, str(tmp_path / "no" / "out"))
-    assert f"there is no folder '{tmp_path / 'no'}'" in line
-    assert "out should be a folder" in refused(capsys, *run, "")
+    assert f"folder '{tmp_path / 'no'}' does not exist" in line
+    assert "`out` must be a folder" in refused(capsys, *run, "")
     (tmp_path / "forecast.png").mkdir()
-    assert "forecast.png': that is a folder" in refused(capsys, *run, str(tmp_path))
+    assert "forecast.png' is a folder" in refused(capsys, *run, str(tmp_path))
     made = written(tmp_path / "forecasts.csv")
     before = made.read_bytes()
     line = refused(capsys, "forecast", str(made), "--column", "load", "--out", str(tmp_path))
-    assert "forecasts.csv': that is the file which is read" in line
+    assert "forecasts.csv' must not be the input file" in line
     assert made.read_bytes() == before
     with monkeypatch.context() as locked:
         locked.setattr(command.os, "access", lambda *_: False)
-        assert "it can't be written to" in refused(capsys, *run, str(tmp_path / "out"))
+        assert "out' is not writable" in refused(capsys, *run, str(tmp_path / "out"))
     assert "No such file" in refused(capsys, "forecast", str(tmp_path / "a.csv"), "--column", "a")
-    assert "a CSV FILE is needed" in refused(capsys, "forecast")
-    assert "a MODEL that 'jaxrnn forecast' has left" in refused(capsys, "predict", CO2)
+    assert "a CSV FILE and the --column to forecast are required" in refused(capsys, "forecast")
+    assert "a MODEL of 'jaxrnn forecast'" in refused(capsys, "predict", CO2)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["old", "new"])
@@ -428,27 +446,31 @@ def test_a_full_disk_leaves_what_was_there(
         assert {path.read_text() for path in folder.iterdir()} == {"of before"}
 
 
-@pytest.mark.parametrize("module", [command, predicting], ids=["forecast", "predict"])
+@pytest.mark.parametrize("module", [Forecast, Predict], ids=["forecast", "predict"])
 def test_help_has_each_option(capsys: pytest.CaptureFixture[str], module: Any) -> None:
-    name = "forecast" if module is command else "predict"
+    name = module.__name__.lower()
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for option in dataclasses.fields(module.Settings):
+    for option in dataclasses.fields(module):
         shown = option.name.upper() if option.metadata.get("positional") else f"--{option.name}"
         assert re.search(rf"{shown.replace('_', '-')}\b", text)
         assert option.metadata["help"] in text
 
 
+class Closed(io.StringIO):
+    """Standard output whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
 def test_what_was_learned_is_written_though_nobody_reads_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, air: Any
 ) -> None:
-    def gone(*_: Any) -> None:
-        raise BrokenPipeError
-
     monkeypatch.setattr(command, "fit_forecaster", lambda *_, **__: air)
-    monkeypatch.setattr(command, "errors_table", gone)
+    monkeypatch.setattr(sys, "stdout", Closed())
     out = tmp_path / "out"
     assert main(["forecast", CO2, "--column", "co2", "--out", str(out)]) == 141
     assert sorted(path.name for path in out.iterdir()) == sorted(NAMES)

@@ -30,7 +30,7 @@ ORDER = (
     ("core",),
     ("packing", "data", "generation"),
     ("layers",),
-    ("_model_files", "interop", "plotting", "sequences", "training"),
+    ("interop", "plotting", "sequences", "training"),
     ("examples", "forecasting", "text"),
     ("cli", "__main__"),
 )

@@ -236,7 +236,7 @@ def test_streams_are_the_parts_of_a_series_side_by_side() -> None:
     for row in range(3):
         np.testing.assert_array_equal(result["x"][:, row], series["x"][4 * row : 4 * row + 4])
         np.testing.assert_array_equal(result["y"][:, row], series["y"][4 * row : 4 * row + 4])
-    with pytest.raises(ValueError, match=r"5 rows do not divide a series of 12 steps.*last 2 are"):
+    with pytest.raises(ValueError, match=r"divide the 12 steps of the series, got 5.*last 2"):
         streams(series, 5)
     shorter = streams(series, 5, drop_last=True)
     np.testing.assert_array_equal(shorter["y"].T.ravel(), series["y"][:10])
@@ -245,11 +245,11 @@ def test_streams_are_the_parts_of_a_series_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("series", "rows", "words"),
+    ("series", "batch_size", "words"),
     [
-        (np.ones(4), 0, ["rows", ">= 1", "0"]),
-        (np.ones(4), 5, ["rows", "at most 4", "5"]),
-        (np.ones(4), "2", ["rows", "must be an integer", "'2'"]),
+        (np.ones(4), 0, ["batch_size", ">= 1", "0"]),
+        (np.ones(4), 5, ["batch_size", "<= 4", "5"]),
+        (np.ones(4), "2", ["batch_size", "must be an integer", "'2'"]),
         (np.ones(()), 1, ["series", "axis of time steps", "()"]),
         ((np.ones(4), np.ones(3)), 2, ["series", "equal length", "(4,), (3,)"]),
         ((), 2, ["series", "none"]),
@@ -258,8 +258,8 @@ def test_streams_are_the_parts_of_a_series_side_by_side() -> None:
     ids=str,
 )
 def test_a_series_that_can_not_be_laid_out_is_refused(
-    series: Any, rows: Any, words: list[str]
+    series: Any, batch_size: Any, words: list[str]
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        streams(series, rows)
+        streams(series, batch_size)
     assert all(word in str(caught.value) for word in words)

@@ -1,25 +1,20 @@
-"""Data as pure functions, to be mapped with `vmap` and compiled with `jit`.
+"""Data as pure functions that `jax.jit` compiles and `jax.vmap` maps.
 
 .. code-block:: text
 
-    series     Windows, split            windows by their numbers, parts in the order of time
-    scaling    min_max, standard         columns on a common scale, by the training part, and back
-    text       Vocabulary                characters as numbers, and back
-    batches    epoch, buckets, streams   which examples each step sees
-    sources    WindowSource              a series larger than memory, for Grain and other loaders
-    samples    sample                    real data that comes with the package
-    tables     read_csv                  a CSV file, or one line that says what is wrong with it
-    waves      wave, half_waves          sines
+    series      Windows, split, WindowSource     sliding windows by index, chronological splits
+                Scaling, min_max, standard       scaling of columns, fitted to the training part
+    text        Vocabulary, next_characters      characters as integer ids
+    batches     epoch, buckets, streams          the examples of each batch
+    csv         read_csv, Table                  columns of a CSV file
+    sample_data sample, wave, half_waves         sample files, sine waves
 """
 
-from jaxrnn.data._samples import sample
 from jaxrnn.data.batches import Batches, Bucket, buckets, epoch, streams
-from jaxrnn.data.scaling import Scaling, min_max, standard
-from jaxrnn.data.series import Windows, split, windows
-from jaxrnn.data.sources import WindowSource
-from jaxrnn.data.tables import Table, read_csv
+from jaxrnn.data.csv import Table, read_csv
+from jaxrnn.data.sample_data import half_waves, sample, wave
+from jaxrnn.data.series import Scaling, Windows, WindowSource, min_max, split, standard
 from jaxrnn.data.text import Vocabulary, next_characters
-from jaxrnn.data.waves import half_waves, wave
 
 __all__ = [
     "Batches",
@@ -40,5 +35,4 @@ __all__ = [
     "standard",
     "streams",
     "wave",
-    "windows",
 ]

@@ -1,8 +1,4 @@
-"""Batches as the numbers of their examples: arrays to scan over, with the data left in its place.
-
-For one long series cut into streams side by side, whose state goes on from batch to batch, see
-`streams`.
-"""
+"""Batches as indices of examples: arrays to scan over, while the data stays in place."""
 
 from __future__ import annotations
 
@@ -17,11 +13,11 @@ from jaxrnn import _checks as checks
 
 
 class Batches(NamedTuple):
-    """The batches of an epoch, all of one shape; a pytree to scan over.
+    """Batches of an epoch, of equal shape; a pytree to scan over.
 
     Attributes:
-        index: the numbers of the examples of each batch (steps, B), int32.
-        mask: which of them count (steps, B), bool: all but those that fill up the last batch.
+        index: indices of the examples (steps, B), int32.
+        mask: False for the examples that fill up the last batch (steps, B), bool.
     """
 
     index: jax.Array
@@ -35,35 +31,33 @@ def epoch(
     key: jax.Array | None = None,
     drop_last: bool = False,
 ) -> Batches:
-    """Every example once, in batches: a pure function of the key, to compile and to map.
+    """Return batches with every example once; a pure function of the key.
 
     .. code-block:: text
 
-        order       = permutation(key, examples)                        S of them; or as they are
+        order       = permutation(key, examples)                        S of them
         index[k, i] = order[(k * B + i) mod S]
         mask[k, i]  = k * B + i < S                       loss: (mask * errors).sum() / mask.sum()
 
     Args:
-        examples: how many examples, S, or the range of their numbers: ``Windows.within(part)``.
-        size: B, examples in a batch.
-        key: where the order comes from; None for that of the numbers.
-        drop_last: leave out the last S mod B examples of the order. Otherwise they are a batch
-            that is filled up from the beginning of the order, and masked.
+        examples: number S of examples, or the range of their indices, as ``Windows.within(part)``.
+        size: batch size B.
+        key: key of the permutation. Defaults to the order of the indices.
+        drop_last: If True, leave out the last S mod B examples. Otherwise the last batch is filled
+            up from the start of the order, and masked.
 
     Returns:
         `Batches` with ceil(S / B) steps, or floor(S / B) with `drop_last`.
 
     Raises:
-        ValueError: for no examples, a size below 1, or no batch left with `drop_last`.
+        ValueError: if there are no examples or no batches.
 
     Example:
-        >>> import jax
-        >>> from jaxrnn.data import epoch
         >>> index, mask = epoch(5, 2)
         >>> index.tolist(), mask.tolist()
         ([[0, 1], [2, 3], [4, 0]], [[True, True], [True, True], [True, False]])
 
-        Ten epochs, each in an order of its own, one after the other:
+        Ten epochs, each with its permutation:
 
         >>> keys = jax.random.split(jax.random.key(0), 10)
         >>> epochs = jax.vmap(lambda key: epoch(range(100, 147), 32, key=key))(keys)
@@ -71,23 +65,20 @@ def epoch(
         >>> batches.index.shape, batches.mask.sum().item()
         ((20, 32), 470)
     """
-    numbers = examples if isinstance(examples, range) else range(examples)
+    indices = examples if isinstance(examples, range) else range(examples)
     checks.at_least("size", size, 1)
-    count = len(numbers)
+    count = len(indices)
     if not count:
-        raise ValueError(f"there are no examples in {examples}")
+        raise ValueError(f"`examples` must not be empty, got {examples}")
     steps = count // size if drop_last else -(-count // size)
     if not steps:
-        raise ValueError(f"size={size} is more than the {count} examples there are")
-    if max(map(abs, (numbers[0], numbers[-1], steps * size))) >= 2**31:
-        raise ValueError(
-            f"numbers up to {max(numbers[0], numbers[-1])} in {steps} batches of {size} are more "
-            "than an int32 can be"
-        )
-    order = jnp.arange(numbers.start, numbers.stop, numbers.step, dtype=jnp.int32)
+        raise ValueError(f"`size` must be <= {count}, the number of examples, got {size}")
+    if max(map(abs, (indices[0], indices[-1], steps * size))) >= 2**31:
+        raise ValueError(f"`examples` must fit in int32, got {examples} in {steps} batches")
+    order = jnp.arange(indices.start, indices.stop, indices.step, dtype=jnp.int32)
     if key is not None:
         order = jax.random.permutation(key, order)
-    index, mask = _in_batches(order, steps, size)
+    index, mask = _batched(order, steps, size)
     return Batches(index, jnp.asarray(mask))
 
 
@@ -95,9 +86,9 @@ class Bucket(NamedTuple):
     """Batches of sequences of similar length.
 
     Attributes:
-        steps: what to pad them to, no less than any of their lengths.
-        index: the numbers of the sequences of each batch (batches, B), int32, on the host.
-        mask: which of them count (batches, B), bool, on the host.
+        steps: length to pad the sequences to.
+        index: indices of the sequences (batches, B), int32, on the host.
+        mask: False for the sequences that fill up the last batch (batches, B), bool, on the host.
     """
 
     steps: int
@@ -113,29 +104,26 @@ def buckets(
     key: jax.Array | None = None,
     drop_last: bool = False,
 ) -> tuple[Bucket, ...]:
-    """Sequences sorted into few lengths, so that little of a padded batch is padding.
+    """Sort sequences into buckets of similar length, to reduce padding; runs on the host.
 
-    A compiled step is compiled once for each bucket, as the batches of one have one shape. Found on
-    the host. For sequence packing instead of buckets see `jaxrnn.sequences.bin_packing`.
+    A training step is compiled once per bucket, whose batches have one shape. For sequence packing
+    see `jaxrnn.sequences.bin_packing`.
 
     Args:
         lengths: the length of each sequence (M,), integers, on the host.
-        size: B, sequences in a batch.
-        bounds: the greatest length in each bucket, increasing; or how many buckets there should
-            be, with as many sequences in each.
-        key: shuffles the sequences of each bucket; None for their order.
-        drop_last: leave out the last sequences of a bucket, if they don't fill a batch.
+        size: batch size B.
+        bounds: the maximal length in each bucket, increasing; or the number of buckets, which then
+            have equally many sequences.
+        key: key of the permutation within each bucket. Defaults to the order of the sequences.
+        drop_last: If True, leave out the sequences of a bucket that do not fill a batch.
 
     Returns:
-        A `Bucket` for each that has batches, the shortest sequences first.
+        The buckets that have batches, shortest sequences first.
 
     Raises:
-        ValueError: for lengths that are not integers (M,) of at least 0, bounds that don't
-            increase or are less than the greatest length.
+        ValueError: for invalid lengths or bounds.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxrnn.data import buckets
         >>> for steps, index, mask in buckets([3, 9, 2, 4, 8], 2, bounds=[4, 10]):
         ...     print(steps, index.tolist(), mask.tolist())
         4 [[0, 2], [3, 0]] [[True, True], [True, False]]
@@ -144,95 +132,85 @@ def buckets(
     checks.at_least("size", size, 1)
     lengths = np.asarray(lengths)
     if lengths.ndim != 1 or not np.issubdtype(lengths.dtype, np.integer) or not lengths.size:
-        raise ValueError(f"lengths should be integers (M,), got {lengths.dtype} {lengths.shape}")
+        raise ValueError(f"`lengths` must be integers (M,), got {lengths.dtype} {lengths.shape}")
     if lengths.min() < 0:
-        raise ValueError(f"lengths should be at least 0, got {lengths.min()}")
+        raise ValueError(f"`lengths` must be >= 0, got {lengths.min()}")
     ends = _bounds(lengths, bounds)
-    where = np.searchsorted(ends, lengths)
-    # Shuffled by NumPy, as JAX would compile a permutation for each size.
+    places = np.searchsorted(ends, lengths)
+    # NumPy shuffles, since JAX would compile a permutation for each size.
     random = None if key is None else np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
-    found = []
+    result = []
     for number, end in enumerate(ends):
-        members = np.flatnonzero(where == number).astype(np.int32)
+        members = np.flatnonzero(places == number).astype(np.int32)
         steps = len(members) // size if drop_last else -(-len(members) // size)
         if steps:
             order = members if random is None else random.permutation(members)
-            found.append(Bucket(int(end), *_in_batches(order, steps, size)))
-    return tuple(found)
+            result.append(Bucket(int(end), *_batched(order, steps, size)))
+    return tuple(result)
 
 
-def _in_batches(order: Any, steps: int, size: int) -> tuple[Any, np.ndarray]:
-    """An order in batches, the last filled up from its beginning, and which entries are no fill."""
+def _batched(order: Any, steps: int, size: int) -> tuple[Any, np.ndarray]:
+    """Return indices in batches, filled up from their start, and the mask."""
     places = np.arange(steps * size, dtype=np.int32).reshape(steps, size)
     return order[places % len(order)], places < len(order)
 
 
 def _bounds(lengths: np.ndarray, bounds: int | Sequence[int]) -> np.ndarray:
-    """The greatest length in each bucket."""
+    """Return the maximal length in each bucket."""
     if isinstance(bounds, int):
         checks.at_least("bounds", bounds, 1)
         last = -(-len(lengths) * np.arange(1, bounds + 1) // bounds) - 1
         return np.unique(np.sort(lengths)[last.clip(min=0)].clip(min=1))
     ends = np.array(bounds)
-    whole = ends.ndim == 1 and np.issubdtype(ends.dtype, np.integer) and ends.size
-    if not whole or ends[0] < 1 or (np.diff(ends) <= 0).any():
-        raise ValueError(f"bounds should be increasing lengths of at least 1, got {list(bounds)}")
+    valid = ends.ndim == 1 and np.issubdtype(ends.dtype, np.integer) and ends.size
+    if not valid or ends[0] < 1 or (np.diff(ends) <= 0).any():
+        raise ValueError(f"`bounds` must be increasing integers >= 1, got {list(bounds)}")
     if lengths.max() > ends[-1]:
         raise ValueError(
-            f"sequence {lengths.argmax()} has {lengths.max()} steps, more than the last of the "
-            f"bounds, {ends[-1]}"
+            f"`bounds` must cover sequence {lengths.argmax()} of length {lengths.max()}, got "
+            f"{ends[-1]}"
         )
     return ends
 
 
-def streams(series: Any, rows: int, *, drop_last: bool = False) -> Any:
-    """One long series as N streams side by side, for a batch whose rows go on from call to call.
+def streams(series: Any, batch_size: int, *, drop_last: bool = False) -> Any:
+    """Cut a long series into N contiguous streams, the batch elements of stateful training.
 
     .. code-block:: text
 
         result[t, n] = series[n * (S // N) + t]
 
-    Row n is the n-th part of the series, in one piece: window after window of
-    `jaxrnn.training.truncated_bptt`, the state of a row meets the step that follows the last one
-    it saw. Rows other than the first begin in the middle of the series, so their first state is a
-    guess.
+    In `jaxrnn.training.truncated_bptt` each stream continues from window to window with its state.
 
     Args:
-        series: a pytree of arrays (S, ...), time first. Inputs and the targets that are later
-            inputs belong in here as two leaves: paired before the series is cut, the last target
-            of a row is the first input of the next.
-        rows: N, from 1 to S.
-        drop_last: leave out the last S % N steps, if `rows` does not divide S.
+        series: a pytree of arrays (S, ...), time first. Inputs and targets are two leaves; a target
+            that is a later input must be paired with its input before the cut.
+        batch_size: N, from 1 to S.
+        drop_last: If True, leave out the last S mod N steps. Otherwise N must divide S.
 
     Returns:
         The pytree with leaves (S // N, N, ...).
 
     Raises:
-        ValueError: for `rows` out of bounds, or that do not divide S without `drop_last`; a series
-            without arrays or without steps, arrays without a first axis or with first axes that
-            differ.
+        ValueError: for an invalid `batch_size`, or leaves without a common leading axis.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxrnn.data import streams
         >>> streams(jnp.arange(6), 2).tolist()
         [[0, 3], [1, 4], [2, 5]]
-        >>> streams(jnp.arange(7), 2)
-        Traceback (most recent call last):
-        ValueError: 2 rows do not divide a series of 7 steps: with drop_last=True the last 1 is ...
         >>> streams(jnp.arange(7), 2, drop_last=True).shape
         (3, 2)
     """
-    checks.at_least("rows", rows, 1)
+    checks.at_least("batch_size", batch_size, 1)
     steps = checks.leading_axis("series", series, "time steps")
-    each, left = divmod(steps, rows)
-    if not each:
-        raise ValueError(f"rows should be at most {steps}, the steps of the series, got {rows}")
-    if left and not drop_last:
+    length, rest = divmod(steps, batch_size)
+    if not length:
+        raise ValueError(f"`batch_size` must be <= {steps}, the number of steps, got {batch_size}")
+    if rest and not drop_last:
         raise ValueError(
-            f"{rows} rows do not divide a series of {steps} steps: with drop_last=True the last "
-            f"{left} {'is' if left == 1 else 'are'} left out"
+            f"`batch_size` must divide the {steps} steps of the series, got {batch_size}. "
+            f"drop_last=True leaves out the last {rest}"
         )
     return jax.tree.map(
-        lambda a: a[: rows * each].reshape(rows, each, *a.shape[1:]).swapaxes(0, 1), series
+        lambda a: a[: batch_size * length].reshape(batch_size, length, *a.shape[1:]).swapaxes(0, 1),
+        series,
     )

@@ -1,4 +1,4 @@
-"""Characters as numbers, and back."""
+"""Characters as integer ids."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Characters and their numbers; hashable, so that it may be a static argument of `jax.jit`.
+    """Mapping between characters and integer ids; hashable, so a static argument of `jax.jit`.
 
     Args:
-        characters: the characters, each at the place of its number.
+        characters: distinct characters; the id of each is its position.
 
     Raises:
-        ValueError: for no characters, or one that is there twice.
+        ValueError: for an empty string, or a repeated character.
 
     Example:
         >>> from jaxrnn.data import Vocabulary, Windows
@@ -30,14 +30,11 @@ class Vocabulary:
         ([0, 2, 3, 3, 4], 'hello')
         >>> vocabulary.one_hot(ids).shape  # or nnx.Embed(len(vocabulary), features)(ids)
         (5, 5)
-        >>> vocabulary.encode("hey")
-        Traceback (most recent call last):
-        ValueError: character 'y' at place 2 is not one of the 5 of the vocabulary: 'hielo'
 
-        Windows of a text, and from each of their characters the next:
+        Windows of a text with the next character of each as the target:
 
         >>> x, y = Windows(3, every_step=True).take(ids, [0, 1])
-        >>> [vocabulary.decode(row) for row in (*x, *y)]
+        >>> [vocabulary.decode(window) for window in (*x, *y)]
         ['hel', 'ell', 'ell', 'llo']
     """
 
@@ -45,26 +42,26 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.characters:
-            raise ValueError("a vocabulary needs at least one character")
+            raise ValueError("`characters` must have at least one character")
         if len(set(self.characters)) < len(self.characters):
-            twice = next(c for c in self.characters if self.characters.count(c) > 1)
-            raise ValueError(f"character {twice!r} is in the vocabulary more than once")
+            repeated = next(c for c in self.characters if self.characters.count(c) > 1)
+            raise ValueError(f"`characters` must be distinct, got {repeated!r} more than once")
 
     @classmethod
     def of(cls, text: str) -> Vocabulary:
-        """The different characters of a text, in the order in which they appear."""
+        """Return the distinct characters of a text, in order of their first occurrence."""
         return cls("".join(dict.fromkeys(text)))
 
     def __len__(self) -> int:
         return len(self.characters)
 
     def encode(self, text: str) -> np.ndarray:
-        """The numbers of the characters of a text (T,), int32, for an embedding or `one_hot`.
+        """Return the ids of a text (T,), int32.
 
         Raises:
-            ValueError: for a character that is not in the vocabulary: which, and where.
+            ValueError: for a character outside the vocabulary.
         """
-        known, codes = _codes(self.characters), _codes(text)
+        known, codes = _code_points(self.characters), _code_points(text)
         order = np.argsort(known)
         places = np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)
         ids = order[places].astype(np.int32)
@@ -73,43 +70,43 @@ class Vocabulary:
             place = int(unknown[0])
             shown = self.characters if len(self) <= 40 else self.characters[:40] + "..."
             raise ValueError(
-                f"character {text[place]!r} at place {place} is not one of the {len(self)} of the "
-                f"vocabulary: {shown!r}"
+                f"character {text[place]!r} at position {place} is not in the vocabulary of "
+                f"{len(self)} characters {shown!r}"
             )
         return ids
 
     def decode(self, ids: Any) -> str:
-        """The text of numbers (T,).
+        """Return the text of ids (T,).
 
         Raises:
-            ValueError: for numbers of another shape or dtype, or that no character has.
+            ValueError: for ids of another shape or dtype, or out of bounds.
         """
         ids = np.asarray(ids)
         if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
-            raise ValueError(f"ids should be integers (T,), got {ids.dtype} {ids.shape}")
-        wrong = np.flatnonzero((ids < 0) | (ids >= len(self)))
-        if wrong.size:
-            place = int(wrong[0])
+            raise ValueError(f"`ids` must be integers (T,), got {ids.dtype} {ids.shape}")
+        invalid = np.flatnonzero((ids < 0) | (ids >= len(self)))
+        if invalid.size:
+            place = int(invalid[0])
             raise ValueError(
-                f"id {ids[place]} at place {place} is not one of the {len(self)} of the "
-                f"vocabulary, 0 to {len(self) - 1}"
+                f"`ids` must be < {len(self)}, the size of the vocabulary, and >= 0, got "
+                f"{ids[place]} at position {place}"
             )
         return "".join(self.characters[number] for number in ids)
 
     def one_hot(self, ids: Any, dtype: Any = jnp.float32) -> jax.Array:
-        """Numbers (...) as vectors (..., D) with one 1 each, D the characters there are; pure."""
+        """Return the one-hot vectors of ids (...): (..., D) with D the size of the vocabulary."""
         return jax.nn.one_hot(jnp.asarray(ids), len(self), dtype=dtype)
 
 
 def next_characters(text: str) -> tuple[str, jax.Array, jax.Array]:
-    """A text as one-hot characters, and the number of the character that follows each.
+    """Return the one-hot characters of a text, and the id of the character after each.
 
     Args:
         text: at least two characters.
 
     Returns:
-        The different characters, D of them in the order in which they appear; x, all characters
-        of the text but the last (T, D), float32; y, the numbers of all but the first (T,), int32.
+        The D distinct characters, in order of their first occurrence; x, all characters but the
+        last (T, D), float32; y, the ids of all characters but the first (T,), int32.
 
     Example:
         >>> characters, x, y = next_characters("hihello")
@@ -121,6 +118,6 @@ def next_characters(text: str) -> tuple[str, jax.Array, jax.Array]:
     return vocabulary.characters, vocabulary.one_hot(ids[:-1]), ids[1:]
 
 
-def _codes(text: str) -> np.ndarray:
-    """The code points of a text; half of a surrogate pair is one too."""
+def _code_points(text: str) -> np.ndarray:
+    """Return the code points of a text, which may have unpaired surrogates."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxrnn import _checks as checks
-from jaxrnn._files import write_whole
+from jaxrnn._files import write_atomically
 from jaxrnn.examples import NAMES
 
 
@@ -89,7 +89,7 @@ def run(name: str, folder: Path) -> Row:
             failed, result = True, f"{type(error).__name__}: {error}".splitlines()[0]
             traceback.print_exc(file=printed)
     seconds = time.perf_counter() - start
-    write_whole(
+    write_atomically(
         folder / f"{name}.txt", lambda path: path.write_text(printed.getvalue(), encoding="utf-8")
     )
     return Row(name, module.REPORTED, result, failed, seconds)

@@ -280,7 +280,7 @@ def draw(history: History, settings: Settings) -> Any:
     """The loss and, with attention, where the decoder looked in some of the sentences."""
     panels = []
     if history.weights is not None:
-        for row in plotting.spread(range(len(history.written)), most=5):
+        for row in plotting.spread(range(len(history.written)), count=5):
             read = history.sources.text(row).split()
             words = [*history.targets.spell(history.written[row]).split(), "·"]
             weights = history.weights[row, : len(words), : len(read)]
@@ -302,7 +302,7 @@ def result(history: History) -> str:
 
 def main(settings: Settings) -> History:
     """Train, print the loss now and then and each pair with what is written, save the figure."""
-    target = plotting.check_target(settings.out, read=[settings.pairs])
+    target = plotting.check_target(settings.out, inputs=[settings.pairs])
     history = train(settings)
     for i in range(0, settings.steps, settings.every):
         print(i, "loss: ", history.losses[i])

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrnn import RNN, plotting
-from jaxrnn._files import write_whole
+from jaxrnn._files import write_atomically
 from jaxrnn.layers.heads import ManyToMany
 
 REPORTED = "(1, 20, 1) -> (20, 1), (2, 1, 10); (5, 3, 10) -> (5, 3, 20), (2, 3, 20); then an error"
@@ -127,6 +127,6 @@ def main(settings: Settings) -> History:
     console.print(as_table("RNN(10, 20), one argument changed", history.arguments))
     console.print("RNN(10, 20) with h_0 (2, 3, 20):", history.error, highlight=False)
     if target is not None:
-        write_whole(target, lambda p: console.save_svg(str(p), title="jaxrnn run shapes"))
+        write_atomically(target, lambda p: console.save_svg(str(p), title="jaxrnn run shapes"))
         print(f"figure: {target}")
     return history

@@ -80,7 +80,9 @@ class History(NamedTuple):
 
 def series(settings: Settings) -> tuple[jax.Array, jax.Array]:
     """The inputs (T, window) and the targets (T, 1) of all steps."""
-    return data.windows(data.wave(settings.points, settings.period), settings.window)
+    windows = data.Windows(settings.window)
+    index = jnp.arange(windows.count(settings.points))
+    return windows.take(data.wave(settings.points, settings.period), index)
 
 
 def make_model(settings: Settings, rngs: nnx.Rngs) -> ManyToMany:

@@ -278,7 +278,7 @@ def draw(history: History, settings: Settings, series: Series) -> Any:
         value_label=column,
         step_label="epoch",
         loss_label="mean squared error, scaled",
-        last=min(60, len(history.days)),
+        zoom=min(60, len(history.days)),
     )
 
 
@@ -290,7 +290,7 @@ def result(history: History) -> str:
 
 def main(settings: Settings) -> History:
     """Train, print the losses and the errors on the test days, save the figure."""
-    target = plotting.check_target(settings.out, read=[settings.csv])
+    target = plotting.check_target(settings.out, inputs=[settings.csv])
     series = load(settings)
     history = train(settings, series)
     for loss in history.losses[:: settings.every]:

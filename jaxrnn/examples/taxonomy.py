@@ -281,7 +281,7 @@ def draw(histories: list[History], title: str) -> Any:
                 f"{history.task.kind}:\n{history.task.what}",
                 odds.T,
                 range(steps),
-                rows=range(10) if one else range(1, places + 1),
+                yticks=range(10) if one else range(1, places + 1),
                 xlabel="step",
                 ylabel="digit" if one else "place, mean of all rows",
                 limit=1.0,

@@ -1,18 +1,14 @@
-"""Forecasts of a series of one's own: a recurrent layer learns from it, and says what comes next.
+"""Forecasts of a time series: a recurrent model with its scales, trained and tested on the series.
 
 .. code-block:: text
 
-    options     Options              what there is to choose
-    series      prepare, Series      rows of numbers in three parts
-    units       Units                what the model sees of them, and the way back
-    baselines   LinearRegression     what it has to beat
-    learning    fit_forecaster       the training, and the judgement
-    forecaster  Forecaster           the model, in the units of the data
-    saved       save, load           it as one file, and back
-    report      write_csv            the forecasts as a CSV file, the errors as a table
-    figure      draw                 the forecasts as a picture
-    command     main                 the command ``jaxrnn forecast``
-    predicting  main                 the command ``jaxrnn predict``
+    forecaster  Options         hyperparameters of the model and its training
+                Scales          normalisation of the series
+                Forecaster      the model in the units of the data, and its file
+    train       prepare         training, validation and test set
+                fit_forecaster  training, and evaluation against two baselines
+    command     Forecast        the command ``jaxrnn forecast``
+                Predict         the command ``jaxrnn predict``
 
 Example:
     >>> import os, tempfile
@@ -23,20 +19,23 @@ Example:
     >>> options = Options(horizon=6, hidden_size=8, epochs=5)
     >>> forecaster = fit_forecaster(months, ["co2"], options).forecaster
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     again = Forecaster.load(forecaster.save(os.path.join(folder, "co2.safetensors")))
-    >>> again.columns, again.model.rnn
+    ...     loaded = Forecaster.load(forecaster.save(os.path.join(folder, "co2.safetensors")))
+    >>> loaded.columns, loaded.model.rnn
     (('co2',), LSTM(2, 8, batch_first=True))
-    >>> np.array_equal(again.predict(months), forecaster.predict(months))
+    >>> np.array_equal(loaded.predict(months), forecaster.predict(months))
     True
 """
 
-from jaxrnn.forecasting.baselines import LinearRegression, persistence
-from jaxrnn.forecasting.forecaster import Forecaster
-from jaxrnn.forecasting.learning import Errors, Fitted, fit_forecaster
-from jaxrnn.forecasting.options import Options
-from jaxrnn.forecasting.saved import load, save
-from jaxrnn.forecasting.series import Series, prepare
-from jaxrnn.forecasting.units import Units
+from jaxrnn.forecasting.forecaster import Forecaster, Options, Scales
+from jaxrnn.forecasting.train import (
+    Errors,
+    Fitted,
+    LinearRegression,
+    Series,
+    fit_forecaster,
+    persistence,
+    prepare,
+)
 
 __all__ = [
     "Errors",
@@ -44,11 +43,9 @@ __all__ = [
     "Forecaster",
     "LinearRegression",
     "Options",
+    "Scales",
     "Series",
-    "Units",
     "fit_forecaster",
-    "load",
     "persistence",
     "prepare",
-    "save",
 ]

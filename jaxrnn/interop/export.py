@@ -23,7 +23,7 @@ from flax import nnx
 from jax import export as jax_export
 
 from jaxrnn import _checks
-from jaxrnn._files import write_whole
+from jaxrnn._files import write_atomically
 from jaxrnn.backends import kernels, platform, select
 from jaxrnn.layers.recurrent import Recurrent
 
@@ -98,7 +98,7 @@ def export(
     with traced_for(kernel_platform):
         data = bytes(lower(*args, **kwargs).serialize(vjp_order=vjp_order))
     if path is not None:
-        write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
+        write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
     return data
 
 

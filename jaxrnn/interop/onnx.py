@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn._files import write_whole
+from jaxrnn._files import write_atomically
 from jaxrnn.interop import ConversionError
 from jaxrnn.interop._parts import (
     GATES,
@@ -128,7 +128,7 @@ def to_onnx(
     onnx.checker.check_model(model)
     if path is not None:
         data = model.SerializeToString()
-        write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
+        write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
     return model
 
 

@@ -15,7 +15,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.text import Text
 
-from jaxrnn._files import write_whole
+from jaxrnn._files import write_atomically
 from jaxrnn.training.distributed import _is_first
 
 
@@ -91,7 +91,7 @@ class History(NamedTuple):
                     measured = ["" if index is None else v[index] for v in self.validation.values()]
                     writer.writerow([step, *values, *measured])
 
-        return write_whole(Path(path), _write) if _is_first() else Path(path)
+        return write_atomically(Path(path), _write) if _is_first() else Path(path)
 
 
 def _summary(series: dict[str, np.ndarray]) -> str:
