@@ -12,7 +12,6 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import cells
-from jaxrnn.backends import kernels
 from jaxrnn.backends import platform as tuning
 from jaxrnn.backends import select as backends
 from jaxrnn.core import stack
@@ -24,15 +23,15 @@ pytest.importorskip("llvmlite", reason="the kernels for CPUs need llvmlite")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def asked(cell: Any, dtype: str = "float32", H: int = 7, **options: bool) -> backends.Asked:
+def asked(cell: Any, dtype: str = "float32", H: int = 7, **options: bool) -> backends.Request:
     on = frozenset(name.replace("_", " ") for name, value in options.items() if value)
-    return backends.Asked(cell, jnp.dtype(dtype), 50, 3, 4, H, on)
+    return backends.Request(cell, jnp.dtype(dtype), 50, 3, 4, H, on)
 
 
 @pytest.mark.parametrize("row", [r for r in backends.TABLE if r.backend == "kernel"])
-def test_the_table_says_what_the_kernels_do(row: backends.Row) -> None:
+def test_the_table_says_what_the_kernels_do(row: backends.Support) -> None:
     """Its dtypes and cells are those for which a module of kernels has no objection."""
-    module = kernels.of(row.platform)
+    module = tuning.kernel_module(row.platform)
     for dtype in DTYPES:
         own = module.unsupported_reason(cells.LSTM(), jnp.dtype(dtype), 50, 3, 4, 7)
         assert (own is None) == (dtype in row.dtypes)
@@ -43,15 +42,15 @@ def test_the_table_says_what_the_kernels_do(row: backends.Row) -> None:
         module.unsupported_reason(Mixing(), jnp.float32, 50, 3, 4, 7)
     )
     for option in row.without:
-        run = asked(cells.LSTM())._replace(options=frozenset([option]))
-        assert backends.unsupported_reason("kernel", run, row.platform) == backends.OPTIONS[option]
+        run = asked(cells.LSTM())._replace(features=frozenset([option]))
+        assert backends.unsupported_reason("kernel", run, row.platform) == backends.FEATURES[option]
 
 
 def test_every_kernel_is_in_the_table() -> None:
     rows = {r.platform for r in backends.TABLE if r.backend == "kernel"}
-    assert rows == set(kernels.PLATFORMS)
-    assert backends.table() in str(backends.__doc__)
-    assert {r.backend for r in backends.TABLE} == set(backends.CHOICES[1:])
+    assert rows == set(tuning.KERNELS)
+    assert backends.support_table() in str(backends.__doc__)
+    assert {r.backend for r in backends.TABLE} == set(backends.BACKENDS[1:])
 
 
 @pytest.mark.parametrize(
@@ -73,17 +72,17 @@ def test_every_kernel_is_in_the_table() -> None:
     ],
     ids=str,
 )
-def test_auto(platform: str, case: backends.Asked, chosen: str) -> None:
-    choice = backends.decide("auto", case, platform, full=True)
+def test_auto(platform: str, case: backends.Request, chosen: str) -> None:
+    choice = backends.decide("auto", case, platform, all_backends=True)
     assert choice.backend == chosen
-    assert set(choice.others) == set(backends.CHOICES[1:]) - {chosen}
+    assert set(choice.others) == set(backends.BACKENDS[1:]) - {chosen}
     assert all(choice.others.values())
 
 
 def test_what_cannot_serve_says_why() -> None:
-    with pytest.raises(ValueError, match=r'backend="kernel" can\'t serve here: .* 256.0 MiB'):
+    with pytest.raises(ValueError, match=r"'kernel' is not supported here: .* 256.0 MiB"):
         backends.decide("kernel", asked(cells.LSTM(), H=4096), "tpu")
-    with pytest.raises(ValueError, match="there is none for rocm"):
+    with pytest.raises(ValueError, match="no such backend for rocm"):
         backends.decide("kernel", asked(cells.LSTM()), "rocm")
     with pytest.raises(ValueError, match="backend"):
         jaxrnn.LSTM(3, 4, backend="fastest", rngs=nnx.Rngs(0))
@@ -93,14 +92,14 @@ def test_a_layer_explains() -> None:
     layer = jaxrnn.GRU(3, 4, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
     text = str(layer.explain((50, 2, 3), platform="tpu"))
     assert text.splitlines()[0] == "on tpu:"
-    assert 'layer 1, reverse: scan ("auto" takes no other on tpu)' in text
-    assert text.count("kernel: could serve") == 4
+    assert 'layer 1, reverse: scan ("auto" tries no other on tpu)' in text
+    assert text.count("kernel: supported") == 4
     with jax.default_device(jax.devices("cpu")[0]):
         here = layer.explain(jnp.ones((50, 2, 3), jnp.float32))
     assert {c.backend for c in here.choices} == {"kernel"}
     assert len(here.choices) == 4
     single = layer.explain((50, 3), return_all_states=True)
-    assert single.choices[0].others["kernel"] == "it does not give out all states"
+    assert single.choices[0].others["kernel"] == "returning all states is not supported"
     with pytest.raises(ValueError, match="5"):
         layer.explain((50, 2, 5))
 
@@ -139,10 +138,10 @@ def test_the_platform_is_that_of_the_call() -> None:
     with cpu, pytest.raises(ValueError, match="bfloat16"):
         program()
     with tuning.traced_for("tpu"):
-        assert backends.platform() == "tpu"
+        assert tuning.current_platform() == "tpu"
         assert "tpu_custom_call" in program()
     with cpu:
-        assert backends.platform() == "cpu"
+        assert tuning.current_platform() == "cpu"
 
 
 def test_layers_choose_each_for_itself() -> None:

@@ -19,7 +19,7 @@ from jax.nn import sigmoid
 
 import jaxrnn
 from jaxrnn import Recurrent, RecurrentCell, cells
-from jaxrnn.backends.step import gives_output
+from jaxrnn.backends.step import has_output_function
 from jaxrnn.cells import Cell, GeneralCell, LinearCell, Parameter, StateSpec
 from jaxrnn.core import stack
 from jaxrnn.sequences.streaming import jit_step, piece_lengths
@@ -319,7 +319,7 @@ def test_a_single_step_is_the_layers(cell: Any) -> None:
     y, last = layer(X[:1], alone(hx))
     got = single(X[0], alone(tuple(s[0] for s in hx)))
     new = jax.tree.map(lambda s: s[0], last)
-    close(got, (y[0], new) if gives_output(cell) else new)
+    close(got, (y[0], new) if has_output_function(cell) else new)
 
 
 @pytest.mark.parametrize(
@@ -472,8 +472,8 @@ def test_the_states_of_a_call() -> None:
     [
         (Normed(), "kernel", r"parameter mix \('H', 'H'\) is not a vector of a multiple of H"),
         (cells.IndRNN(), "kernel", "IndRNN has no recurrent matrix"),
-        (cells.GRUResetBefore(), "kernel", "GRUResetBefore is no cell of gates"),
-        (OneGate(), "parallel", "OneGate is not linear in its state"),
+        (cells.GRUResetBefore(), "kernel", "GRUResetBefore is not a Cell with gates"),
+        (OneGate(), "parallel", "OneGate is not a LinearCell"),
     ],
     ids=lambda value: str(value),
 )

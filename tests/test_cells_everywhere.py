@@ -53,7 +53,7 @@ def served(cell: Any) -> bool:
     """Whether the kernels for CPUs serve it; PyTorch's cells are in `tests/test_fused.py`."""
     if type(cell).__module__ == "jaxrnn.cells.standard":
         return False
-    asked = backends.Asked(cell, jnp.dtype("float64"), T, N, D, H)
+    asked = backends.Request(cell, jnp.dtype("float64"), T, N, D, H)
     return backends.unsupported_reason("kernel", asked, "cpu") is None
 
 

@@ -25,10 +25,10 @@ from jaxrnn.backends import select as backends
 from jaxrnn.backends.hopper import device as hopper_device
 from jaxrnn.backends.hopper import loops, tiling
 from jaxrnn.backends.hopper.tiling import Tiling
-from jaxrnn.backends.operands import flags_of
+from jaxrnn.backends.step import StepMasks
 from jaxrnn.core import stack
 from tests import hopper_interpreter
-from tests.test_fused import close, draw, value_and_pulled
+from tests.test_fused import backward_operands, close, draw, forward_operands, value_and_pulled
 from tests.test_kernels_tpu import Hostile, MinimalGatedUnit
 
 GPU = jax.default_backend() == "gpu"
@@ -104,8 +104,8 @@ def kernel_and_scan(
     and operands.
     """
     weights, x, state, masks, (dh, dfinal) = draw(cell, sizes, dtype)
-    options = dict(cell=cell, masked=masked, reverse=reverse)
-    flags = flags_of(masks) if masked else ()
+    options = dict(cell=cell, reverse=reverse, tuned_for="cuda")
+    masks = masks if masked else StepMasks()
     dfinal = [d.astype(jnp.float32) for d in dfinal]
 
     def pair(*args: Any) -> Any:
@@ -114,19 +114,17 @@ def kernel_and_scan(
         return [[a.astype(jnp.float32) for a in results] for results in (kernel, scan)]
 
     with jax.default_matmul_precision("float32"):
-        operands = (x, *weights[:4], *state, *flags)
+        operands, tree = forward_operands(weights, x, state, masks)
+        forward_options = options | dict(tree=tree)
         forward = fused._forward_kernel, fused._forward_reference
-        training = pair(*forward, options | dict(store_residuals=True), operands)
+        training = pair(*forward, forward_options | dict(store_residuals=True), operands)
         inference: Any = ([], [])
         if len(state) > 1:  # with one state the kernels are the same
-            inference = pair(*forward, options | dict(store_residuals=False), operands)
+            inference = pair(*forward, forward_options | dict(store_residuals=False), operands)
         after = [a.astype(dtype) for a in training[0]]
-        backward = pair(
-            fused._backward_kernel,
-            fused._backward_reference,
-            options | dict(requested=(True,) * 4),
-            (dh, *dfinal, x, *weights[:2], *state, *after, *flags),
-        )
+        operands, tree = backward_operands(cell, weights, x, state, masks, after, (dh, dfinal))
+        options |= dict(tree=tree)
+        backward = pair(fused._backward_kernel, fused._backward_reference, options, operands)
     return [a + b + c for a, b, c in zip(inference, training, backward, strict=True)]
 
 
@@ -285,7 +283,7 @@ def test_which_sizes_fit(cell: Any, dtype: Any, H: int, cluster: bool, group: bo
     if t is not None:
         asked = backends.explain(dataclasses.replace(options, backend="kernel"), weights, x)
         assert asked.choices[0].backend == "kernel"
-        assert cluster == (t.K == 1) == ("never run on a GPU" not in auto.why)
+        assert cluster == (t.K == 1) == ("never run on a GPU" not in auto.reason)
 
 
 @pytest.mark.parametrize("cell", [cells.LSTM(), cells.Elman()], ids=str)

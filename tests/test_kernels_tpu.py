@@ -16,15 +16,22 @@ from jax.experimental.pallas import tpu as pltpu
 
 import jaxrnn
 from jaxrnn import cells
-from jaxrnn.backends import kernels, tpu
+from jaxrnn.backends import platform, tpu
 from jaxrnn.backends import primitives as fused
 from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.elementwise.residuals import derivative_rule
-from jaxrnn.backends.operands import flags_of
 from jaxrnn.backends.tpu import tiling as tpu_tiling
 from jaxrnn.core.unroll import StepMasks, unroll
 from jaxrnn.interop.export import export
-from tests.test_fused import SIZES, Mixing, close, draw, value_and_pulled
+from tests.test_fused import (
+    SIZES,
+    Mixing,
+    backward_operands,
+    close,
+    draw,
+    forward_operands,
+    value_and_pulled,
+)
 from tests.test_recurrence import CELLS
 
 BLOCKS = (19, 3, 1, 9)
@@ -63,7 +70,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(args[-1])
         return call(*args)
 
-    monkeypatch.setitem(kernels.PLATFORMS, "cpu", kernels.PLATFORMS["tpu"])
+    monkeypatch.setitem(platform.KERNELS, "cpu", platform.KERNELS["tpu"])
     monkeypatch.setattr(tpu, "INTERPRET", True)
     monkeypatch.setattr(tpu, "_call", noted)
     return names
@@ -137,7 +144,7 @@ def test_bfloat16(called: list[str], cell: cells.Cell) -> None:
 
 
 def test_blocks_of_the_derivative(called: list[str]) -> None:
-    compare(cells.LSTM(), SIZES[0], jnp.float32, 1e-5, masked=True, block=2, remat=True)
+    compare(cells.LSTM(), SIZES[0], jnp.float32, 1e-5, masked=True, block_length=2, remat=True)
     assert called.count("jaxrnn_forward") > 1
 
 
@@ -165,9 +172,9 @@ def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> 
     tpu_tiling.tiles.cache_clear()
     cell = cells.GRU()
     weights, x, state, masks, (dh, dlast) = draw(cell, (3, 11, 1, 3), jnp.float32)
-    flags = flags_of(masks)
-    how: dict[str, Any] = dict(cell=cell, masked=True, reverse=False)
-    operands = (x, *weights[:4], *state, *flags)
+    operands, tree = forward_operands(weights, x, state, masks)
+    how: dict[str, Any] = dict(cell=cell, reverse=False, tuned_for="tpu")
+    forward_how = how | dict(tree=tree, store_residuals=True)
 
     def run(f: Any, *args: Any) -> Any:
         out = jax.block_until_ready(jax.jit(f)(*args))
@@ -176,14 +183,15 @@ def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> 
         assert not found.races_found
         return out
 
-    forward = functools.partial(fused._forward_kernel, "tpu", **how, store_residuals=True)
+    forward = functools.partial(fused._forward_kernel, "tpu", **forward_how)
     h, *more = run(forward, *operands)
-    reference = jax.jit(functools.partial(fused._forward_reference, **how, store_residuals=True))
+    reference = jax.jit(functools.partial(fused._forward_reference, **forward_how))
     close((h, *more), reference(*operands), 1e-5)
-    residuals = (x, *weights[:2], *state, h, *more, *flags)
-    how |= dict(requested=(True, True, True, True))
-    expected = jax.jit(functools.partial(fused._backward_reference, **how))(dh, *dlast, *residuals)
-    got = run(functools.partial(fused._backward_kernel, "tpu", **how), dh, *dlast, *residuals)
+    operands, how["tree"] = backward_operands(
+        cell, weights, x, state, masks, (h, *more), (dh, dlast)
+    )
+    expected = jax.jit(functools.partial(fused._backward_reference, **how))(*operands)
+    got = run(functools.partial(fused._backward_kernel, "tpu", **how), *operands)
     close(got, expected, 1e-5)
     tpu_tiling.tiles.cache_clear()
 

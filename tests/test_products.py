@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.backends.products import paired_product, product, product_of_rows, rows_product
+from jaxrnn.backends.step import matmul, matmul_batch_major, matmul_with_transpose, project
 
 
 def draw(outputs: int, inputs: int, rows: int, *, models: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -20,7 +20,7 @@ def draw(outputs: int, inputs: int, rows: int, *, models: int = 0) -> tuple[jax.
 
 
 def paired(w: Any, a: Any) -> Any:
-    return paired_product(w, jnp.swapaxes(w, -1, -2), a)
+    return matmul_with_transpose(w, jnp.swapaxes(w, -1, -2), a)
 
 
 def close(got: Any, want: Any) -> None:
@@ -50,7 +50,7 @@ def test_it_is_the_plain_product_and_so_are_its_derivatives(
         )
 
     run = jax.jit(results, static_argnums=0)
-    close(run(paired), run(product))
+    close(run(paired), run(matmul))
 
 
 @pytest.mark.parametrize("axes", [(None, 0), (None, 1), (0, None), (0, 1)], ids=str)
@@ -66,21 +66,21 @@ def test_it_maps_over_rows_and_over_models(axes: tuple[int | None, int | None]) 
         return mapped(w, a), pulled(w, a), pushed(w, a)
 
     run = jax.jit(results, static_argnums=0)
-    close(run(paired), run(product))
+    close(run(paired), run(matmul))
 
 
 def test_sums_are_at_least_float32() -> None:
     w, a = (v.astype(jnp.bfloat16) for v in draw(3, 2, 4))
     out, pullback = jax.vjp(lambda a: paired(w, a), a)
     (da,) = pullback(jnp.ones_like(out))
-    assert out.dtype == product(w, a).dtype == jnp.float32
+    assert out.dtype == matmul(w, a).dtype == jnp.float32
     assert da.dtype == jnp.bfloat16
 
 
 def test_rows_may_come_first_or_last() -> None:
     w, a = draw(3, 2, 4)
     x = jnp.stack([a.T, 2 * a.T])  # (K, N, D)
-    close(product_of_rows(w, x), rows_product(x, w).swapaxes(1, 2))
-    close(product_of_rows(w, x)[1], product(w, 2 * a))
-    assert product(None, a) is None
-    assert product_of_rows(w, None) is None
+    close(matmul_batch_major(w, x), project(x, w).swapaxes(1, 2))
+    close(matmul_batch_major(w, x)[1], matmul(w, 2 * a))
+    assert matmul(None, a) is None
+    assert matmul_batch_major(w, None) is None

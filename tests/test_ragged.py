@@ -312,14 +312,14 @@ GOOD = jnp.zeros((T, N, 3))
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ({"lengths": [6, -1, 7]}, ValueError, "from 0 to 6.*got -1, 7"),
-        ({"lengths": jnp.array([7, 1, 1])}, ValueError, "from 0 to 6.*got 7"),
-        ({"lengths": [1, 2]}, RuntimeError, r"Expected shape \(3,\), got \(2,\)"),
-        ({"lengths": 3}, ValueError, r"Expected shape \(3,\), got \(\)"),
-        ({"lengths": [1.0, 2.0, 3.0]}, TypeError, "should be integers, got float64"),
-        ({"lengths": [True, True, True]}, TypeError, "should be integers, got bool"),
-        ({"resets": np.zeros((T, N))}, TypeError, r"should be bool, got float.*astype\(bool\)"),
-        ({"resets": np.zeros((N, T), bool)}, ValueError, r"Expected shape \(6, 3\), got \(3, 6\)"),
+        ({"lengths": [6, -1, 7]}, ValueError, "between 0 and 6.*got -1, 7"),
+        ({"lengths": jnp.array([7, 1, 1])}, ValueError, "between 0 and 6.*got 7"),
+        ({"lengths": [1, 2]}, RuntimeError, r"of shape \(3,\), got \(2,\)"),
+        ({"lengths": 3}, ValueError, r"of shape \(3,\), got \(\)"),
+        ({"lengths": [1.0, 2.0, 3.0]}, TypeError, "must be integers, got float64"),
+        ({"lengths": [True, True, True]}, TypeError, "must be integers, got bool"),
+        ({"resets": np.zeros((T, N))}, TypeError, r"must be bool, got float.*astype\(bool\)"),
+        ({"resets": np.zeros((N, T), bool)}, ValueError, r"\(6, 3\), got \(3, 6\)"),
         ({"resets": np.zeros((T, N, 3), bool)}, RuntimeError, r"got \(6, 3, 3\)"),
     ],
     ids=str,
@@ -334,9 +334,9 @@ def test_wrong_lengths_and_resets_are_named(
 
 def test_wrong_lengths_without_a_batch_are_named() -> None:
     layer = make("GRU")
-    with pytest.raises(ValueError, match="a single number without a batch"):
+    with pytest.raises(ValueError, match="a scalar for unbatched input"):
         layer(GOOD[:, 0], lengths=[3])
-    with pytest.raises(ValueError, match=r"Expected shape \(6,\), got \(6, 1\)"):
+    with pytest.raises(ValueError, match=r"\(6,\), got \(6, 1\)"):
         layer(GOOD[:, 0], resets=np.zeros((T, 1), bool))
 
 

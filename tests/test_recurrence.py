@@ -14,10 +14,9 @@ import pytest
 from jax.nn import sigmoid
 
 from jaxrnn import cells
-from jaxrnn.backends.blocks import block_length, scan_blocks
-from jaxrnn.backends.step import advance, gate_inputs
+from jaxrnn.backends.scan import block_length, scan_blocks
+from jaxrnn.backends.step import advance, input_pre_activations
 from jaxrnn.core import stack
-from jaxrnn.core import unroll as recurrence
 from jaxrnn.core.unroll import StepMasks, Weights, unroll
 
 T, N, D, H = 5, 2, 3, 4
@@ -55,7 +54,7 @@ CELLS = [cells.Elman(), cells.Elman("relu"), cells.LSTM(), cells.GRU(), PlainLST
 def draw(cell: cells.Cell, *, proj: int = 0, bias: bool = True, seed: int = 0) -> Any:
     random = np.random.RandomState(seed)
     array = lambda *s: jnp.asarray(random.uniform(-1, 1, s))  # noqa: E731
-    shapes = stack.shapes(cell, D, H, bias=bias, proj_size=proj)
+    shapes = stack.param_shapes(cell, D, H, bias=bias, proj_size=proj)
     named: dict[str, Any] = {name: array(*shape) for name, shape in shapes.items()}
     weights = Weights(**named)
     state = (array(N, proj or H), array(N, H))[: len(cell.states)]
@@ -137,7 +136,7 @@ def test_values_and_gradients_equal_a_loop(way: tuple[cells.Cell, bool, bool, bo
     cell, reverse, remat, masked = way
     weights, x, state, masks, cotangent = draw(cell)
     masks = masks if masked else StepMasks()
-    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=2)
+    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block_length=2)
     both = results_and_grads(run, cotangent)
     # The forward pass alone keeps nothing, and is another program.
     (results, grads), alone = jax.jit(lambda *a: (both(*a), run(*a)))(weights, x, state)
@@ -155,7 +154,7 @@ def test_projection_equals_a_loop(cell: cells.Cell, reverse: bool, remat: bool) 
         with pytest.raises(TypeError):
             jax.eval_shape(lambda: unroll(cell, weights, x, state))
         return
-    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block=2)
+    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block_length=2)
     got = jax.jit(results_and_grads(run, cotangent))(weights, x, state)
     close(got, expected(SAME.get(cell, cell), reverse, proj=2, bias=False))
 
@@ -166,12 +165,12 @@ def test_projection_equals_a_loop(cell: cells.Cell, reverse: bool, remat: bool) 
     [(cells.LSTM(), 0), (cells.LSTM(), 2), (cells.GRU(), 0), (PlainLSTM(), 2)],
     ids=repr,
 )
-def test_gates_that_are_too_many_to_keep_are_computed_again(
-    cell: cells.Cell, proj: int, reverse: bool, monkeypatch: pytest.MonkeyPatch
+def test_residuals_that_exceed_the_budget_are_recomputed(
+    cell: cells.Cell, proj: int, reverse: bool
 ) -> None:
-    monkeypatch.setattr(recurrence, "KEPT_BYTES", 0)
     weights, x, state, masks, cotangent = draw(cell, proj=proj)
-    run = functools.partial(unroll, cell, masks=masks, reverse=reverse, block=2)
+    options = dict(masks=masks, reverse=reverse, block_length=2, residual_bytes=0)
+    run = functools.partial(unroll, cell, **options)
     got = jax.jit(results_and_grads(run, cotangent))(weights, x, state)
     close(got, expected(SAME.get(cell, cell), reverse, proj=proj))
 
@@ -179,7 +178,7 @@ def test_gates_that_are_too_many_to_keep_are_computed_again(
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 100, None])
 def test_the_block_changes_no_number(block: int | None) -> None:
     weights, x, state, _, _ = draw(cells.LSTM())
-    run = jax.jit(functools.partial(unroll, cells.LSTM(), block=block))
+    run = jax.jit(functools.partial(unroll, cells.LSTM(), block_length=block))
     close(run(weights, x, state), expected(cells.LSTM(), False, masked=False)[0])
 
 
@@ -195,7 +194,9 @@ def test_an_empty_batch_gives_empty_results() -> None:
 def test_one_step_is_the_recurrence_of_one_step() -> None:
     weights, x, state, _, _ = draw(cells.LSTM())
     rows_last = tuple(s.T for s in state)
-    new, m, _ = advance(cells.LSTM(), weights, gate_inputs(cells.LSTM(), weights, x[0]), rows_last)
+    new, m, _ = advance(
+        cells.LSTM(), weights, input_pre_activations(cells.LSTM(), weights, x[0]), rows_last
+    )
     hs, last = unroll(cells.LSTM(), weights, x[:1], state)
     close((*(s.T for s in new), m.T), (*last, hs[0]))
 
@@ -204,7 +205,7 @@ def test_the_weight_gradient_is_one_product_a_block() -> None:
     """No product with the size of the weights is inside the loop over the steps of a block."""
     cell = cells.LSTM()
     weights, x, state, _, _ = draw(cell)
-    f = jax.grad(lambda w: unroll(cell, w, x, state, block=T, backend="scan")[0].sum())
+    f = jax.grad(lambda w: unroll(cell, w, x, state, block_length=T, backend="scan")[0].sum())
     jaxpr = jax.make_jaxpr(f)(weights)
     inner = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
     shapes = [
@@ -224,7 +225,7 @@ def test_rematerialisation_keeps_less() -> None:
     weights, _, _, _, _ = draw(cell)
 
     def temporary(remat: bool) -> int:
-        f = lambda w, x: unroll(cell, w, x, remat=remat, block=10)[0].sum()  # noqa: E731
+        f = lambda w, x: unroll(cell, w, x, remat=remat, block_length=10)[0].sum()  # noqa: E731
         shape = jax.ShapeDtypeStruct((1000, 16, D), jnp.float64)
         compiled = jax.jit(jax.grad(f)).lower(weights, shape).compile()
         analysis = compiled.memory_analysis()

@@ -1,7 +1,7 @@
 """Regularised stacks equal a plain loop over the same masks, with the same derivatives.
 
 The loop is written out step by step from the equations, in Python, and draws each mask by
-`jaxrnn.core.dropout.keep` from the key of the call.
+`jaxrnn.core.dropout.dropout_mask` from the key of the call.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jaxrnn
 from jaxrnn import GRU, LSTM, RNN, Recurrent, cells
 from jaxrnn.cells import Cell
 from jaxrnn.core import stack
-from jaxrnn.core.dropout import Regularisers, keep
+from jaxrnn.core.dropout import Regularization, dropout_mask
 from jaxrnn.sequences.streaming import jit_step
 from tests.test_cells import (
     LENGTHS,
@@ -41,7 +41,9 @@ X = jnp.asarray(np.random.RandomState(1).uniform(-1, 1, (T, N, D)))
 
 def scaled(key: Any, kind: str, index: int, p: float, shape: tuple[int, ...]) -> Any:
     """0 with probability p, else 1 / (1 - p)."""
-    return keep(key, kind, index, p, shape) / (1 - p if p < 1 else 1) if p else jnp.ones(shape)
+    return (
+        dropout_mask(key, kind, index, p, shape) / (1 - p if p < 1 else 1) if p else jnp.ones(shape)
+    )
 
 
 def one_step(cell: Any, w: Any, x: Any, state: Any, mask: Any) -> tuple[Any, Any]:
@@ -73,7 +75,7 @@ def direction(
     plan: Any, w: Any, x: Any, state: Any, index: int, key: Any, lengths: Any, resets: Any
 ) -> tuple[Any, Any]:
     """Outputs and last states of one layer and direction."""
-    r, reverse = plan.regularisers, bool(index % plan.directions)
+    r, reverse = plan.regularization, bool(index % plan.directions)
     if r.weight_drop:
         named = w.named()
         hh = named["weight_hh"]
@@ -83,7 +85,7 @@ def direction(
     kept = []
     for number, p in enumerate(r.zoneout):
         shape = (T, state[number].shape[1], N)
-        drawn = ~keep(key, "zoneout", index, p, shape, number) if r.training and p else p
+        drawn = ~dropout_mask(key, "zoneout", index, p, shape, number) if r.training and p else p
         kept.append(jnp.broadcast_to(jnp.asarray(drawn, float), shape).swapaxes(1, 2))
     at = np.arange(T)[:, None] + reverse  # where the row is cut before this step is read
     cut, own = (at < lengths) & resets[at[:, 0]], np.arange(T)[:, None] < lengths
@@ -104,7 +106,7 @@ def direction(
 
 def plain(plan: Any, weights: Any, x: Any, hx: Any, key: Any, lengths: Any, resets: Any) -> Any:
     """What `stack.run` gives."""
-    r, last = plan.regularisers, []
+    r, last = plan.regularization, []
     for first in range(0, len(weights), plan.directions):
         mask = scaled(key, "input_dropout", first, r.input_dropout, x.shape[1:])
         x = jnp.stack([x[t] * mask for t in range(T)])
@@ -170,10 +172,10 @@ def case(name: str) -> tuple[Any, Any, Any, Any]:
             *(("proj_size", 0), ("bidirectional", False)),
         )
     )
-    made = Regularisers.of(cell, **options)
+    made = Regularization.from_options(cell, **options)
     assert made is not None
     plan = stack.StackOptions(
-        cell, bidirectional=bidirectional, regularisers=made.of_mode(training), **more
+        cell, bidirectional=bidirectional, regularization=made.for_mode(training), **more
     )
     weights = stack.init(
         *(jax.random.key(1), cell, D, H), num_layers=layers, bidirectional=bidirectional,
@@ -257,7 +259,7 @@ def test_evaluation_draws_nothing_and_is_the_plain_layer() -> None:
     close(jax.jit(lambda x: layer(x))(X), other(X))
     close(jax.grad(lambda x: layer(x)[0].sum())(X), jax.grad(lambda x: other(x)[0].sum())(X))
     assert int(rngs.count[...]) == before
-    assert layer._stack_options("TND", training=False).regularisers is None
+    assert layer._stack_options("TND", training=False).regularization is None
 
 
 def test_zoneout_in_evaluation_needs_no_stream() -> None:
@@ -272,7 +274,7 @@ def test_zoneout_in_evaluation_needs_no_stream() -> None:
 def test_with_everything_off_there_is_no_stream() -> None:
     layer = make(rngs=nnx.Rngs(0), input_dropout=0.0, zoneout=(0, 0.0), weight_drop=0)
     assert layer.rngs is None
-    assert layer._regularisers is None
+    assert layer._regularization is None
     assert repr(layer) == "LSTM(3, 4, zoneout=(0, 0.0))"
 
 
@@ -457,11 +459,11 @@ def test_a_converted_layer_says_what_it_would_lose() -> None:
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
-    "above": (None, {"input_dropout": 1.5}, ValueError, "input_dropout should be a proba.*got 1.5"),
-    "below": (None, {"weight_drop": -0.1}, ValueError, "weight_drop should be a prob.*got -0.1"),
+    "above": (None, {"input_dropout": 1.5}, ValueError, "`input_dropout` must be a proba.*got 1.5"),
+    "below": (None, {"weight_drop": -0.1}, ValueError, "`weight_drop` must be a prob.*got -0.1"),
     "no number": (None, {"recurrent_dropout": "a"}, ValueError, "recurrent_dropout.*got 'a'"),
-    "zoneout": (None, {"zoneout": (0.1, 2)}, ValueError, "zoneout should be a prob.*got 2"),
-    "count": (None, {"zoneout": (0.1,)}, ValueError, r"or 2, one for each state \(h, c\); got 1"),
+    "zoneout": (None, {"zoneout": (0.1, 2)}, ValueError, "`zoneout` must be a prob.*got 2"),
+    "count": (None, {"zoneout": (0.1,)}, ValueError, r"or 2, one for each state \(h, c\), got 1"),
     "sizes": (
         None,
         {"num_layers": 3, "hidden_size": (4, 5)},
@@ -469,13 +471,13 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "each of 3 layers, got 2",
     ),
     "size": (None, {"hidden_size": (4, 0)}, ValueError, "must be greater than zero, got .4, 0"),
-    "type": (None, {"hidden_size": (4, 2.5)}, TypeError, "should be an int or several"),
+    "type": (None, {"hidden_size": (4, 2.5)}, TypeError, "must be an int or several"),
     "none": (None, {"hidden_size": ()}, ValueError, "got 0"),
     "proj": (None, {"hidden_size": (4, 2), "proj_size": 3}, ValueError, "smaller than hidden_size"),
     "skip": (None, {"skip": "dense"}, ValueError, "skip.*'residual'.*'highway'.*'dense'"),
-    "no skip": (None, {"skip": "residual"}, ValueError, "no layer has as many.*: 3 and 4"),
-    "norm": (None, {"weight_norm": ("bias_hh",)}, ValueError, "weight_norm should be.*bias_hh"),
-    "general": (cells.MinGRU(), {"recurrent_dropout": 0.5}, ValueError, "MinGRU.*has no W_hh"),
+    "no skip": (None, {"skip": "residual"}, ValueError, "as many input as output.*got 3 and 4"),
+    "norm": (None, {"weight_norm": ("bias_hh",)}, ValueError, "`weight_norm` must be.*bias_hh"),
+    "general": (cells.MinGRU(), {"recurrent_dropout": 0.5}, ValueError, "MinGRU.*has no weight_hh"),
     "no matrix": (cells.IndRNN(), {"weight_drop": 0.5}, ValueError, "IndRNN.* has no weight_hh"),
 }
 
@@ -491,19 +493,19 @@ def test_wrong_states_of_layers() -> None:
     layer = RNN(D, (4, 5), rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     good = layer.initial_state(N)
     for hx, error, message in (
-        (good[0], TypeError, "expected h as a tuple of 2 arrays, one a layer, got ArrayImpl"),
-        (good[:1], ValueError, "expected h as a tuple of 2 arrays, one a layer, got 1"),
+        (good[0], TypeError, "`h` must be a tuple of 2 arrays, one for each layer, got ArrayImpl"),
+        (good[:1], ValueError, "`h` must be a tuple of 2 arrays, one for each layer, got 1"),
         (good[::-1], ValueError, r"Expected h of layer 0 \(1, 3, 4\), got \[1, 3, 5\]"),
     ):
         with pytest.raises(error, match=message):
             layer(X, hx)
     pair = LSTM(D, (4, 5), rngs=nnx.Rngs(0), param_dtype=jnp.float64)
-    with pytest.raises(ValueError, match=r"expected 2 states \(h, c\), each a tuple.*got 3"):
+    with pytest.raises(ValueError, match=r"`hx` must be 2 states \(h, c\), each a tuple.*got 3"):
         pair(X, (good,) * 3)
 
 
 def test_a_kernel_says_why_not() -> None:
     each: list[dict[str, Any]] = [{"recurrent_dropout": 0.5}, {"zoneout": 0.5}]
     for options in each:
-        with pytest.raises(ValueError, match="it has no recurrent dropout and no zoneout"):
+        with pytest.raises(ValueError, match="recurrent dropout and zoneout are not supported"):
             make(backend="kernel", rngs=nnx.Rngs(0), **options)(X)

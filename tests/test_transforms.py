@@ -200,7 +200,7 @@ def test_frozen_weights_and_constant_inputs_cost_no_product(kind: str) -> None:
 
     def products(f: Any, *args: Any) -> int:
         text = str(jax.make_jaxpr(f)(*args))
-        return text.count("dot_general") + text.count("= paired_product")
+        return text.count("dot_general") + text.count("= matmul_with_transpose")
 
     loss = lambda b, r, x: nnx.merge(graph, b, r)(x)[0].sum()  # noqa: E731
     frozen = products(jax.grad(loss), biases, rest, x)

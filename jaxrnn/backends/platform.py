@@ -1,105 +1,163 @@
-"""What the loops choose by the platform: how long a block is, and what is done in a step.
+"""Platforms: their names, how the scan is tuned for each, and which kernels each has.
 
-A CPU is bound by its caches and by what XLA vectorises; a GPU, at the sizes of a recurrence, by how
-many kernels are launched, each for a few microseconds. Asked while tracing, so a program that is
-exported for another platform keeps the choices of the machine it was traced on, unless it is traced
-under `traced_for`. No choice changes a result beyond rounding.
+A CPU is bound by its caches and by what XLA vectorises; a GPU, at the sizes of a recurrence, by the
+number of kernels launched, each for a few microseconds. No choice here changes a result beyond
+rounding.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxrnn import _checks as checks
-
-
-class Choices(NamedTuple):
-    """How the loops are written.
-
-    Attributes:
-        rows: about how many rows (steps x batch) a block holds.
-        longest: the most steps in a block.
-        unroll: steps in one turn of the loop.
-        inputs_in_loop: whether the product of W_ih with x may be left to each step.
-        prefetch: whether a step may fetch the gate inputs of the next one (see `jaxrnn.backends.scan`).
-        keep_saved: whether what the cell saved may be kept for the derivative, beside the states.
-    """
-
-    rows: int
-    longest: int
-    unroll: int
-    inputs_in_loop: bool
-    prefetch: bool
-    keep_saved: bool
-
-
-# A block should hold enough rows for a fast product, few enough that its gates stay in the cache.
-# Measured with sizes from H = 128 to 512. Unrolling never helped.
-CPU = Choices(rows=640, longest=50, unroll=1, inputs_in_loop=True, prefetch=True, keep_saved=True)
-
-# Counted in what XLA compiles for an H100 (the `launches` benchmark). A turn of the loop has one
-# kernel for its counter and one for each array that is stored, however many steps it holds; a
-# block has some fifteen of its own. Storing the gates splits the pointwise kernel in two, and
-# computing them again is one product a block. A block's gate inputs take rows * G * H * 4 bytes.
-GPU = Choices(
-    rows=8192, longest=256, unroll=8, inputs_in_loop=False, prefetch=False, keep_saved=False
-)
+from jaxrnn import _checks
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What programs are lowered for."""
-
-_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+"""Platforms that programs are lowered for."""
 
 
-def choices() -> Choices:
-    """Those of the platform that is traced for."""
-    return GPU if (asked_platform() or jax.default_backend()) in ("gpu", "cuda", "rocm") else CPU
+class Tuning(NamedTuple):
+    """Tuning of the scan for a platform.
+
+    Attributes:
+        block_size: target number of steps times batch elements in a block.
+        longest_block: largest number of steps in a block.
+        unroll: steps in one iteration of the compiled loop.
+        project_inputs_in_loop: if True, the product of W_ih with x_t may run in step t.
+        prefetch: if True, a step may load the input pre-activations of the next step.
+        store_cell_residuals: if True, the residuals of the cell may be stored beside the states.
+    """
+
+    block_size: int
+    longest_block: int
+    unroll: int
+    project_inputs_in_loop: bool
+    prefetch: bool
+    store_cell_residuals: bool
 
 
-def named(platform: str) -> str:
-    """A platform as programs are lowered for it; "gpu" stands for "cuda".
+# A block should be large enough for a fast product and small enough for its gates to stay in the
+# cache. Measured for H from 128 to 512. Unrolling never helped.
+CPU = Tuning(640, 50, 1, project_inputs_in_loop=True, prefetch=True, store_cell_residuals=True)
+
+# Counted in the programs that XLA compiles for an H100 (`python -m bench launches`). An iteration
+# of the loop launches one kernel for its counter and one for each array stored, however many steps
+# it holds; a block launches some fifteen. Storing the gates splits the elementwise kernel in two,
+# recomputing them is one product a block. The pre-activations of a block take
+# block_size * G * H * 4 bytes.
+GPU = Tuning(8192, 256, 8, project_inputs_in_loop=False, prefetch=False, store_cell_residuals=False)
+
+
+def tuning(platform: str) -> Tuning:
+    """Return the tuning of the scan for a platform."""
+    return GPU if platform in ("cuda", "rocm") else CPU
+
+
+def canonical_name(platform: str) -> str:
+    """Return the name that JAX lowers for; "gpu" stands for "cuda".
 
     Raises:
-        ValueError: for one that JAX does not have: naming those that it has.
+        ValueError: if JAX has no such platform.
     """
     platform = "cuda" if platform == "gpu" else platform
-    checks.choice("platform", platform, PLATFORMS)
+    _checks.choice("platform", platform, PLATFORMS)
     return platform
 
 
-def asked_platform() -> str | None:
-    """The platform of `traced_for`, or None."""
-    return _platform.get()
+_traced_for = jax.make_user_context(None)
+
+
+def current_platform() -> str:
+    """Return the platform of `traced_for`, else of ``jax.default_device``, else JAX's default."""
+    if _traced_for.value is not None:
+        return _traced_for.value
+    device = jax.config.jax_default_device  # pyright: ignore
+    name = device if isinstance(device, str) else getattr(device, "platform", None)
+    name = name or jax.default_backend()
+    return _gpu_platform() if name == "gpu" else name
+
+
+@functools.cache
+def _gpu_platform() -> str:
+    version = getattr(jax.devices("gpu")[0].client, "platform_version", "")
+    return "rocm" if "rocm" in version.lower() else "cuda"
 
 
 @contextmanager
 def traced_for(platform: str) -> Iterator[None]:
-    """Trace for a platform that is not this process's, to compile or export for it.
+    """Trace for a platform that may not be present, to compile or export for it.
 
-    What was traced before stays out of it: JAX's caches are emptied at both ends.
+    The platform is part of the key of JAX's caches: a function traced before is traced again.
 
     Args:
         platform: "cpu", "gpu", "cuda", "rocm" or "tpu"; "gpu" stands for "cuda".
 
     Raises:
-        ValueError: for another platform.
+        ValueError: for any other platform.
 
     Example:
-        >>> from jaxrnn.backends import platform as tuning
-        >>> with tuning.traced_for("gpu"):
-        ...     tuning.choices().unroll
-        8
+        >>> from jaxrnn.backends.platform import current_platform, traced_for
+        >>> with traced_for("gpu"):
+        ...     current_platform()
+        'cuda'
     """
-    platform = named(platform)
-    jax.clear_caches()
-    token = _platform.set(platform)
-    try:
+    with _traced_for(canonical_name(platform)):
         yield
-    finally:
-        _platform.reset(token)
-        jax.clear_caches()
+
+
+class Kernels(NamedTuple):
+    """The kernels of a platform.
+
+    Attributes:
+        module: name of their module, imported when first needed.
+        portable: if True, a kernel is part of the program and can be exported. Otherwise it is
+            machine code of this process.
+        computes_gradients: if True, the backward kernel also computes the gradients with respect to
+            weights and input. Otherwise it returns those with respect to the gate pre-activations.
+        skips_padding: if True, the kernels read no input at padding.
+    """
+
+    module: str
+    portable: bool
+    computes_gradients: bool = False
+    skips_padding: bool = False
+
+
+KERNELS: dict[str, Kernels] = {
+    "cpu": Kernels("jaxrnn.backends.cpu", False, computes_gradients=True, skips_padding=True),
+    "tpu": Kernels("jaxrnn.backends.tpu", True),
+    "cuda": Kernels("jaxrnn.backends.hopper", True),
+}
+"""The kernels by platform.
+
+A module of kernels defines
+
+.. code-block:: text
+
+    unsupported_reason(cell, dtype, T, N, D, H)     why the kernels cannot run, or None
+    unprofitable_reason(cell, dtype, T, N, D, H)    why "auto" should prefer the scan; optional
+    run_forward(operands, *, cell, reverse, masked, store_residuals)   as `primitives.forward_p`
+    run_backward(operands, *, cell, reverse, masked)
+
+With `computes_gradients`, `run_backward` takes the operands of `primitives.backward_p`, and
+`requested` too. Without, its operands are the cotangents of h at each step and of the final state,
+W_hh, the states before the first and after each step, the residuals of the cell and the packed
+masks; it returns the gradients with respect to the gate pre-activations, (T, N, G*H), and to the
+initial state.
+"""
+
+
+def is_portable(platform: str) -> bool:
+    """Return True if the kernels of a platform, if any, may be part of an exported program."""
+    return platform in KERNELS and KERNELS[platform].portable
+
+
+def kernel_module(platform: str) -> Any:
+    """Return the module of a platform's kernels, or None."""
+    kernels = KERNELS.get(platform)
+    return kernels and importlib.import_module(kernels.module)

@@ -1,106 +1,399 @@
-"""The loops as single operations, each with a kernel where there is one.
+"""The loop over time as JAX primitives that may have kernels.
 
-Three primitives of JAX, with rows first in all of their arrays:
+Three primitives, batch-major in all of their arrays:
 
 .. code-block:: text
 
-    forward     x, weights, first states -> h at each step, other states, what the cell saves
-    linear      dx, dweights, dstate -> dh at each step, dstate at the end     linear in all three
-    backward    the transpose of `linear`
+    rnn_forward     x, weights, initial state -> h at each step, other states, cell residuals
+    rnn_linear      dx, dweights, dstate -> dh at each step, final dstate    linear in all three
+    rnn_backward    the transpose of rnn_linear
 
-What each computes is defined by the scans of `jaxrnn.backends.scan`: that is what runs where there is no
-kernel, and what is differentiated, batched or transposed where more than a kernel is asked for.
-`jaxrnn.backends.fused_loops` puts them in the place of those scans, `jaxrnn.backends.operands` says in which order
-they take their arrays. Axis letters as there.
+Each is defined by `jaxrnn.backends.scan`, which runs without a kernel and is what JAX
+differentiates, batches or transposes when a program asks for more than a kernel computes. Operands
+are flattened pytrees; the parameter `tree` is their structure.
+
+`forward` and `linear` are the protocol of `jaxrnn.backends.base`. Axis letters as in
+`jaxrnn.backends.scan`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.backends import kernels, operations
-from jaxrnn.backends import scan as loops
-from jaxrnn.backends import sharding as devices
-from jaxrnn.backends.base import Keep, Plan
-from jaxrnn.backends.blocks import first_and_shifted, known
-from jaxrnn.backends.elementwise.residuals import derivative_rule
-from jaxrnn.backends.operands import (
-    Requested,
-    linear_counts,
-    masks_of,
-    own_of,
-    residual_counts,
-    saved_kinds,
-    saved_tree,
-    split,
-    state_counts,
+from jaxrnn.backends import operations, platform, scan, sharding
+from jaxrnn.backends.base import (
+    ForwardResult,
+    ResidualPolicy,
+    Residuals,
+    Tangents,
+    UnrollOptions,
 )
-from jaxrnn.backends.products import paired_product, rows_product
-from jaxrnn.backends.step import enter, entered_rows, turned, zero_padding
-from jaxrnn.cells import Cell
+from jaxrnn.backends.elementwise.residuals import derivative_rule, param_counts
+from jaxrnn.backends.operations import shape_like
+from jaxrnn.backends.step import (
+    StepMasks,
+    apply_resets,
+    cast_like,
+    is_static,
+    matmul_with_transpose,
+    project,
+    reset_hidden,
+    transpose_state,
+    zero_padding,
+)
+from jaxrnn.cells import Cell, State
 from jaxrnn.cells.base import compute_dtype, upcast
 from jaxrnn.cells.weights import Weights, cell_parameters
 
-# What the operations compute
+# Steps times batch elements in a block that is recomputed: enough for the cost of a kernel's call to
+# vanish, few enough for the memory that blocks share to stay in the cache.
+BLOCK_SIZE = 2048
+
+
+class ForwardOperands(NamedTuple):
+    """Operands of rnn_forward; `cell_params` is one vector or None, `masks` packed or None."""
+
+    x: Any
+    weight_ih: Any
+    weight_hh: Any
+    bias_ih: Any
+    bias_hh: Any
+    cell_params: Any
+    state: State
+    masks: Any
+
+
+class LinearTangents(NamedTuple):
+    """Operands that rnn_linear is linear in; None for a tangent that is zero.
+
+    Attributes:
+        bias: (), or one tangent of the sum of both biases, or two for a cell with `split`.
+    """
+
+    x: Any
+    weight_ih: Any
+    weight_hh: Any
+    bias: tuple[Any, ...]
+    cell_params: Any
+    state: State
+
+
+class LinearResiduals(NamedTuple):
+    """Operands that rnn_linear is not linear in.
+
+    Attributes:
+        state: the state before the first step.
+        states: the states after each step, h first.
+        cell: the residuals of the cell.
+        masks: packed masks, or None.
+    """
+
+    x: Any
+    weight_ih: Any
+    weight_hh: Any
+    cell_params: Any
+    state: State
+    states: State
+    cell: tuple[Any, ...]
+    masks: Any
+
+
+LinearOperands = tuple[LinearTangents, LinearResiduals]
+
+
+# The protocol of a loop
+
+
+def forward(
+    options: UnrollOptions,
+    weights: Weights,
+    x: jax.Array,
+    state: State,
+    masks: StepMasks,
+    policy: ResidualPolicy,
+) -> ForwardResult:
+    """Run the cell over time, as `jaxrnn.backends.scan.forward`; residuals are batch-major."""
+    parameters = _weight_operands(options.cell, weights)
+    last = 0 if options.reverse else -1
+    length = _block_length(options, x, policy)
+    if policy is ResidualPolicy.ALL:
+        h, residuals = _bind_forward(options, parameters, x, state, masks, store_residuals=True)
+        after = (h, *residuals.states)
+        starts = scan.states_before_blocks(options, length, state, after)
+        final = tuple(s[last] for s in after)
+        return ForwardResult((h,), final, residuals, starts, policy)
+
+    def run_block(state: State, steps: Any, nothing: None) -> Any:
+        del nothing
+        x, masks = steps
+        h, rest = _bind_forward(options, parameters, x, state, masks, store_residuals=False)
+        return (h[last], *rest.states), (h,), state
+
+    # The states before blocks are needed only where a block is recomputed.
+    one_block = policy is ResidualPolicy.NOTHING and not options.remat
+    final, outputs, starts = scan.scan_blocks(
+        run_block,
+        state,
+        (x, masks),
+        None,
+        length=x.shape[0] if one_block else length,
+        reverse=options.reverse,
+    )
+    return ForwardResult(outputs, final, None, starts, policy)
+
+
+def linear(
+    options: UnrollOptions,
+    weights: Weights,
+    x: jax.Array,
+    masks: StepMasks,
+    result: ForwardResult,
+    tangents: Tangents,
+) -> tuple[State, State]:
+    """Return the tangents of outputs and final state, as `jaxrnn.backends.scan.linear`."""
+    block = functools.partial(_linear_block, options)
+    length = _block_length(options, x, result.policy)
+    dfinal, doutputs = scan.linear_in_blocks(
+        block, (weights,), options, length, x, masks, result, tangents, tangents.state
+    )
+    return doutputs, cast_like(dfinal, result.final_state)
+
+
+def _linear_block(
+    options: UnrollOptions,
+    weights: Weights,
+    block: scan.StepBlock,
+    dweights: Weights,
+    dx: jax.Array | None,
+    dstate: State,
+) -> tuple[State, State]:
+    """Return the final state's and the outputs' tangents of one block."""
+    cell = options.cell
+    x, start, masks, hs, residuals = block
+    if residuals is None:
+        parameters = _weight_operands(cell, weights)
+        _, residuals = _bind_forward(options, parameters, x, start, masks, store_residuals=True)
+    linear_in = LinearTangents(
+        dx,
+        dweights.weight_ih,
+        dweights.weight_hh,
+        _bias_tangents(cell, dweights),
+        _cell_param_tangents(cell, weights, dweights),
+        dstate,
+    )
+    params = pack_cell_params(cell, weights.cell_params)
+    after, packed = (hs, *residuals.states), pack_masks(masks)
+    saved = LinearResiduals(
+        x, weights.weight_ih, weights.weight_hh, params, start, after, residuals.cell, packed
+    )
+    operands, tree = jax.tree.flatten((linear_in, saved))
+    dh, *final = linear_p.bind(*operands, tree=tree, **_parameters(options))
+    return tuple(final), (dh,)
+
+
+def _block_length(options: UnrollOptions, x: jax.Array, policy: ResidualPolicy) -> int:
+    """Return the steps in a block of the derivative: all, if nothing is recomputed."""
+    if policy is ResidualPolicy.ALL and options.block_length is None:
+        return x.shape[0]
+    return scan.block_length(
+        *x.shape[:2], options.block_length, block_size=BLOCK_SIZE, longest=BLOCK_SIZE
+    )
+
+
+def _parameters(options: UnrollOptions) -> dict[str, Any]:
+    """Return the parameters that all three primitives share."""
+    mesh = sharding.current_mesh()
+    return dict(cell=options.cell, reverse=options.reverse, tuned_for=options.platform, mesh=mesh)
+
+
+def _bind_forward(
+    options: UnrollOptions,
+    parameters: tuple[Any, ...],
+    x: jax.Array,
+    state: State,
+    masks: StepMasks,
+    *,
+    store_residuals: bool,
+) -> tuple[jax.Array, Residuals]:
+    """Return h at each step and, as residuals, the other results."""
+    operands = ForwardOperands(x, *parameters, state, pack_masks(masks))
+    flat, tree = jax.tree.flatten(operands)
+    h, *rest = forward_p.bind(
+        *flat, tree=tree, store_residuals=store_residuals, **_parameters(options)
+    )
+    count = len(state) - 1
+    return h, Residuals(tuple(rest[:count]), None, tuple(rest[count:]))
+
+
+# Operands
+
+
+def _weight_operands(cell: Cell, weights: Weights) -> tuple[Any, ...]:
+    """Return W_ih, W_hh, both biases, zeros if absent, and the packed cell parameters."""
+    params = pack_cell_params(cell, weights.cell_params)
+    zeros = jnp.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
+    biases = (zeros if b is None else b for b in (weights.bias_ih, weights.bias_hh))
+    return weights.weight_ih, weights.weight_hh, *biases, params
+
+
+def _bias_tangents(cell: Cell, dweights: Weights) -> tuple[jax.Array, ...]:
+    """Return the tangents of b_ih and b_hh, or of their sum; () if both are zero."""
+    of_x, of_h = dweights.bias_ih, dweights.bias_hh
+    if of_x is None and of_h is None:
+        return ()
+    if not cell.split:
+        return (of_h if of_x is None else of_x if of_h is None else of_x + of_h,)
+    if of_x is None:
+        assert of_h is not None
+        return jnp.zeros_like(of_h), of_h
+    return of_x, jnp.zeros_like(of_x) if of_h is None else of_h
+
+
+def pack_cell_params(cell: Cell, params: dict[str, jax.Array] | None) -> jax.Array | None:
+    """Concatenate the parameters of a cell into one vector; None without parameters."""
+    return jnp.concatenate([params[n] for n in param_counts(cell)]) if params else None
+
+
+def unpack_cell_params(cell: Cell, vector: jax.Array | None) -> dict[str, jax.Array] | None:
+    """Split the vector of `pack_cell_params` into the parameters of a cell."""
+    if vector is None:
+        return None
+    counts = param_counts(cell)
+    hidden, start, params = len(vector) // sum(counts.values()), 0, {}
+    for name, count in counts.items():
+        params[name] = vector[start : start + count * hidden]
+        start += count * hidden
+    return params
+
+
+def _cell_param_tangents(cell: Cell, weights: Weights, dweights: Weights) -> jax.Array | None:
+    """Return the packed tangents of the cell parameters; None if all are zero."""
+    tangents = {n: d for n, d in (dweights.cell_params or {}).items() if d is not None}
+    if not tangents or weights.cell_params is None:
+        return None
+    params = weights.cell_params.items()
+    zeros = {n: jnp.zeros_like(a) for n, a in params if n not in tangents}
+    return pack_cell_params(cell, zeros | tangents)
+
+
+def pack_masks(masks: StepMasks) -> jax.Array | None:
+    """Pack the masks into uint8 (T, N): 1 for a reset plus 2 for a valid step; None without masks.
+
+    Zoneout is not supported by the primitives.
+    """
+    resets, valid = masks.reset_mask, masks.valid_mask
+    if resets is not None and valid is not None:
+        resets = resets & valid  # a reset at padding has no effect
+    two = jnp.uint8(2)
+    if resets is None:
+        return None if valid is None else valid.astype(jnp.uint8) * two
+    return resets.astype(jnp.uint8) + (two if valid is None else valid.astype(jnp.uint8) * two)
+
+
+def unpack_masks(packed: jax.Array | None) -> StepMasks:
+    """Return the masks that `pack_masks` packed."""
+    if packed is None:
+        return StepMasks()
+    return StepMasks((packed & 1) != 0, (packed & 2) != 0)
+
+
+@functools.lru_cache(maxsize=256)
+def cell_residual_shapes(cell: Cell) -> Any:
+    """Return the residuals of a cell as shapes for one hidden unit and one batch element."""
+    array = lambda count: jax.ShapeDtypeStruct((count, 1), jnp.float32)  # noqa: E731
+    gates = array(len(cell.gates))
+    state = (array(1),) * len(cell.states)
+    params = ({name: array(count) for name, count in param_counts(cell).items()},)
+    params = params if cell.parameters else ()
+    z = (gates, gates) if cell.split else gates
+    return jax.eval_shape(derivative_rule(cell).save, z, state, *params)[1]
+
+
+# References
 
 
 def _forward_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, store_residuals: bool, **_: Any
+    *flat: jax.Array,
+    tree: Any,
+    cell: Cell,
+    reverse: bool,
+    tuned_for: str,
+    store_residuals: bool,
+    **_: Any,
 ) -> list[jax.Array]:
-    (x,), weights, own, state, flags = split(operands, 1, 4, *state_counts(cell))
-    plan = Plan(cell, reverse)
-    how = Keep.ALL if store_residuals else Keep.NOTHING
-    weights = Weights(*weights, cell_params=own_of(cell, own))
-    masks = masks_of(flags)
+    operands: ForwardOperands = jax.tree.unflatten(tree, flat)
+    x, *weights, params, state, packed = operands
+    options = UnrollOptions(cell, reverse, platform=tuned_for)
+    policy = ResidualPolicy.ALL if store_residuals else ResidualPolicy.NOTHING
+    masks = unpack_masks(packed)
     x = zero_padding(masks.valid_mask, x)
-    (h,), last, kept = loops.forward(plan, weights, x, turned(state), masks, how)[:3]
-    if not store_residuals:
-        return [h, *turned(last[1:])]
-    assert kept is not None
-    return [h, *turned(kept.rest), *turned(tuple(jax.tree.leaves(kept.saved)))]
+    all_weights = Weights(*weights, cell_params=unpack_cell_params(cell, params))
+    result = scan.forward(options, all_weights, x, state, masks, policy)
+    (h,), residuals = result.outputs, result.residuals
+    if residuals is None:
+        return [h, *result.final_state[1:]]
+    cell_residuals = tuple(jax.tree.leaves(residuals.cell))
+    return [h, *transpose_state(residuals.states), *transpose_state(cell_residuals)]
 
 
 def _linear_reference(
-    *operands: jax.Array, cell: Cell, reverse: bool, requested: Requested, **_: Any
+    *flat: jax.Array, tree: Any, cell: Cell, reverse: bool, tuned_for: str, **_: Any
 ) -> list[jax.Array]:
-    pieces = split(operands, *linear_counts(cell, requested), *residual_counts(cell))
-    dx, dw_ih, dw_hh, bias, down, dstate, (x, w_ih, w_hh), own, start, after, saved, flags = pieces
-    masks, plan, derivative = masks_of(flags), Plan(cell, reverse), derivative_rule(cell)
-    weights = Weights(w_ih, w_hh, cell_params=own_of(cell, own))
+    operands: LinearOperands = jax.tree.unflatten(tree, flat)
+    tangents, (x, w_ih, w_hh, packed_params, start, after, saved, packed) = operands
+    masks, pointwise = unpack_masks(packed), derivative_rule(cell)
+    options = UnrollOptions(cell, reverse, platform=tuned_for)
+    weights = Weights(w_ih, w_hh, cell_params=unpack_cell_params(cell, packed_params))
     params = cell_parameters(cell, weights.cell_params)
-    # Of steps that are not a row's own, a kernel reads no input and saves nothing.
+    # At padding a kernel reads no input and saves no residuals.
     x = zero_padding(masks.valid_mask, x)
-    saved = _only_saved(cell, params, masks.valid_mask, saved, start)
-    shift = functools.partial(first_and_shifted, reverse=reverse)
-    old = enter(turned(tuple(map(shift, start, after))), masks.reset_mask)
-    tree = jax.tree.structure(saved_tree(cell))
-    coefficients = jax.vmap(lambda saved, old, new: derivative.linearize(saved, old, new, *params))(
-        *upcast((jax.tree.unflatten(tree, turned(saved)), old, turned(after)))
+    saved = _residuals_at_valid_steps(cell, params, masks.valid_mask, saved, start)
+    shift = functools.partial(scan.shift_states, reverse=reverse)
+    old = apply_resets(transpose_state(tuple(map(shift, start, after))), masks.reset_mask)
+    saved = jax.tree.unflatten(
+        jax.tree.structure(cell_residual_shapes(cell)), transpose_state(saved)
     )
-    # All that does not come through the state of the step before, for all steps at once.
-    old_h = entered_rows(shift(start[0], after[0]), masks.reset_mask)
-    dz = turned(_gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h))
+    coefficients = jax.vmap(lambda saved, old, new: pointwise.linearize(saved, old, new, *params))(
+        *upcast((saved, old, transpose_state(after)))
+    )
+    # Every contribution that does not come through the previous state, for all steps at once.
+    old_h = reset_hidden(shift(start[0], after[0]), masks.reset_mask)
+    dz = transpose_state(_pre_activation_tangents(cell, tangents, x, w_ih, old_h))
     zeros = jax.tree.map(jnp.zeros_like, upcast(old))
     if params:
-        params = (*params, *(cell_parameters(cell, own_of(cell, down)) or (None,)))
-    direct = jax.vmap(lambda c, dz, dold: derivative.tangent(c, dz, dold, *params))(
+        dparams = cell_parameters(cell, unpack_cell_params(cell, tangents.cell_params))
+        params = (*params, *(dparams or (None,)))
+    direct = jax.vmap(lambda c, dz, dold: pointwise.tangent(c, dz, dold, *params))(
         coefficients, dz if cell.split else dz[0], zeros
     )
-    last, (dh,) = loops.linear_loop(
-        plan, weights, (None, w_hh.T, None), coefficients, direct, None, masks, turned(dstate)
+    dstate = transpose_state(tangents.state)
+    final, (dh,) = scan.linear_loop(
+        options, weights, (None, w_hh.T, None), coefficients, direct, None, masks, dstate
     )
-    return [dh, *turned(last)]
+    return [dh, *transpose_state(final)]
 
 
-def _only_saved(cell: Cell, params: Any, valid: Any, saved: Any, start: Any) -> tuple[Any, ...]:
-    """What was saved; at steps that are not a row's own, what would be where all is zero."""
-    if valid is None or not saved:
+def _backward_reference(*flat: jax.Array, tree: Any, **parameters: Any) -> list[jax.Array]:
+    count = 1 + len(parameters["cell"].states)
+    cotangents, residuals = flat[:count], flat[count:]
+    reference = functools.partial(_linear_reference, tree=tree, **parameters)
+    shapes = _backward_shapes(flat, tree=tree, **parameters)
+    zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+    transpose = jax.linear_transpose(lambda *a: reference(*a, *residuals), *zeros)
+    return list(transpose(list(cotangents)))
+
+
+def _residuals_at_valid_steps(
+    cell: Cell, params: Any, valid_mask: Any, saved: Any, start: Any
+) -> tuple[Any, ...]:
+    """Replace the cell residuals at padding by those of a step where everything is zero."""
+    if valid_mask is None or not saved:
         return saved
     zero = jnp.zeros((start[0].shape[1], 1), compute_dtype(start[0].dtype))
     gates = jnp.zeros((len(cell.gates) * len(zero), 1), zero.dtype)
@@ -108,169 +401,192 @@ def _only_saved(cell: Cell, params: Any, valid: Any, saved: Any, start: Any) -> 
     _, tree = derivative_rule(cell).save((gates, gates) if cell.split else gates, state, *params)
     at_rest = [a.astype(s.dtype)[:, 0] for a, s in zip(jax.tree.leaves(tree), saved, strict=True)]
     pairs = zip(saved, at_rest, strict=True)
-    return tuple(jnp.where(valid[..., None], s, rest) for s, rest in pairs)
+    return tuple(jnp.where(valid_mask[..., None], s, rest) for s, rest in pairs)
 
 
-def _gate_inputs(
-    cell: Cell, dx: Any, dw_ih: Any, dw_hh: Any, bias: Any, x: Any, w_ih: Any, old_h: Any
+def _pre_activation_tangents(
+    cell: Cell, tangents: LinearTangents, x: Any, w_ih: Any, old_h: Any
 ) -> tuple[jax.Array, ...]:
-    """What the derivatives past the states give to the gate inputs, (T, N, G*H), linear in them."""
-    from_x = [*(_by_weights(x, d) for d in dw_ih), *(rows_product(d, w_ih) for d in dx)]
-    from_h = [_by_weights(old_h, d) for d in dw_hh]
+    """Return the tangents of the pre-activations (T, N, G*H) that bypass the previous state."""
+    from_x = [_project_with_transpose(x, d) for d in (tangents.weight_ih,) if d is not None]
+    from_x += [project(d, w_ih) for d in (tangents.x,) if d is not None]
+    from_h = [_project_with_transpose(old_h, d) for d in (tangents.weight_hh,) if d is not None]
     parts = (from_x, from_h) if cell.split else (from_x + from_h,)
-    shape = (*x.shape[:2], len(w_ih))
-    return tuple(_total(p, bias[i : i + 1], shape, x.dtype) for i, p in enumerate(parts))
+    shape, bias, dtype = (*x.shape[:2], len(w_ih)), tangents.bias, compute_dtype(x.dtype)
+
+    def total(index: int, terms: list[Any]) -> jax.Array:
+        biases = bias[index : index + 1]
+        terms = [*terms, *(jnp.broadcast_to(b.astype(dtype), shape) for b in biases)]
+        return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, dtype)
+
+    return tuple(total(i, terms) for i, terms in enumerate(parts))
 
 
-def _by_weights(x: jax.Array, dw: jax.Array) -> jax.Array:
-    """``x @ dw.T`` (K, N, S) for x (K, N, D) and dw (S, D), whose transpose is ``(x.T @ ct).T``.
+def _project_with_transpose(x: jax.Array, dw: jax.Array) -> jax.Array:
+    """Return ``x @ dw.T`` (K, N, S) for x (K, N, D); its transpose computes ``(x.T @ ct).T``.
 
-    The barriers keep XLA from exchanging operands of that product for the sake of a layout; a CPU
-    then takes from 1.1 to twice as long.
+    The barriers keep XLA from exchanging operands of that product for the sake of a layout, which
+    takes a CPU 1.1 to 2 times as long.
     """
-    rows = devices.merged(x)
-    columns = lax.optimization_barrier(rows.T)
-    z = paired_product(rows, columns, lax.optimization_barrier(dw.T))
-    return devices.unmerged(z, x.shape[0])
+    merged = sharding.merge_steps(x)
+    columns = lax.optimization_barrier(merged.T)
+    z = matmul_with_transpose(merged, columns, lax.optimization_barrier(dw.T))
+    return sharding.split_steps(z, x.shape[0])
 
 
-def _total(products: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The sum of products (K, N, S) and a bias (S,), of those that are there."""
-    dtype = compute_dtype(dtype)
-    terms = [*products, *(jnp.broadcast_to(b.astype(dtype), shape) for b in bias)]
-    return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, dtype)
+# Shapes of the results
 
 
-def _backward_reference(
-    *operands: jax.Array, cell: Cell, requested: Requested, **how: Any
-) -> list[jax.Array]:
-    cts, residuals = split(operands, 1 + len(cell.states))
-    linear = functools.partial(_linear_reference, cell=cell, requested=requested, **how)
-    kinds = _backward_kinds(operands, cell=cell, requested=requested)
-    zeros = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds]
-    transpose = jax.linear_transpose(lambda *a: linear(*a, *residuals), *zeros)
-    return list(transpose(list(cts)))
-
-
-# The operations
-
-
-def _forward_kinds(
-    operands: Any, *, cell: Cell, store_residuals: bool, **_: Any
-) -> operations.Kinds:
-    x, H = operands[0], operands[2].shape[1]
+def _forward_shapes(
+    flat: Any, *, tree: Any, cell: Cell, store_residuals: bool, **_: Any
+) -> operations.Shapes:
+    operands: ForwardOperands = jax.tree.unflatten(tree, flat)
+    x, H = operands.x, operands.weight_hh.shape[1]
     steps = (*x.shape[:2], H)
     rest = [steps if store_residuals else steps[1:]] * (len(cell.states) - 1)
-    saved = (
-        [(*x.shape[:2], H * count.shape[0]) for count in saved_kinds(cell)]
-        if store_residuals
-        else []
-    )
-    return [operations.kind(shape, x) for shape in (steps, *rest, *saved)]
+    residuals = jax.tree.leaves(cell_residual_shapes(cell)) if store_residuals else []
+    saved = [(*x.shape[:2], H * count.shape[0]) for count in residuals]
+    return [shape_like(shape, x) for shape in (steps, *rest, *saved)]
 
 
-def _linear_kinds(operands: Any, *, cell: Cell, requested: Requested, **_: Any) -> operations.Kinds:
-    pieces = split(operands, *linear_counts(cell, requested), 3)
-    dstate, x = pieces[-3], pieces[-2][0]
-    steps = (*x.shape[:2], dstate[0].shape[1])
-    return [operations.kind(steps, x), *(operations.kind(d.shape, d) for d in dstate)]
+def _linear_shapes(flat: Any, *, tree: Any, **_: Any) -> operations.Shapes:
+    tangents, residuals = jax.tree.unflatten(tree, flat)
+    steps = (*residuals.x.shape[:2], tangents.state[0].shape[1])
+    return [shape_like(steps, residuals.x), *(shape_like(d.shape, d) for d in tangents.state)]
 
 
-def _backward_kinds(
-    operands: Any, *, cell: Cell, requested: Requested, **_: Any
-) -> operations.Kinds:
-    cts, arrays, own, _ = split(operands, 1 + len(cell.states), 3, *state_counts(cell)[:1])
-    some = [operations.kind(a.shape, a) for a, yes in zip(arrays, requested, strict=False) if yes]
-    bias = [operations.kind(arrays[2].shape[:1], arrays[2])] * linear_counts(cell, requested)[3]
-    down = [operations.kind(a.shape, a) for a, yes in zip(own, requested[4:], strict=True) if yes]
-    return [*some, *bias, *down, *(operations.kind(d.shape, d) for d in cts[1:])]
+def _backward_shapes(flat: Any, *, tree: Any, cell: Cell, **_: Any) -> operations.Shapes:
+    cotangents, saved = _backward_operands(flat, tree, cell)
+    tangents = _requested(tree)
+    named = [n for n in ("x", "weight_ih", "weight_hh") if getattr(tangents, n) is not None]
+    shapes = [shape_like(a.shape, a) for a in (getattr(saved, n) for n in named)]
+    shapes += [shape_like(saved.weight_hh.shape[:1], saved.weight_hh)] * len(tangents.bias)
+    rest = [] if tangents.cell_params is None else [saved.cell_params]
+    return [*shapes, *(shape_like(a.shape, a) for a in (*rest, *cotangents[1:]))]
 
 
-def _serving(platform: str, cell: Cell, x: jax.Array, w_hh: jax.Array) -> Any:
-    """The kernels of a platform, or None where they can't serve."""
-    module = kernels.of(platform)
-    if not known(*x.shape):
+def _backward_operands(flat: Any, tree: Any, cell: Cell) -> tuple[tuple[Any, ...], LinearResiduals]:
+    """Split the operands of rnn_backward into cotangents and residuals."""
+    count = 1 + len(cell.states)
+    return tuple(flat[:count]), jax.tree.unflatten(tree.children()[1], flat[count:])
+
+
+def _requested(tree: Any) -> LinearTangents:
+    """Return the index of each tangent of rnn_linear; None for one that is zero."""
+    tangents = tree.children()[0]
+    return jax.tree.unflatten(tangents, range(tangents.num_leaves))
+
+
+# Kernels
+
+
+def _kernel_module(name: str, cell: Cell, x: jax.Array, w_hh: jax.Array) -> Any:
+    """Return the kernels of a platform; None if they are unsupported."""
+    module = platform.kernel_module(name)
+    if not is_static(*x.shape):
         return None
-    return None if module.unsupported_reason(cell, x.dtype, *x.shape, w_hh.shape[1]) else module
+    reason = module.unsupported_reason(cell, x.dtype, *x.shape, w_hh.shape[1])
+    return None if reason else module
 
 
-def _forward_kernel(platform: str, *operands: jax.Array, cell: Cell, **how: Any) -> Any:
-    x, *more = operands
-    module = _serving(platform, cell, x, operands[2])
-    if module is not None and not kernels.PLATFORMS[platform].products:
-        x = zero_padding(masks_of(tuple(more[4 + sum(state_counts(cell)) :])).valid_mask, x)
-    return module and module.run_forward((x, *more), cell=cell, **how)
+def _forward_kernel(
+    name: str, *flat: jax.Array, tree: Any, cell: Cell, tuned_for: str, **parameters: Any
+) -> Any:
+    del tuned_for
+    operands: ForwardOperands = jax.tree.unflatten(tree, flat)
+    module = _kernel_module(name, cell, operands.x, operands.weight_hh)
+    if module is None:
+        return None
+    masked = operands.masks is not None
+    if not platform.KERNELS[name].skips_padding:
+        valid_mask = unpack_masks(operands.masks).valid_mask
+        flat = (zero_padding(valid_mask, operands.x), *flat[1:])
+    return module.run_forward(flat, cell=cell, masked=masked, **parameters)
 
 
 def _backward_kernel(
-    platform: str, *operands: jax.Array, cell: Cell, requested: Requested, **how: Any
+    name: str, *flat: jax.Array, tree: Any, cell: Cell, tuned_for: str, **parameters: Any
 ) -> Any:
-    counts = residual_counts(cell)
-    pieces = split(operands, 1 + len(cell.states), *counts[:4])
-    cts, (x, w_ih, w_hh), own, start, after, more = pieces
-    module = _serving(platform, cell, x, w_hh)
+    del tuned_for
+    cotangents, saved = _backward_operands(flat, tree, cell)
+    module = _kernel_module(name, cell, saved.x, saved.weight_hh)
     if module is None:
         return None
-    if kernels.PLATFORMS[platform].products:
-        return module.run_backward(operands, cell=cell, requested=requested, **how)
-    assert not own  # the kernels without products serve no cell that has some
-    out = module.run_backward((*cts, w_hh, *start, *after, *more), cell=cell, **how)
-    dz, dstart = split([a.astype(compute_dtype(x.dtype)) for a in out], 1 + cell.split)
-    masks = masks_of(more[counts[4] :])
-    before = first_and_shifted(start[0], after[0], reverse=how["reverse"])
-    old_h = entered_rows(before, masks.reset_mask)
-    x = zero_padding(masks.valid_mask, x)
+    parameters |= dict(cell=cell, masked=saved.masks is not None)
+    tangents = _requested(tree)
+    if platform.KERNELS[name].computes_gradients:
+        requested = [getattr(tangents, n) is not None for n in ("x", "weight_ih", "weight_hh")]
+        requested.append(bool(tangents.bias))
+        if saved.cell_params is not None:
+            requested.append(tangents.cell_params is not None)
+        return module.run_backward(flat, requested=tuple(requested), **parameters)
+    assert saved.cell_params is None  # these kernels do not support cell parameters
+    operands = jax.tree.leaves(
+        (saved.weight_hh, saved.state, saved.states, saved.cell, saved.masks)
+    )
+    gradients = module.run_backward((*cotangents, *operands), **parameters)
+    gradients = [a.astype(compute_dtype(saved.x.dtype)) for a in gradients]
+    dz, dstart = gradients[: 1 + cell.split], gradients[1 + cell.split :]
+    masks = unpack_masks(saved.masks)
+    before = scan.shift_states(saved.state[0], saved.states[0], reverse=parameters["reverse"])
+    old_h = reset_hidden(before, masks.reset_mask)
+    x = zero_padding(masks.valid_mask, saved.x)
 
-    def gate_inputs(*linear: jax.Array) -> Any:
-        dx, dw_ih, dw_hh, bias, _ = split(linear, *linear_counts(cell, requested)[:4])
-        return _gate_inputs(cell, dx, dw_ih, dw_hh, bias, x, w_ih, old_h)
+    def pre_activation_tangents(*linear: jax.Array) -> Any:
+        dstate = [jnp.zeros(())] * len(cell.states)
+        linear_in = jax.tree.unflatten(tree.children()[0], (*linear, *dstate))
+        return _pre_activation_tangents(cell, linear_in, x, saved.weight_ih, old_h)
 
-    kinds = _backward_kinds(operands, cell=cell, requested=requested)[: -len(dstart)]
-    return [*(jax.linear_transpose(gate_inputs, *kinds)(dz) if kinds else ()), *dstart]
+    shapes = _backward_shapes(flat, tree=tree, cell=cell)[: -len(dstart)]
+    linear = jax.linear_transpose(pre_activation_tangents, *shapes)(tuple(dz)) if shapes else ()
+    return [*linear, *dstart]
+
+
+# Indices of the operands that have no batch axis
+
+
+def _forward_unbatched(tree: Any, **_: Any) -> set[int]:
+    operands: ForwardOperands = jax.tree.unflatten(tree, range(tree.num_leaves))
+    return set(jax.tree.leaves(operands[1:6]))
+
+
+def _linear_unbatched(tree: Any, **_: Any) -> set[int]:
+    tangents, residuals = jax.tree.unflatten(tree, range(tree.num_leaves))
+    return set(jax.tree.leaves((tangents[1:5], residuals[1:4])))
+
+
+def _backward_unbatched(tree: Any, cell: Cell, **_: Any) -> set[int]:
+    residuals = tree.children()[1]
+    indices = range(residuals.num_leaves + 1 + len(cell.states))
+    return set(jax.tree.leaves(_backward_operands(indices, tree, cell)[1][1:4]))
+
+
+def _backward_summed(tree: Any, **_: Any) -> set[int]:
+    return set(jax.tree.leaves(_requested(tree)[1:5]))
 
 
 def _by_platform(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    return {name: functools.partial(kernel, name) for name in kernels.PLATFORMS}
+    return {name: functools.partial(kernel, name) for name in platform.KERNELS}
 
 
-def _forward_shared(cell: Cell, **_: Any) -> set[int]:
-    return set(range(1, 5 + bool(cell.parameters)))
-
-
-def _linear_shared(cell: Cell, requested: Requested, **_: Any) -> set[int]:
-    dx, *weights, states = linear_counts(cell, requested)
-    x = dx + sum(weights) + states
-    return {*range(dx, dx + sum(weights)), *range(x + 1, x + 3 + bool(cell.parameters))}
-
-
-def _backward_shared(cell: Cell, **_: Any) -> set[int]:
-    x = 1 + len(cell.states)
-    return set(range(x + 1, x + 3 + bool(cell.parameters)))
-
-
-def _backward_sums(cell: Cell, requested: Requested, **_: Any) -> set[int]:
-    counts = linear_counts(cell, requested)  # by x, by parameters, by the states
-    return set(range(counts[0], sum(counts[:-1])))
-
-
-forward_p = operations.operation(
+forward_p = operations.define_kernel_primitive(
     "rnn_forward",
     _forward_reference,
-    _forward_kinds,
-    _forward_shared,
+    _forward_shapes,
+    _forward_unbatched,
     _by_platform(_forward_kernel),
-    portable=kernels.portable,
+    portable=platform.is_portable,
 )
-linear_p = operations.operation("rnn_linear", _linear_reference, _linear_kinds, _linear_shared, {})
-backward_p = operations.operation(
+linear_p = operations.define_kernel_primitive(
+    "rnn_linear", _linear_reference, _linear_shapes, _linear_unbatched, {}
+)
+backward_p = operations.define_kernel_primitive(
     "rnn_backward",
     _backward_reference,
-    _backward_kinds,
-    _backward_shared,
+    _backward_shapes,
+    _backward_unbatched,
     _by_platform(_backward_kernel),
-    _backward_sums,
-    kernels.portable,
+    _backward_summed,
+    platform.is_portable,
 )
-operations.transposed_by(
-    linear_p, backward_p, lambda cell, requested, **_: sum(linear_counts(cell, requested))
-)
+operations.set_transpose(linear_p, backward_p, lambda tree, **_: tree.children()[0].num_leaves)

@@ -1,8 +1,9 @@
-"""Rows split among devices: how a program that is traced with a mesh is written for them.
+"""Partition of the batch among devices.
 
-XLA splits any program by the sharding of its arrays. Two things it can't do by itself: split a
-kernel, and keep rows apart that were merged with the steps. Both are done where the mesh is known
-when a program is traced, under `jax.set_mesh`, as `jaxrnn.training.fit` has it.
+XLA partitions any program by the sharding of its arrays, with two exceptions: it cannot partition a
+kernel, and it cannot keep the batch axis separate once it is merged with time. Both are handled
+here if the mesh is known when a program is traced, under `jax.set_mesh`, as in
+`jaxrnn.training.fit`.
 """
 
 from __future__ import annotations
@@ -17,106 +18,109 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def mesh() -> Any:
-    """The mesh that a program is traced with; None for none, or one whose axes are not XLA's."""
-    found = jax.sharding.get_abstract_mesh()
-    return found if found.size > 1 and set(found.axis_types) == {AxisType.Auto} else None
+def current_mesh() -> Any:
+    """Return the mesh that a program is traced with; None without one or with explicit axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto} else None
 
 
-def split_rows(
+def partition_batch(
     function: Callable[..., Any],
     mesh: Any,
-    rows: Sequence[int | None],
-    out: Sequence[int | None],
+    in_axes: Sequence[int | None],
+    out_axes: Sequence[int | None],
 ) -> Callable[..., Any]:
-    """A function of which each device computes rows of its own.
+    """Partition a function over the batch among all devices of a mesh.
 
     Args:
-        function: of arrays, to a list of arrays; none of its rows needs another.
-        mesh: among whose devices, all of them.
-        rows: the axis of the rows of each argument; None for one that is the same for all rows.
-        out: the axis of the rows of each result; None for a sum over rows.
+        function: a function of arrays that returns a list of arrays and treats each batch element
+            independently.
+        mesh: the mesh.
+        in_axes: the batch axis of each argument; None for an argument without one.
+        out_axes: the batch axis of each result; None for a sum over the batch.
     """
 
-    def along(axis: int | None) -> P:
+    def spec(axis: int | None) -> P:
         return P() if axis is None else P(*[None] * axis, mesh.axis_names)
 
-    def each(*arguments: Any) -> list[Any]:
+    def on_each_device(*arguments: Any) -> list[Any]:
         results = function(*arguments)
-        sums = iter(jax.lax.psum([r for r, a in zip(results, out) if a is None], mesh.axis_names))
-        return [next(sums) if a is None else r for r, a in zip(results, out)]
+        sums = [r for r, axis in zip(results, out_axes) if axis is None]
+        totals = iter(jax.lax.psum(sums, mesh.axis_names))
+        return [next(totals) if axis is None else r for r, axis in zip(results, out_axes)]
 
     return jax.shard_map(
-        each,
+        on_each_device,
         mesh=mesh,
-        in_specs=tuple(map(along, rows)),
-        out_specs=list(map(along, out)),
-        check_vma=False,  # a kernel does not say what of its results is the same on all devices
+        in_specs=tuple(map(spec, in_axes)),
+        out_specs=list(map(spec, out_axes)),
+        check_vma=False,  # a kernel does not declare which results are equal on all devices
     )
 
 
-def merged(a: jax.Array) -> jax.Array:
-    """Steps and rows (K, N, D) as one axis (K*N, D); the order is that of `unmerged`.
+def merge_steps(a: jax.Array) -> jax.Array:
+    """Merge the axes of time and batch, (K, N, D) to (K*N, D).
 
-    Rows that are split have to come first: XLA would gather them on every device otherwise.
+    A partitioned batch comes first: otherwise XLA would gather it on every device.
     """
-    return (a if mesh() is None else a.swapaxes(0, 1)).reshape(-1, a.shape[2])
+    return (a if current_mesh() is None else a.swapaxes(0, 1)).reshape(-1, a.shape[2])
 
 
-def unmerged(a: jax.Array, steps: int, axis: int = 0) -> jax.Array:
-    """The axis of steps and rows (..., K*N, ...) apart again (..., K, N, ...)."""
+def split_steps(a: jax.Array, steps: int, axis: int = 0) -> jax.Array:
+    """Split the merged axis of `merge_steps`, (..., K*N, ...) to (..., K, N, ...)."""
     before, after = a.shape[:axis], a.shape[axis + 1 :]
-    if mesh() is None:
+    if current_mesh() is None:
         return a.reshape(*before, steps, -1, *after)
     return a.reshape(*before, -1, steps, *after).swapaxes(axis, axis + 1)
 
 
-def share(tree: Any) -> Any:
-    """Arrays with rows first, split among all devices where the number of rows allows it."""
-    found = mesh()
-    if found is None:
+def shard_batch(tree: Any) -> Any:
+    """Shard arrays along their first axis among all devices, if the axis is divisible."""
+    mesh = current_mesh()
+    if mesh is None:
         return tree
 
-    def split(a: Any) -> Any:
-        if a.ndim == 0 or a.shape[0] % found.size or not a.shape[0]:
+    def shard(a: Any) -> Any:
+        if a.ndim == 0 or a.shape[0] % mesh.size or not a.shape[0]:
             return a
-        return jax.lax.with_sharding_constraint(a, P(found.axis_names))
+        return jax.lax.with_sharding_constraint(a, P(mesh.axis_names))
 
-    return jax.tree.map(split, tree)
+    return jax.tree.map(shard, tree)
 
 
-def gathered(tree: Any) -> Any:
-    """Arrays as a whole on every device."""
-    if mesh() is None:
+def replicate(tree: Any) -> Any:
+    """Replicate arrays on every device."""
+    if current_mesh() is None:
         return tree
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, P()), tree)
 
 
-def put(a: Any, place: Any) -> Any:
-    """An array to a place, which may be among several processes; each has the whole array."""
-    if isinstance(a, jax.Array) and a.sharding == place:
+def device_put(a: Any, target: Any) -> Any:
+    """Put an array on a sharding that may span processes; each process holds the whole array."""
+    if isinstance(a, jax.Array) and a.sharding == target:
         return a
-    here = not isinstance(a, jax.Array) or a.is_fully_addressable
-    if here and place.is_fully_addressable:
-        return jax.device_put(a, place)
+    addressable = not isinstance(a, jax.Array) or a.is_fully_addressable
+    if addressable and target.is_fully_addressable:
+        return jax.device_put(a, target)
     if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        data = put(jax.random.key_data(a), place)
+        data = device_put(jax.random.key_data(a), target)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(a))
-    if not here and not place.is_fully_addressable:
-        return jax.jit(lambda a: a, out_shardings=place)(a)
-    host = local(a)
-    return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+    if not addressable and not target.is_fully_addressable:
+        return jax.jit(lambda a: a, out_shardings=target)(a)
+    host = to_host(a)
+    return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
 
 
-def free(a: jax.Array) -> jax.Array:
-    """An array that computations may move to any device, as those are that nobody has placed."""
+def uncommitted(a: jax.Array) -> jax.Array:
+    """Return a copy that is not committed to a device."""
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(free(jax.random.key_data(a)), impl=jax.random.key_impl(a))
-    return jnp.asarray(local(a))
+        data = uncommitted(jax.random.key_data(a))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(a))
+    return jnp.asarray(to_host(a))
 
 
-def local(a: Any) -> np.ndarray:
-    """An array on the host, also one of which other processes have pieces; all call this alike."""
+def to_host(a: Any) -> np.ndarray:
+    """Copy an array to the host. If it spans processes, all of them must call this."""
     if isinstance(a, jax.Array) and not a.is_fully_addressable:
         if isinstance(a.sharding, NamedSharding) and not a.is_fully_replicated:
             a = jax.jit(lambda a: a, out_shardings=NamedSharding(a.sharding.mesh, P()))(a)

@@ -1,21 +1,23 @@
-"""What keeps a stack from learning by heart: dropout that holds through time, zoneout, weight drop;
-and weight normalisation.
+r"""Regularisation of a stack: dropout that is constant over time, zoneout, weight drop and norm.
 
-.. code-block:: text
+.. math::
 
-    input_dropout       x_t * m_x / (1 - p)             m_x of each row, the same at all t
-    recurrent_dropout   (h_{t-1} * m_h / (1 - p)) @ W_hh.T
-    zoneout             s_t = k_t * s_{t-1} + (1 - k_t) * s~_t      for each state s; k_t of 0 and 1
-                        s_t = p * s_{t-1} + (1 - p) * s~_t          outside of training
-    weight_drop         W_hh * M / (1 - p)              M one for the whole call, rows and steps
-    weight_norm         W = g * V / |V|                 a g and a norm for each row of W
+    \begin{aligned}
+    \text{input dropout}     && x_t &\to x_t \odot m_x / (1 - p) \\
+    \text{recurrent dropout} && W_{hh} h_{t-1} &\to W_{hh} (h_{t-1} \odot m_h / (1 - p)) \\
+    \text{zoneout}           && s_t &= k_t \odot s_{t-1} + (1 - k_t) \odot \tilde s_t \\
+    \text{weight drop}       && W_{hh} &\to W_{hh} \odot M / (1 - p) \\
+    \text{weight norm}       && W &= g \, V / \lVert V \rVert
+    \end{aligned}
 
-m, M are 0 with probability p, k_t is 1 with probability p; s~_t is what the step gives. All but
-zoneout are nothing outside of training; weight normalisation is no noise and always there.
+The masks m and M are 0 with probability p. m_x and m_h are drawn for each sequence and are constant
+over time, M is drawn once for a call, k_t is 1 with probability p for each unit and step. For
+evaluation, zoneout uses its expectation, :math:`k_t = p`, and the others do nothing but weight
+normalisation, which has a g and a norm for each row of W.
 
-Each mask is made from the one key of the call and what the mask is for, see `keep`, so that it can
-be drawn again. Axis letters: N batch, T time, D input features of a layer, H hidden size, G gates,
-R features of h, S features of a state, L layers, F directions.
+Every mask is a function of the key of the call and of its purpose, see `dropout_mask`, so it can be
+drawn again. Axis letters: N batch, T time, D input features of a layer, H hidden size, G gates, R
+features of h, S features of a state, L layers, F directions.
 
 Source: Y. Gal, Z. Ghahramani, A theoretically grounded application of dropout in recurrent neural
 networks, NIPS 2016 (arXiv:1512.05287); zoneout: D. Krueger et al., ICLR 2017 (arXiv:1606.01305);
@@ -42,15 +44,15 @@ KINDS = ("input_dropout", "recurrent_dropout", "zoneout", "weight_drop")
 
 
 @dataclass(frozen=True)
-class Regularisers:
-    """The probabilities, all 0 by default.
+class Regularization:
+    """Probabilities of the regularisers, all 0 by default.
 
     Attributes:
-        input_dropout: of each input feature of each layer, for a whole row.
-        recurrent_dropout: of each feature of h within the product with W_hh, for a whole row.
+        input_dropout: of each input feature of each layer.
+        recurrent_dropout: of each feature of h before its product with W_hh.
         zoneout: of each unit of each state and step; one number a state.
-        weight_drop: of each weight of W_hh, for a whole call.
-        training: whether masks are drawn; otherwise zoneout alone acts, by its expectation.
+        weight_drop: of each weight of W_hh.
+        training: if False, only the expectation of zoneout is applied.
     """
 
     input_dropout: float = 0.0
@@ -60,7 +62,7 @@ class Regularisers:
     training: bool = True
 
     @classmethod
-    def of(
+    def from_options(
         cls,
         cell: BaseCell,
         *,
@@ -68,167 +70,187 @@ class Regularisers:
         recurrent_dropout: Any = 0.0,
         zoneout: Any = 0.0,
         weight_drop: Any = 0.0,
-    ) -> Regularisers | None:
-        """Of the options of a layer; None where nothing is asked for.
+    ) -> Regularization | None:
+        """Return the regularisation of a layer's options; None if all are off.
 
         Raises:
-            ValueError: for what is no probability, for a wrong number of them, and for a cell that
-                has not what is to be masked.
+            ValueError: if a value is not a probability, their number is wrong, or the cell does
+                not have the array to mask.
 
         Example:
             >>> from jaxrnn import cells
-            >>> from jaxrnn.core.dropout import Regularisers
-            >>> Regularisers.of(cells.LSTM(), zoneout=(0.0, 0.5)).zoneout
+            >>> from jaxrnn.core.dropout import Regularization
+            >>> Regularization.from_options(cells.LSTM(), zoneout=(0.0, 0.5)).zoneout
             (0.0, 0.5)
         """
         names = tuple(cell.states)
         if isinstance(zoneout, (tuple, list)):
             if len(zoneout) != len(names):
                 raise ValueError(
-                    f"zoneout should be a number, or {len(names)}, one for each state "
-                    f"({', '.join(names)}); got {len(zoneout)}: {zoneout!r}"
+                    f"`zoneout` must be a number, or {len(names)}, one for each state "
+                    f"({', '.join(names)}), got {len(zoneout)}: {zoneout!r}"
                 )
         else:
             zoneout = (zoneout,) * len(names)
-        zoneout = tuple(probability("zoneout", p) for p in zoneout)
-        made = cls(
-            probability("input_dropout", input_dropout),
-            probability("recurrent_dropout", recurrent_dropout),
+        zoneout = tuple(check_probability("zoneout", p) for p in zoneout)
+        options = cls(
+            check_probability("input_dropout", input_dropout),
+            check_probability("recurrent_dropout", recurrent_dropout),
             zoneout if any(zoneout) else (),
-            probability("weight_drop", weight_drop),
+            check_probability("weight_drop", weight_drop),
         )
-        if made == cls():
+        if options == cls():
             return None
-        gated = isinstance(cell, Cell)
-        if made.recurrent_dropout and not (gated and cell.recurrent):
+        has_gates = isinstance(cell, Cell)
+        if options.recurrent_dropout and not (has_gates and cell.recurrent):
             raise ValueError(
-                f"recurrent_dropout={recurrent_dropout}: {cell} has no W_hh of the layer's that a "
-                "masked h could meet; zoneout serves every cell"
+                f"recurrent_dropout={recurrent_dropout} is not supported by {cell}, which has no "
+                "weight_hh in the layer. Use zoneout, which every cell supports"
             )
-        has_hh = cell.recurrent if gated else "weight_hh" in cell.parameters
-        if made.weight_drop and not has_hh:
-            raise ValueError(f"weight_drop={weight_drop}: {cell} has no weight_hh")
-        return made
+        has_weight_hh = cell.recurrent if has_gates else "weight_hh" in cell.parameters
+        if options.weight_drop and not has_weight_hh:
+            raise ValueError(
+                f"weight_drop={weight_drop} is not supported by {cell}, which has no weight_hh"
+            )
+        return options
 
-    def of_mode(self, training: bool) -> Regularisers | None:
-        """Those that act in training, or outside of it."""
+    def for_mode(self, training: bool) -> Regularization | None:
+        """Return the regularisation that applies in training, or in evaluation."""
         if training:
             return self
-        return Regularisers(zoneout=self.zoneout, training=False) if self.zoneout else None
+        return Regularization(zoneout=self.zoneout, training=False) if self.zoneout else None
 
     @property
-    def drawn(self) -> dict[str, float]:
-        """The probabilities of the masks for which a key is needed."""
+    def random(self) -> dict[str, float]:
+        """The probabilities of the masks that need a key."""
         if not self.training:
             return {}
         each = {kind: getattr(self, kind) for kind in KINDS if kind != "zoneout"}
         each["zoneout"] = max((p for p in self.zoneout if p < 1), default=0.0)
         return {kind: p for kind, p in each.items() if 0 < p < 1}
 
-    def on_input(self, key: Any, index: int, x: jax.Array) -> jax.Array:
-        """What a layer, the first of whose directions is `index`, reads for x (T, N, D)."""
+    def drop_input(self, key: Any, index: int, x: jax.Array) -> jax.Array:
+        """Apply input dropout to x (T, N, D) of the layer whose first direction is `index`."""
         if not self.input_dropout:
             return x
         p, shape = self.input_dropout, x.shape[1:]
-        return x * _scaled(keep(key, "input_dropout", index, p, shape), p, x.dtype)[None]
+        return x * _scale(dropout_mask(key, "input_dropout", index, p, shape), p, x.dtype)[None]
 
-    def on_loop(
-        self, cell: BaseCell, key: Any, index: int, weights: Weights, x: jax.Array, masks: StepMasks
+    def mask_loop(
+        self,
+        cell: BaseCell,
+        key: Any,
+        index: int,
+        weights: Weights,
+        x: jax.Array,
+        masks: StepMasks,
     ) -> tuple[Weights, StepMasks]:
-        """The weights and masks of one direction's loop over x (T, N, D)."""
-        steps, rows, features = x.shape
+        """Return the weights and masks of one direction's loop over x (T, N, D)."""
+        steps, batch, features = x.shape
         sizes = infer_sizes(cell, weights, features)
         p = self.weight_drop
         if p:
             weight = weights.named()["weight_hh"]
-            mask = _scaled(keep(key, "weight_drop", index, p, weight.shape), p, weight.dtype)
-            weights = Weights.from_named(cell, weights.named() | {"weight_hh": weight * mask})
+            mask = dropout_mask(key, "weight_drop", index, p, weight.shape)
+            dropped = weight * _scale(mask, p, weight.dtype)
+            weights = Weights.from_named(cell, weights.named() | {"weight_hh": dropped})
         p = self.recurrent_dropout
         if p:
-            mask = keep(key, "recurrent_dropout", index, p, (rows, sizes.R))
-            weights = weights._replace(dropout_mask=_scaled(mask, p, x.dtype).T)
+            mask = dropout_mask(key, "recurrent_dropout", index, p, (batch, sizes.R))
+            weights = weights._replace(dropout_mask=_scale(mask, p, x.dtype).T)
         if self.zoneout:
-            zoneout = self._zoneout(cell, key, index, sizes, (steps, rows), compute_dtype(x.dtype))
+            dtype = compute_dtype(x.dtype)
+            zoneout = self._zoneout_masks(cell, key, index, sizes, steps, batch, dtype)
             masks = masks._replace(zoneout=zoneout)
         return weights, masks
 
-    def _zoneout(
+    def _zoneout_masks(
         self,
         cell: BaseCell,
         key: Any,
         index: int,
         sizes: Sizes,
-        steps_and_rows: tuple[int, int],
+        steps: int,
+        batch: int,
         dtype: Any,
     ) -> tuple[jax.Array | None, ...]:
-        steps, rows = steps_and_rows
-        kept: list[jax.Array | None] = []
+        masks: list[jax.Array | None] = []
         for number, (p, size) in enumerate(zip(self.zoneout, cell.state_sizes(sizes), strict=True)):
             if not p:
-                kept.append(None)
+                masks.append(None)
             elif not self.training:
-                kept.append(jnp.full((steps, 1, 1), p, dtype))
+                masks.append(jnp.full((steps, 1, 1), p, dtype))
             else:
-                shape = (steps, size, rows)
-                kept.append(~keep(key, "zoneout", index, p, shape, number))
-        return tuple(kept)
+                shape = (steps, size, batch)
+                masks.append(~dropout_mask(key, "zoneout", index, p, shape, number))
+        return tuple(masks)
 
 
-def keep(
+def dropout_mask(
     key: Any, kind: str, index: int, p: float, shape: tuple[int, ...], number: int = 0
 ) -> jax.Array:
-    """False with probability p: the one draw of every mask.
+    """Draw a mask that is False with probability p.
 
     Args:
-        key: the key of the call, the one that a layer takes from its ``dropout`` stream.
+        key: the key of the call, taken by a layer from its ``dropout`` stream.
         kind: one of `KINDS`.
-        index: of the direction, from 0 to F*L - 1; for the input, of the layer's first.
+        index: the index of the direction, from 0 to F*L - 1; for the input, of a layer's first.
         p: the probability.
         shape: (N, D) for the input, (N, R) for h, (T, S, N) for zoneout, that of W_hh for its
-            weights. For zoneout, True is what the step gives.
-        number: of the state, for zoneout.
+            weights. For zoneout, True selects the value that the step computed.
+        number: the index of the state, for zoneout.
 
     Example:
         >>> import jax
-        >>> from jaxrnn.core.dropout import keep
-        >>> keep(jax.random.key(0), "recurrent_dropout", 0, 1.0, (2, 3)).any().item()
+        >>> from jaxrnn.core.dropout import dropout_mask
+        >>> dropout_mask(jax.random.key(0), "recurrent_dropout", 0, 1.0, (2, 3)).any().item()
         False
     """
     if p >= 1.0:
         return jnp.zeros(shape, bool)
     if key is None:
         raise ValueError(f"{kind}={p} needs a key")
-    # Far from the numbers of the layers, with which the dropout between them is drawn.
+    # Far from the indices of the layers, which the dropout between them folds in.
     key = jax.random.fold_in(key, 2**32 - 1 - KINDS.index(kind))
     key = jax.random.fold_in(jax.random.fold_in(key, index), number)
     return jax.random.bernoulli(key, 1.0 - p, shape)
 
 
-def _scaled(kept: jax.Array, p: float, dtype: Any) -> jax.Array:
-    """0, or 1 / (1 - p) where it is kept."""
-    return jnp.where(kept, 1.0 / (1.0 - p) if p < 1 else 0.0, 0.0).astype(dtype)
+def drop_between_layers(key: jax.Array | None, index: int, x: jax.Array, p: float) -> jax.Array:
+    """Set each value to zero with probability p and scale the others by 1 / (1 - p)."""
+    if p >= 1.0:
+        return jnp.zeros_like(x)
+    if key is None:
+        raise ValueError(f"dropout={p} needs a key")
+    mask = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - p, x.shape)
+    return jnp.where(mask, x / (1.0 - p), jnp.zeros_like(x))
 
 
-def probability(name: str, value: Any) -> float:
-    """A number in [0, 1].
+def _scale(mask: jax.Array, p: float, dtype: Any) -> jax.Array:
+    """Return 1 / (1 - p) where the mask is True, else 0."""
+    return jnp.where(mask, 1.0 / (1.0 - p) if p < 1 else 0.0, 0.0).astype(dtype)
+
+
+def check_probability(name: str, value: Any) -> float:
+    """Return a number in [0, 1] as a float.
 
     Raises:
         ValueError: for anything else.
     """
     number: Any = value if isinstance(value, Number) else None
     if number is None or isinstance(value, (bool, complex)) or not 0 <= number <= 1:
-        raise ValueError(f"{name} should be a probability, a number in range [0, 1], got {value!r}")
+        raise ValueError(f"`{name}` must be a probability, a number in range [0, 1], got {value!r}")
     return float(number)
 
 
 # Weight normalisation
 
 
-def normed_names(weight_norm: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """The parameters that the option ``weight_norm`` stands for, of those with these shapes.
+def normalized_names(weight_norm: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Return the names of the parameters that the option ``weight_norm`` normalises.
 
     Raises:
-        ValueError: for a name that is none of a matrix, and where there is none.
+        ValueError: if a name is not that of a matrix, or no matrix exists.
     """
     matrices = [name for name, shape in shapes.items() if len(shape) > 1]
     if weight_norm is False:
@@ -239,44 +261,44 @@ def normed_names(weight_norm: Any, shapes: Mapping[str, Sequence[int]]) -> tuple
         names = (weight_norm,) if isinstance(weight_norm, str) else tuple(weight_norm)
     if not names or not set(names) <= set(matrices):
         raise ValueError(
-            f"weight_norm should be True, False or names of weights out of {matrices}, "
+            f"`weight_norm` must be True, False or names of weights out of {matrices}, "
             f"got {weight_norm!r}"
         )
     return names
 
 
-def taken_apart(named: Mapping[str, jax.Array], names: Sequence[str]) -> dict[str, jax.Array]:
-    """Parameters with ``<name>_g``, the norms (rows, 1), and ``<name>_v``, W, for some of them."""
-    apart: dict[str, jax.Array] = {}
+def split_weight_norm(named: Mapping[str, jax.Array], names: Sequence[str]) -> dict[str, jax.Array]:
+    """Replace each named parameter W by ``<name>_g``, its norms, and ``<name>_v``, W."""
+    split: dict[str, jax.Array] = {}
     for name, value in named.items():
         parts = {f"{name}_g": _norms(value), f"{name}_v": value}
-        apart |= parts if name in names else {name: value}
-    return apart
+        split |= parts if name in names else {name: value}
+    return split
 
 
 @jax.jit
-def put_together(apart: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """``g * V / |V|`` for each pair of `taken_apart`, and the others as they are.
+def merge_weight_norm(split: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Compute ``g * V / |V|`` for each pair of `split_weight_norm`; keep the other parameters.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxrnn.core.dropout import put_together
+        >>> from jaxrnn.core.dropout import merge_weight_norm
         >>> pair = {"weight_hh_g": jnp.array([[10.0]]), "weight_hh_v": jnp.array([[3.0, 4.0]])}
-        >>> put_together(pair)["weight_hh"].tolist()
+        >>> merge_weight_norm(pair)["weight_hh"].tolist()
         [[6.0, 8.0]]
     """
     named = {}
-    for name, value in apart.items():
+    for name, value in split.items():
         whole = name.removesuffix("_v")
-        if name.endswith("_v") and f"{whole}_g" in apart:
-            named[whole] = value * (apart[f"{whole}_g"] / _norms(value))
-        elif not (name.endswith("_g") and f"{name.removesuffix('_g')}_v" in apart):
+        if name.endswith("_v") and f"{whole}_g" in split:
+            named[whole] = value * (split[f"{whole}_g"] / _norms(value))
+        elif not (name.endswith("_g") and f"{name.removesuffix('_g')}_v" in split):
             named[name] = value
     return named
 
 
 def _norms(w: jax.Array) -> jax.Array:
-    """The Euclidean norm of each row of a weight, with its other axes as 1."""
+    """Return the Euclidean norm of each row of a weight, its other axes of length 1."""
     wide = w.astype(compute_dtype(w.dtype))
     axes = tuple(range(1, w.ndim))
     return jnp.sqrt((wide * wide).sum(axes, keepdims=True)).astype(w.dtype)

@@ -1,7 +1,7 @@
-"""Rows of unequal length and episodes that end inside of a row: lengths and resets.
+"""Lengths and resets of a call: their checks, and the masks that they become.
 
-To the loop both are masks on the state (`jaxrnn.backends.step.StepMasks`): a step past a row's length leaves
-the state as it is, a reset sets it to zero before the step. Axis letters: N batch, T time.
+Both act on the state as masks (`jaxrnn.backends.step.StepMasks`): padding leaves the state
+unchanged, a reset sets it to zero before the step. Axis letters: N batch, T time.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from jaxrnn.backends.step import StepMasks
 
 
 def direction_masks(steps: int, lengths: Any, resets: Any) -> tuple[StepMasks, StepMasks]:
-    """What lengths (N,) and resets (T, N), or None, are to the forward and the reverse direction.
+    """Return the masks of the forward and of the reverse direction.
 
-    A cut before step t is, to the direction that reads t before t - 1, a reset before step t - 1.
+    A reset at t separates steps t - 1 and t. The reverse direction reads t first, so there it is a
+    reset before step t - 1.
+
+    Args:
+        steps: T.
+        lengths: integers (N,), or None.
+        resets: bool (T, N), or None.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> cuts = jnp.array([[False], [True], [False]])
-        >>> forward, reverse = direction_masks(3, jnp.array([2]), cuts)
+        >>> resets = jnp.array([[False], [True], [False]])
+        >>> forward, reverse = direction_masks(3, jnp.array([2]), resets)
         >>> forward.valid_mask[:, 0].tolist(), forward.reset_mask[:, 0].tolist()
         ([True, True, False], [False, True, False])
         >>> reverse.reset_mask[:, 0].tolist()
@@ -34,14 +40,14 @@ def direction_masks(steps: int, lengths: Any, resets: Any) -> tuple[StepMasks, S
     valid = None if lengths is None else valid_mask(lengths, steps).T
     if resets is None:
         return StepMasks(None, valid), StepMasks(None, valid)
-    # A cut past the length, moved by one step, would fall on the row's last.
-    cuts = resets if valid is None else resets & valid
-    after = jnp.concatenate([cuts[1:], jnp.zeros_like(cuts[:1])])
-    return StepMasks(cuts, valid), StepMasks(after, valid)
+    # A reset in the padding, shifted by one step, would fall on the last valid step.
+    resets = resets if valid is None else resets & valid
+    shifted = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    return StepMasks(resets, valid), StepMasks(shifted, valid)
 
 
 def valid_mask(lengths: jax.Array, steps: int) -> jax.Array:
-    """Which of T steps are a row's own, bool (N, T) for lengths (N,), (T,) for a single one.
+    """Return the mask of valid steps, bool (N, T) for lengths (N,), (T,) for a scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,7 +58,7 @@ def valid_mask(lengths: jax.Array, steps: int) -> jax.Array:
 
 
 def select_nonempty(valid: jax.Array | None, x: jax.Array, other: Any) -> jax.Array:
-    """Of a state x (..., N, H) the rows that have a step of their own in `valid`, else of another.
+    """Return a state x (..., N, H), replaced by `other` for sequences without a valid step.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,69 +71,69 @@ def select_nonempty(valid: jax.Array | None, x: jax.Array, other: Any) -> jax.Ar
 
 
 def check_lengths(lengths: Any, steps: int, batch: int | None) -> jax.Array:
-    """The lengths of a call as int32 (N,), or () where there is no batch.
+    """Return the lengths of a call as int32 (N,), or () without a batch.
 
     Args:
-        lengths: integers, in any order, 0 allowed.
-        steps: T, the largest length there can be.
-        batch: N, None for no batch.
+        lengths: integers in any order, 0 allowed.
+        steps: T, the largest possible length.
+        batch: N, or None without a batch.
 
     Raises:
-        TypeError: for anything but integers.
-        ShapeError: a ValueError and a RuntimeError, for a wrong shape.
-        ValueError: for a length below 0 or beyond T. Traced lengths are not known when this is
-            asked; what is below 0 acts as 0 then, what is beyond T as T.
+        TypeError: if the lengths are not integers.
+        ShapeError: a ValueError and a RuntimeError, if they have the wrong shape.
+        ValueError: if a length is below 0 or above T. Traced lengths are not checked: those below 0
+            count as 0, those above T as T.
     """
     known = not isinstance(lengths, Tracer)
     if known:
         lengths = np.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"lengths should be integers, got {lengths.dtype.name}")
+        raise TypeError(f"`lengths` must be integers, got {lengths.dtype.name}")
     shape = () if batch is None else (batch,)
     if lengths.shape != shape:
-        word = "a single number without a batch" if batch is None else "one for each row of input"
+        expected = "a scalar for unbatched input" if batch is None else "one for each sequence"
         raise ShapeError(
-            f"lengths should be {word}. Expected shape {shape}, got {tuple(lengths.shape)}"
+            f"`lengths` must be {expected}, of shape {shape}, got {tuple(lengths.shape)}"
         )
     if known and ((lengths < 0) | (lengths > steps)).any():
         wrong = lengths[(lengths < 0) | (lengths > steps)].ravel()
         raise ValueError(
-            f"lengths should be from 0 to {steps}, the number of steps of input, "
+            f"`lengths` must be between 0 and {steps}, the number of steps of the input, "
             f"got {', '.join(map(str, wrong[:5]))}{', ...' if len(wrong) > 5 else ''}"
         )
     return jnp.asarray(lengths, jnp.int32)
 
 
 def check_resets(resets: Any, shape: tuple[int, ...]) -> jax.Array:
-    """The resets of a call, bool, shaped as its input without the features.
+    """Return the resets of a call as a boolean array, shaped as its input without features.
 
     Raises:
-        TypeError: for anything but bool.
-        ShapeError: a ValueError and a RuntimeError, for a wrong shape.
+        TypeError: if the resets are not boolean.
+        ShapeError: a ValueError and a RuntimeError, if they have the wrong shape.
     """
     resets = jnp.asarray(resets)
     if resets.dtype != bool:
         raise TypeError(
-            f"resets should be bool, got {resets.dtype.name}. Convert them: resets.astype(bool)"
+            f"`resets` must be bool, got {resets.dtype.name}. Convert them: resets.astype(bool)"
         )
     if resets.shape != shape:
         raise ShapeError(
-            "resets should have the axes of input without its features. "
-            f"Expected shape {shape}, got {resets.shape}"
+            "`resets` must have the shape of the input without its features, "
+            f"{shape}, got {resets.shape}"
         )
     return resets
 
 
-def nothing_beside_packed(**given: Any) -> None:
-    """Lengths or resets in a call that has them, or can't have them, through its PackedSequence.
+def check_packed_call(**arguments: Any) -> None:
+    """Check that a call with a PackedSequence has neither lengths nor resets.
 
     Raises:
-        ValueError: naming what was given.
+        ValueError: naming the argument.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         if value is not None:
             raise ValueError(
-                f"{name} can't be given with a PackedSequence, whose rows have lengths of their "
-                f"own. Unpack it: x, lengths = pad_packed_sequence(...), and call with x, "
-                f"lengths=lengths{'' if name == 'lengths' else f' and {name}={name}'}"
+                f"`{name}` must be None with a PackedSequence, which has lengths. Unpack it: "
+                "x, lengths = pad_packed_sequence(...), and call with x, lengths=lengths"
+                f"{'' if name == 'lengths' else f' and {name}={name}'}"
             )

@@ -1,18 +1,19 @@
-"""What leads around a layer: its input to its output, added or gated.
+r"""Skip connections around a layer: residual and highway.
 
-.. code-block:: text
+.. math::
 
-    residual    y = f(x) + x
-    highway     y = t * f(x) + (1 - t) * x      t = sigmoid(x @ W_t.T + b_t)
+    \begin{aligned}
+    \text{residual} && y &= f(x) + x \\
+    \text{highway}  && y &= t \odot f(x) + (1 - t) \odot x, \qquad t = \sigma(W_t x + b_t)
+    \end{aligned}
 
-f is the layer with all its directions, x its input before any dropout, which acts on f alone. A
-layer has a skip where x has as many features as f(x), F*R; the others, mostly the first, have none.
-The state of a layer stays its cell's own.
+f is the layer with all its directions, x its input before dropout, which acts on f alone. A layer
+has a skip connection if x has as many features as f(x), F*R. The state is unaffected.
 
 Source: K. He et al., CVPR 2016 (arXiv:1512.03385), in recurrent stacks Y. Wu et al.,
 arXiv:1609.08144; R. Srivastava, K. Greff, J. Schmidhuber, Highway networks, arXiv:1505.00387, in
-recurrent stacks Y. Zhang et al., ICASSP 2016 (arXiv:1510.08983), which gate the cells, not the
-outputs.
+recurrent stacks Y. Zhang et al., ICASSP 2016 (arXiv:1510.08983), which gate the cells instead of
+the outputs.
 """
 
 from __future__ import annotations
@@ -23,74 +24,76 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import _checks as checks
-from jaxrnn.backends.products import rows_product
+from jaxrnn import _checks
+from jaxrnn.backends.step import project
 from jaxrnn.cells import BaseCell, Sizes
 from jaxrnn.core.params import uniform
 
-CHOICES = ("residual", "highway")
-START = -1.0
-"""What b_t begins with: most of x goes by."""
+KINDS = ("residual", "highway")
+INITIAL_BIAS = -1.0
+"""The initial value of b_t: most of x passes."""
 
 
-class Gate(NamedTuple):
-    """The parameters of a highway, E = F*R features: weight (E, E), bias (E,) or None."""
+class HighwayGate(NamedTuple):
+    """Parameters of a highway with E = F*R features: weight (E, E), bias (E,) or None."""
 
     weight: jax.Array
     bias: jax.Array | None = None
 
 
-def places(
+def layers_with_skip(
     skip: str | None, cell: BaseCell, sizes: Sequence[Sizes], directions: int
 ) -> tuple[bool, ...]:
-    """Which of the layers have a skip.
+    """Return for each layer whether it has a skip connection.
 
     Args:
-        skip: one of `CHOICES`, or None.
-        cell: of all layers.
-        sizes: of each layer.
+        skip: one of `KINDS`, or None.
+        cell: the cell of all layers.
+        sizes: the sizes of each layer.
         directions: F.
 
     Raises:
-        ValueError: for an unknown kind, and where no layer can have one.
+        ValueError: if the kind is unknown, or no layer can have one.
 
     Example:
         >>> from jaxrnn.cells import GRU, Sizes
-        >>> places("residual", GRU(), [Sizes(3, 4, 4), Sizes(4, 4, 4)], directions=1)
+        >>> layers_with_skip("residual", GRU(), [Sizes(3, 4, 4), Sizes(4, 4, 4)], directions=1)
         (False, True)
     """
     if skip is None:
         return (False,) * len(sizes)
-    checks.choice("skip", skip, CHOICES)
+    _checks.choice("skip", skip, KINDS)
     features = [(size.D, directions * cell.output_features(size)) for size in sizes]
-    fit = tuple(first == last for first, last in features)
-    if not any(fit):
+    fits = tuple(before == after for before, after in features)
+    if not any(fits):
         raise ValueError(
-            f"skip={skip!r}: no layer has as many features going in as coming out: "
-            + ", ".join(f"{first} and {last}" for first, last in features)
+            f"skip={skip!r} needs a layer with as many input as output features, got "
+            + ", ".join(f"{before} and {after}" for before, after in features)
         )
-    return fit
+    return fits
 
 
-def init(key: jax.Array, features: int, *, bias: bool = True, dtype: Any = jnp.float32) -> Gate:
-    """A gate for E features: the weight from U(-1/sqrt(E), 1/sqrt(E)), the bias `START`."""
+def init_gate(
+    key: jax.Array, features: int, *, bias: bool = True, dtype: Any = jnp.float32
+) -> HighwayGate:
+    """Draw a gate for E features: weight from U(-1/sqrt(E), 1/sqrt(E)), bias `INITIAL_BIAS`."""
     weight = uniform(key, (features, features), features, dtype)
-    return Gate(weight, jnp.full((features,), START, dtype) if bias else None)
+    return HighwayGate(weight, jnp.full((features,), INITIAL_BIAS, dtype) if bias else None)
 
 
-def around(skip: str, gate: Gate | None, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The output of a layer with its skip, for its input x and its own output y, both (T, N, E).
+def apply_skip(skip: str, gate: HighwayGate | None, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Combine the input x and the output y of a layer, both (T, N, E).
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxrnn.core.skips import around
-        >>> around("residual", None, jnp.ones((1, 1, 2)), jnp.ones((1, 1, 2))).tolist()
+        >>> from jaxrnn.core.skips import apply_skip
+        >>> apply_skip("residual", None, jnp.ones((1, 1, 2)), jnp.ones((1, 1, 2))).tolist()
         [[[2.0, 2.0]]]
     """
     if skip == "residual":
         return x + y
     assert gate is not None
-    z = rows_product(x, gate.weight)
+    z = project(x, gate.weight)
     if gate.bias is not None:
         z = z + gate.bias.astype(z.dtype)[None, None]
     t = jax.nn.sigmoid(z).astype(x.dtype)

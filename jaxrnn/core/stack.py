@@ -1,4 +1,4 @@
-"""Layers and directions around the one recurrence: the pure function of a whole stack.
+"""A stack of recurrent layers as a pure function.
 
 Axis letters: N batch, T time, D input features, H hidden size, P projection, R = P or H,
 L layers, F directions, G gates.
@@ -14,38 +14,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.backends import select as backends
-from jaxrnn.backends.step import zero_padding
+from jaxrnn.backends import select
+from jaxrnn.backends.base import UnrollOptions
+from jaxrnn.backends.step import StepMasks, zero_padding
 from jaxrnn.cells import BaseCell, check
 from jaxrnn.cells.weights import Weights
-from jaxrnn.core import masks as ragged
-from jaxrnn.core import skips
-from jaxrnn.core import state as states_of
-from jaxrnn.core.dropout import Regularisers
-from jaxrnn.core.params import init, shapes
-from jaxrnn.core.unroll import outputs_and_states
+from jaxrnn.core import state as states
+from jaxrnn.core.dropout import Regularization, drop_between_layers
+from jaxrnn.core.masks import direction_masks, select_nonempty
+from jaxrnn.core.params import init, param_shapes
+from jaxrnn.core.skips import HighwayGate, apply_skip
+from jaxrnn.core.unroll import unroll_with
 
-__all__ = ["StackOptions", "init", "run", "shapes"]
+__all__ = ["StackOptions", "init", "param_shapes", "run"]
 
 
 @dataclass(frozen=True)
 class StackOptions:
-    """The static description of a stack of recurrent layers.
+    """Static options of a stack of recurrent layers.
 
     Attributes:
         cell: the cell of every layer.
-        bidirectional: a second direction in every layer, its output beside the first's.
-        layout: the axes of the input: "TND", "NTD" or "TD" (no batch).
-        dropout: the probability of an output of any layer but the last being zeroed; 0 outside
-            of training.
-        remat: less memory for the derivative, see `jaxrnn.core.unroll.Plan`.
-        dtype: what to compute in; None takes the input's.
-        all_states: give out the states after every step instead of those after the last.
-        backend: who runs the loops, see `jaxrnn.backends.select`.
-        platform: what the backend is chosen for, "cpu", "cuda", "rocm" or "tpu"; None for what is
-            computed on here.
-        regularisers: those that act, see `jaxrnn.core.dropout`; None for none.
-        skip: what leads around each layer, see `jaxrnn.core.skips`: None, "residual" or "highway".
+        bidirectional: if True, every layer has a reverse direction; their outputs are concatenated.
+        layout: the axes of the input: "TND", "NTD" or "TD" (unbatched).
+        dropout: the probability of zeroing an output of any layer but the last; 0 for evaluation.
+        remat: if True, save memory for the backward pass by recomputation.
+        dtype: the dtype to compute in; None for that of the input.
+        return_all_states: if True, return the states after every step, not the final ones.
+        backend: the backend of the loops, see `jaxrnn.backends.select`.
+        platform: the platform to choose the backend for, "cpu", "cuda", "rocm" or "tpu"; None for
+            the current one.
+        regularization: the regularisation that applies, see `jaxrnn.core.dropout`; None for none.
+        skip: skip connections, see `jaxrnn.core.skips`: None, "residual" or "highway".
     """
 
     cell: BaseCell
@@ -54,10 +54,10 @@ class StackOptions:
     dropout: float = 0.0
     remat: bool = False
     dtype: Any = None
-    all_states: bool = False
+    return_all_states: bool = False
     backend: str = "auto"
     platform: str | None = None
-    regularisers: Regularisers | None = None
+    regularization: Regularization | None = None
     skip: str | None = None
 
     @property
@@ -71,36 +71,35 @@ def run(
     options: StackOptions,
     weights: Sequence[Weights],
     x: jax.Array,
-    states: tuple[Any, ...] | None = None,
+    state: tuple[Any, ...] | None = None,
     key: jax.Array | None = None,
     lengths: jax.Array | None = None,
     resets: jax.Array | None = None,
-    gates: Sequence[skips.Gate | None] | None = None,
+    gates: Sequence[HighwayGate | None] | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """Run a stack of layers over a batch of sequences.
 
     Args:
         options: static options of the stack.
-        weights: F*L of them, layer by layer, the forward direction of a layer first.
-        x: the input, its axes as `options.layout` says.
-        states: the initial states, h (F*L, N, R) first, each other (F*L, N, H), without N if the
-            input has no batch; where they differ from layer to layer, as `jaxrnn.core.state` says;
-            None for zeros.
-        key: the PRNG key of dropout and of the regularisers, if there are any.
-        lengths: integers (N,), or () without a batch: the steps of each row, those past it being
-            padding, whose content reaches nothing. The output there is zero, and the last state is
-            that after the row's last step; the reverse direction begins there. Below 0 is taken as
-            0, beyond T as T.
-        resets: bool, axes as `options.layout` without D: True at t cuts the row before step t, in
-            every layer and both directions, so that its pieces are independent. The forward
-            direction begins each piece but the first from zeros, the reverse direction each but
-            the last.
-        gates: of a highway, one for each layer, None for one that has no skip.
+        weights: F*L weights, layer-major, direction-minor.
+        x: the input, with the axes of `options.layout`.
+        state: the initial state, h (F*L, N, R) first, each other one (F*L, N, H), without N if the
+            input is unbatched; if sizes differ by layer, as `jaxrnn.core.state` describes; None
+            for zeros.
+        key: the PRNG key of dropout and regularisation, if any is random.
+        lengths: integers (N,), or () unbatched. Steps at and past a length are padding, whose
+            content reaches neither values nor gradients. The output there is zero, the final state
+            is that after the last valid step, and the reverse direction starts there. Lengths below
+            0 count as 0, above T as T.
+        resets: bool, with the axes of `options.layout` without D. True at t separates steps t - 1
+            and t in every layer and direction: the forward direction starts from zeros at t, the
+            reverse direction at t - 1.
+        gates: highway gates, one for each layer, None for a layer without one.
 
     Returns:
-        The output, axes as the input's with F*R features, and the last states, shaped as `states`.
-        With `options.all_states` these are the states after each step, with a leading axis T, zero
-        past a row's length.
+        The output, with the axes of the input and F*R features, and the final state, shaped as
+        `state`. With `options.return_all_states`, the states after each step, with a leading axis
+        T, zero at padding.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -113,8 +112,7 @@ def run(
     """
     if options.dtype is not None:
         weights, x = jax.tree.map(lambda a: a.astype(options.dtype), (weights, x))
-        dtypes = options.cell.state_dtypes(options.dtype)
-        states = states and states_of.cast(states, dtypes)
+        state = state and states.cast_states(state, options.cell.state_dtypes(options.dtype))
         gates = jax.tree.map(lambda a: a.astype(options.dtype), gates)
     if options.layout == "NTD":
         x = x.swapaxes(0, 1)
@@ -122,73 +120,77 @@ def run(
     elif options.layout == "TD":
         x, resets = x[:, None], None if resets is None else resets[:, None]
         lengths = None if lengths is None else lengths[None]
-        states = jax.tree.map(lambda s: s[:, None], states)
-    masks = ragged.direction_masks(x.shape[0], lengths, resets)
+        state = jax.tree.map(lambda s: s[:, None], state)
+
+    masks = direction_masks(x.shape[0], lengths, resets)
     valid = masks[0].valid_mask
     check(options.cell)
-    chosen = backends.explain(options, weights, x, resets=resets is not None, full=False).choices
-
-    # What a row without steps begins with, it ends with; it reaches nothing else.
-    begun = states
-    states = jax.tree.map(lambda s: ragged.select_nonempty(valid, s, 0), states)
-    last, regularisers = [], options.regularisers
+    choices = select.explain(options, weights, x, all_backends=False).choices
+    # Sequences of length 0 return their initial state unchanged; it reaches no gradient.
+    initial = state
+    state = jax.tree.map(lambda s: select_nonempty(valid, s, 0), state)
+    after: list[tuple[jax.Array, ...]] = []
     for first in range(0, len(weights), options.directions):
-        below = x
+        layer_input = x
         if first and options.dropout > 0:
-            x = _dropout(key, first, x, options.dropout)
-        if regularisers is not None:
-            x = regularisers.on_input(key, first, x)
+            x = drop_between_layers(key, first, x, options.dropout)
+        if options.regularization is not None:
+            x = options.regularization.drop_input(key, first, x)
         outputs = []
         for index in range(first, first + options.directions):
-            start = None if states is None else states_of.at(states, index, options.directions)
-            own, around = weights[index], masks[index - first]
-            if regularisers is not None:
-                own, around = regularisers.on_loop(options.cell, key, index, own, x, around)
-            output, every, final = outputs_and_states(
-                options.cell,
-                own,
+            output, layer_states = _run_direction(
+                options,
+                weights[index],
                 x,
-                start,
-                reverse=index > first,
-                masks=around,
-                remat=options.remat,
-                all_states=options.all_states,
-                backend=chosen[index].backend,
-                platform=options.platform,
+                None if state is None else states.state_of(state, index, options.directions),
+                masks[index - first],
+                key,
+                index,
+                choices[index],
             )
             outputs.append(output)
-            last.append(final if every is None else tuple(zero_padding(valid, s) for s in every))
+            after.append(layer_states)
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
-        if options.skip is not None and below.shape == x.shape:
+        if options.skip is not None and layer_input.shape == x.shape:
             gate = None if gates is None else gates[first // options.directions]
-            # Nothing of what is no step of a row may meet the gate, nor its derivative.
-            below, x = zero_padding(valid, below), zero_padding(valid, x)
-            x = skips.around(options.skip, gate, below, x)
+            x = apply_skip(
+                options.skip, gate, zero_padding(valid, layer_input), zero_padding(valid, x)
+            )
     x = zero_padding(valid, x)
-
-    axis = 1 if options.all_states else 0  # of the layers and directions, after that of time
-    ends = states_of.stacked(last, options.directions, axis)
-    if begun is not None and not options.all_states:
-        ends = jax.tree.map(functools.partial(ragged.select_nonempty, valid), ends, begun)
-    return _laid_out(options, x, ends)
-
-
-def _laid_out(
-    options: StackOptions, x: jax.Array, states: tuple[Any, ...]
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    """The output (T, N, F*R) and the states (..., N, R) with the axes of the input."""
+    layer_axis = 1 if options.return_all_states else 0  # after the axis of time
+    final = states.stack_states(after, options.directions, layer_axis)
+    if initial is not None and not options.return_all_states:
+        final = jax.tree.map(functools.partial(select_nonempty, valid), final, initial)
     if options.layout == "NTD":
         x = x.swapaxes(0, 1)
     elif options.layout == "TD":
-        x, states = x[:, 0], jax.tree.map(lambda s: jnp.squeeze(s, -2), states)
-    return x, states
+        x, final = x[:, 0], jax.tree.map(lambda s: jnp.squeeze(s, -2), final)
+    return x, final
 
 
-def _dropout(key: jax.Array | None, index: int, x: jax.Array, p: float) -> jax.Array:
-    """Zero each value with probability p, scale the others by 1 / (1 - p)."""
-    if p >= 1.0:
-        return jnp.zeros_like(x)
-    if key is None:
-        raise ValueError(f"dropout={p} needs a key")
-    keep = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - p, x.shape)
-    return jnp.where(keep, x / (1.0 - p), jnp.zeros_like(x))
+def _run_direction(
+    options: StackOptions,
+    weights: Weights,
+    x: jax.Array,
+    state: tuple[jax.Array, ...] | None,
+    masks: StepMasks,
+    key: jax.Array | None,
+    index: int,
+    choice: select.Choice,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Return the output of one layer and direction, and its final or all states."""
+    cell, valid = options.cell, masks.valid_mask
+    if options.regularization is not None:
+        weights, masks = options.regularization.mask_loop(cell, key, index, weights, x, masks)
+    unroll_options = UnrollOptions(
+        cell,
+        reverse=index % options.directions == 1,
+        remat=options.remat,
+        return_all_states=options.return_all_states,
+        backend=choice.backend,
+        platform=choice.platform,
+    )
+    output, all_states, final = unroll_with(unroll_options, weights, x, state, masks)
+    if all_states is not None:
+        return output, tuple(zero_padding(valid, s) for s in all_states)
+    return output, final

@@ -1,8 +1,8 @@
-"""The states of a stack: their sizes, and the form in which a call takes and gives them.
+"""The states of a stack: their sizes, and the form in which a call takes and returns them.
 
-Where the states of all layers have the same sizes, each is one array (F*L, N, S); where they differ
-(hidden sizes of one's own in each layer), each is a tuple of L arrays (F, N, S_k). So an LSTM takes
-and gives a pair (h, c), and with several sizes a pair of tuples.
+If the states of all layers have equal sizes, each is one array (F*L, N, S). If they differ
+(a hidden size for each layer), each is a tuple of L arrays (F, N, S_k). An LSTM takes and returns a
+pair (h, c), with several hidden sizes a pair of tuples.
 
 Axis letters: N batch, S features of a state, L layers, F directions.
 """
@@ -21,11 +21,11 @@ from jaxrnn.cells import BaseCell, Sizes
 
 
 def hidden_sizes(hidden_size: Any, num_layers: Any) -> tuple[Any, Any]:
-    """The arguments of a layer as ``(hidden_size, num_layers)``; several equal sizes are one.
+    """Return ``(hidden_size, num_layers)``, with several equal sizes as one.
 
     Raises:
-        TypeError, ValueError: for sizes that are no whole numbers above 0, and for another number
-            of them than of layers. For one size nothing is checked here.
+        TypeError, ValueError: if sizes are not positive integers, or not one for each layer. A
+            single size is not checked here.
 
     Example:
         >>> hidden_sizes((4, 5), 1), hidden_sizes((4, 4), 2), hidden_sizes(4, 2)
@@ -35,13 +35,13 @@ def hidden_sizes(hidden_size: Any, num_layers: Any) -> tuple[Any, Any]:
         return hidden_size, num_layers
     for size in hidden_size:
         if not hasattr(size, "__index__") or isinstance(size, bool):
-            raise TypeError(f"hidden_size should be an int or several, got {hidden_size!r}")
+            raise TypeError(f"`hidden_size` must be an int or several, got {hidden_size!r}")
         if size <= 0:
             raise ValueError(f"hidden_size must be greater than zero, got {hidden_size!r}")
     count = len(hidden_size)
     if not count or num_layers not in (1, count):
         raise ValueError(
-            f"hidden_size should be one, or one for each of {num_layers} layers, got {count}: "
+            f"`hidden_size` must be one, or one for each of {num_layers} layers, got {count}: "
             f"{hidden_size!r}"
         )
     sizes = tuple(map(operator.index, hidden_size))
@@ -57,35 +57,35 @@ def layer_sizes(
     directions: int = 1,
     proj_size: int = 0,
 ) -> tuple[Sizes, ...]:
-    """The sizes of each layer; the input of one is the output of that below.
+    """Return the sizes of each layer; the input of a layer is the output of the previous one.
 
     Example:
         >>> from jaxrnn import cells
         >>> layer_sizes(cells.GRU(), 3, (4, 5), directions=2)
         (Sizes(D=3, H=4, R=4), Sizes(D=8, H=5, R=5))
     """
-    one = isinstance(hidden_size, int)
+    uniform = isinstance(hidden_size, int)
     sizes = []
-    for hidden in (hidden_size,) * num_layers if one else hidden_size:
+    for hidden in (hidden_size,) * num_layers if uniform else hidden_size:
         sizes.append(Sizes(input_size, hidden, proj_size or hidden))
         input_size = directions * cell.output_features(sizes[-1])
     return tuple(sizes)
 
 
-def layered(each: Sequence[tuple[int, ...]]) -> bool:
-    """Whether the states of the layers, whose sizes these are, stand apart."""
-    return len(set(each)) > 1
+def differ_by_layer(sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Return True if the state sizes of the layers differ."""
+    return len(set(sizes)) > 1
 
 
-def shapes(each: Sequence[tuple[int, ...]], directions: int, *batch: int) -> tuple[Any, ...]:
-    """The shape of each state, or of its part in each layer."""
-    if layered(each):
-        return tuple(tuple((directions, *batch, s) for s in parts) for parts in zip(*each))
-    return tuple((directions * len(each), *batch, s) for s in each[0])
+def state_shapes(sizes: Sequence[tuple[int, ...]], directions: int, *batch: int) -> tuple[Any, ...]:
+    """Return the shape of each state, or of its part in each layer, from the sizes by layer."""
+    if differ_by_layer(sizes):
+        return tuple(tuple((directions, *batch, s) for s in parts) for parts in zip(*sizes))
+    return tuple((directions * len(sizes), *batch, s) for s in sizes[0])
 
 
 def zeros(shapes: Sequence[Any], dtypes: Sequence[Any]) -> tuple[Any, ...]:
-    """States of zeros, of shapes as `shapes` gives them."""
+    """Return states of zeros with the shapes of `state_shapes`."""
     return tuple(
         tuple(jnp.zeros(part, dtype) for part in shape)
         if isinstance(shape[0], tuple)
@@ -94,28 +94,30 @@ def zeros(shapes: Sequence[Any], dtypes: Sequence[Any]) -> tuple[Any, ...]:
     )
 
 
-def stacked(parts: Sequence[tuple[jax.Array, ...]], directions: int, axis: int) -> tuple[Any, ...]:
-    """The states of all, from those of each layer and direction; `axis` is to hold these."""
-    apart = layered([tuple(s.shape[-1] for s in part) for part in parts])
-    length = directions if apart else len(parts)
+def stack_states(
+    parts: Sequence[tuple[jax.Array, ...]], directions: int, axis: int
+) -> tuple[Any, ...]:
+    """Stack the states of layers and directions along a new axis."""
+    differ = differ_by_layer([tuple(s.shape[-1] for s in part) for part in parts])
+    length = directions if differ else len(parts)
     groups = [parts[first : first + length] for first in range(0, len(parts), length)]
-    joined = [tuple(jnp.stack(s, axis) for s in zip(*group, strict=True)) for group in groups]
-    return tuple(zip(*joined, strict=True)) if apart else joined[0]
+    stacked = [tuple(jnp.stack(s, axis) for s in zip(*group, strict=True)) for group in groups]
+    return tuple(zip(*stacked, strict=True)) if differ else stacked[0]
 
 
-def at(states: tuple[Any, ...], index: int, directions: int) -> tuple[jax.Array, ...]:
-    """The states of one layer and direction: the other way round."""
+def state_of(states: tuple[Any, ...], index: int, directions: int) -> tuple[jax.Array, ...]:
+    """Return the states of one layer and direction."""
     layer, direction = divmod(index, directions)
     return tuple(s[layer][direction] if isinstance(s, tuple) else s[index] for s in states)
 
 
-def cast(states: tuple[Any, ...], dtypes: Sequence[Any]) -> tuple[Any, ...]:
-    """The states in these dtypes."""
+def cast_states(states: tuple[Any, ...], dtypes: Sequence[Any]) -> tuple[Any, ...]:
+    """Cast each state to its dtype."""
     return tuple(jax.tree.map(lambda a, d=d: a.astype(d), s) for s, d in zip(states, dtypes))
 
 
-def repeated(learned: Any, batch: int | None) -> tuple[Any, ...]:
-    """States without rows as states of N rows; None leaves them."""
+def broadcast_to_batch(learned: Any, batch: int | None) -> tuple[Any, ...]:
+    """Repeat states without a batch axis for N batch elements; None leaves them unbatched."""
     if batch is None:
         return learned
     return jax.tree.map(
@@ -123,40 +125,40 @@ def repeated(learned: Any, batch: int | None) -> tuple[Any, ...]:
     )
 
 
-def check_layered(
+def check_states_by_layer(
     hx: Any, names: Sequence[str], expected: Sequence[Any], batched: bool
 ) -> tuple[Any, ...]:
-    """The states of a call where each is one array a layer.
+    """Check the states of a call in which each is a tuple of one array a layer.
 
     Args:
-        hx: what was given.
-        names: of the states.
+        hx: the argument.
+        names: the names of the states.
         expected: the shapes of a state's parts, for each state, with N.
-        batched: whether the input has a batch.
+        batched: True if the input has a batch axis.
 
     Raises:
-        ShapeError, TypeError: naming what came and what was expected.
+        ShapeError, TypeError: naming what is expected and the actual value.
     """
-    given = (hx,) if len(names) == 1 else hx
+    states = (hx,) if len(names) == 1 else hx
     count = len(expected[0])
-    form = f"a tuple of {count} arrays, one a layer"
-    if not isinstance(given, (tuple, list)) or len(given) != len(names):
-        got = len(given) if isinstance(given, (tuple, list)) else type(given).__name__
+    form = f"a tuple of {count} arrays, one for each layer"
+    if not isinstance(states, (tuple, list)) or len(states) != len(names):
+        got = len(states) if isinstance(states, (tuple, list)) else type(states).__name__
         raise StateCountError(
-            f"expected {len(names)} states ({', '.join(names)}), each {form}, got {got}"
+            f"`hx` must be {len(names)} states ({', '.join(names)}), each {form}, got {got}"
         )
     checked = []
-    for name, parts, shapes in zip(names, given, expected):
+    for name, parts, shapes in zip(names, states, expected):
         if not isinstance(parts, (tuple, list)):
-            raise StateTypeError(f"expected {name} as {form}, got {type(parts).__name__}")
+            raise StateTypeError(f"`{name}` must be {form}, got {type(parts).__name__}")
         if len(parts) != count:
-            raise StateCountError(f"expected {name} as {form}, got {len(parts)}")
+            raise StateCountError(f"`{name}` must be {form}, got {len(parts)}")
         arrays = tuple(map(jnp.asarray, parts))
         for layer, (array, shape) in enumerate(zip(arrays, shapes)):
-            wanted = shape if batched else (shape[0], shape[2])
-            if array.shape != wanted:
+            shape = shape if batched else (shape[0], shape[2])
+            if array.shape != shape:
                 raise ShapeError(
-                    f"Expected {name} of layer {layer} {wanted}, got {list(array.shape)}"
+                    f"Expected {name} of layer {layer} {shape}, got {list(array.shape)}"
                 )
         checked.append(arrays)
     return tuple(checked)

@@ -1,24 +1,27 @@
-"""The one recurrence of the package: a cell run over time, and its derivative.
+r"""The recurrence: a cell unrolled over time, and its derivative rule.
 
-.. code-block:: text
+For a cell with gates, step t computes
 
-    zx_t = x_t @ W_ih.T + b_ih                     for a block in one product, or step by step
-    zh_t = h_{t-1} @ W_hh.T + b_hh                 inside the loop, the only sequential product
-    m_t, c_t, ... = cell.step(zx_t, zh_t, state)   elementwise
-    h_t = m_t @ W_hr.T                             or m_t, where nothing is projected
+.. math::
 
-It has one derivative rule, forward mode: the products with the derivatives of the weights and the
-input stand outside the loop, one for each block of steps, and what remains is a linear loop. JAX
-transposes that into reverse mode by itself, so the gradient of the weights is one product a block
-too, and `jvp`, double backward, `vmap` and rematerialisation work because nothing was closed off.
+    \begin{aligned}
+    z^x_t &= W_{ih} x_t + b_{ih}     && \text{one product for a block of steps, or step by step} \\
+    z^h_t &= W_{hh} h_{t-1} + b_{hh} && \text{the only sequential product} \\
+    m_t, c_t, \dots &= \mathrm{step}(z^x_t, z^h_t, s_{t-1}) && \text{elementwise} \\
+    h_t &= W_{hr} m_t                && \text{or } m_t \text{ without a projection}
+    \end{aligned}
 
-A cell without gates (`jaxrnn.cells.GeneralCell`) puts its own step in the place of these equations,
-in the same loop, and has JAX's derivative of it.
+`jaxrnn.reference` is the definition; this module computes the same faster. It has one derivative
+rule, in forward mode: the products with the tangents of weights and input are computed outside the
+loop, one for each block of steps, and a linear recurrence remains. JAX transposes it into reverse
+mode, so the gradient of the weights is one product a block too, and `jax.jvp`, higher derivatives,
+`jax.vmap` and rematerialisation work.
 
-The loops are a `lax.scan` (`jaxrnn.backends.scan`), or one operation with a kernel (`jaxrnn.backends.primitives`).
+A general cell (`jaxrnn.cells.GeneralCell`) replaces these equations by its step, in the same loop,
+and is differentiated by JAX.
 
-Shapes: x (T, N, D), states (N, H) or (N, R), weights as `Weights` says. T time, N batch, D input
-features, H hidden size, G gates, R size of h (P if projected, else H).
+Shapes: x (T, N, D), states (N, H) or (N, R). Axis letters: T time, N batch, D input features, H
+hidden size, R size of h (P if projected, else H).
 """
 
 from __future__ import annotations
@@ -30,19 +33,15 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxrnn.backends import fused_loops
-from jaxrnn.backends import scan as loops
-from jaxrnn.backends import select as backends
-from jaxrnn.backends.base import Block, Keep, Plan
-from jaxrnn.backends.blocks import known, scan_blocks
-from jaxrnn.backends.platform import choices
-from jaxrnn.backends.step import StepMasks, like, turned, zero_padding
+from jaxrnn.backends import primitives, scan, select
+from jaxrnn.backends.base import ResidualPolicy, Tangents, UnrollOptions
+from jaxrnn.backends.step import StepMasks, is_static, zero_padding
 from jaxrnn.cells import BaseCell, State, check
 from jaxrnn.cells._check import check_step
 from jaxrnn.cells.base import compute_dtype
 from jaxrnn.cells.weights import Weights, infer_sizes, with_default_biases, zero_state
 
-__all__ = ["Plan", "StepMasks", "Weights", "unroll"]
+__all__ = ["StepMasks", "UnrollOptions", "Weights", "unroll"]
 
 
 def unroll(
@@ -54,30 +53,38 @@ def unroll(
     reverse: bool = False,
     masks: StepMasks = StepMasks(),
     remat: bool = False,
-    block: int | None = None,
-    all_states: bool = False,
+    block_length: int | None = None,
+    return_all_states: bool = False,
     backend: str = "auto",
     platform: str | None = None,
+    residual_bytes: int = UnrollOptions.residual_bytes,
 ) -> tuple[Any, State]:
-    """Run a cell over a sequence: the pure function under every layer.
+    """Unroll a cell over time: the pure function under every layer.
 
     Args:
-        cell: what one step is.
+        cell: the cell.
         weights: its parameters, all of one floating dtype, which is also the output's.
-        x: (T, N, D), T at least 1.
-        state: the initial states, h (N, R) first, each other one (N, H); None for zeros.
-        reverse: read the sequence from its last step to its first.
-        masks: resets and valid steps, see `StepMasks`; x at a step that is not valid reaches nothing.
-        remat: trade arithmetic for memory in the derivative, see `Plan`.
-        block: steps in a block; the default is chosen from the shapes.
-        all_states: give out every state at each step.
-        backend: who runs the loop, see `jaxrnn.backends.select`.
-        platform: what that is chosen for; None for what is computed on here.
+        x: the input (T, N, D), T at least 1.
+        state: the initial state, h (N, R) first, each other one (N, H); None for zeros.
+        reverse: if True, read the sequence from its last step to its first.
+        masks: masks for resets, padding and zoneout, see `StepMasks`. Padding of x, NaN included,
+            reaches neither values nor gradients.
+        remat: if True, save memory for the backward pass by recomputation, see `UnrollOptions`.
+        block_length: steps in a block; chosen from the shapes by default.
+        return_all_states: if True, return every state at each step.
+        backend: the backend, see `jaxrnn.backends.select`.
+        platform: the platform to choose the backend for. Defaults to the current one.
+        residual_bytes: the largest size of residuals to save, see `UnrollOptions`.
 
     Returns:
-        The hidden state at each step (T, N, R), and the state after the last step consumed. With
-        `all_states`, the first is the tuple of all states at each step, (T, N, R), (T, N, H), ...
-        At a step that is not valid, it is what the row's state is then.
+        The hidden state at each step (T, N, R) and the final state. With `return_all_states`, the
+        first is the tuple of all states at each step, (T, N, R), (T, N, H), ... At padding the
+        state is the one before it.
+
+    Raises:
+        TypeError: if `cell` is not a cell.
+        ValueError: if the shapes of `weights` are not those of the cell; if the requested backend
+            is unsupported.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,124 +95,87 @@ def unroll(
         >>> output.shape, h_n.shape
         ((3, 1, 4), (1, 4))
 
-    Differs from PyTorch: derivatives of every order and mode; low precision (bfloat16, float16)
-    rounds the states at each step as PyTorch does, but computes each step in float32.
-    """
-    output, states, last = outputs_and_states(
-        cell,
-        weights,
-        x,
-        state,
-        reverse=reverse,
-        masks=masks,
-        remat=remat,
-        block=block,
-        all_states=all_states,
-        backend=backend,
-        platform=platform,
-    )
-    return output if states is None else states, last
-
-
-def outputs_and_states(
-    cell: BaseCell,
-    weights: Weights,
-    x: jax.Array,
-    state: State | None,
-    *,
-    reverse: bool,
-    masks: StepMasks,
-    remat: bool,
-    block: int | None = None,
-    all_states: bool,
-    backend: str,
-    platform: str | None = None,
-) -> tuple[jax.Array, State | None, State]:
-    """`unroll`, with the output (T, N, F) and all states, or None, apart.
-
-    They differ for a cell with an output of its own, see `jaxrnn.cells.GeneralCell`.
+    Differs from PyTorch: derivatives of every order and mode. In low precision (bfloat16, float16)
+    states are rounded at each step as in PyTorch, but each step computes in float32.
     """
     check(cell)
+    masked_loop = weights.dropout_mask is not None or masks.zoneout is not None
+    choice = select.choose(
+        *(backend, cell, weights, x),
+        return_all_states=return_all_states,
+        masked_loop=masked_loop,
+        platform=platform,
+    )
+    options = UnrollOptions(
+        *(cell, reverse, remat, block_length, return_all_states),
+        *(choice.backend, choice.platform, residual_bytes),
+    )
+    output, states, final = unroll_with(options, weights, x, state, masks)
+    return output if states is None else states, final
+
+
+def unroll_with(
+    options: UnrollOptions, weights: Weights, x: jax.Array, state: State | None, masks: StepMasks
+) -> tuple[jax.Array, State | None, State]:
+    """Unroll a cell with a backend that is already selected.
+
+    Returns:
+        The output (T, N, F), all states at each step or None, and the final state.
+    """
+    cell = options.cell
     sizes = infer_sizes(cell, weights, x.shape[2])
     check_step(cell, sizes)
     weights = with_default_biases(cell, weights, sizes)
     if state is None:
         state = zero_state(cell, sizes, x.shape[1], x.dtype)
-    masked = weights.dropout_mask is not None or masks.zoneout is not None
-    how: dict[str, Any] = dict(all_states=all_states, masks=masked, platform=platform)
-    who = backends.choose(backend, cell, weights, x, **how).backend
-    plan = Plan(cell, reverse, remat, block, all_states, who)
-    if who != "kernel":  # which reads nothing there
+    if options.backend != "kernel":  # the primitives zero padding themselves, if at all
         x = zero_padding(masks.valid_mask, x)
-    if cell.gates:
-        given, last = _unroll(plan, weights, x, tuple(state), masks)
-    else:
-        given, last = _scan(plan, weights, x, tuple(state), masks)
-    return *plan.apart(given), last
+    run = _unroll if cell.gates else _run_forward
+    outputs, final = run(options, weights, x, tuple(state), masks)
+    return *options.split_outputs(outputs), final
 
 
-# What a cell saved is kept as far as it is no burden: about the gates, up to so many bytes. A scan
-# keeps the states in any case unless `remat` is set. From them a block gets its gates again in one
-# product, which takes a tenth to a fifth longer and, for an LSTM, a third of the memory.
-KEPT_BYTES = 256_000_000
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _unroll(
-    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: StepMasks
+def _run_forward(
+    options: UnrollOptions, weights: Weights, x: jax.Array, state: State, masks: StepMasks
 ) -> tuple[State, State]:
-    if plan.backend == "kernel":
-        return fused_loops.forward(plan, weights, x, state, masks, Keep.NOTHING)[:2]
-    return _scan(plan, weights, x, state, masks)
+    loop = primitives if options.backend == "kernel" else scan
+    result = loop.forward(options, weights, x, state, masks, ResidualPolicy.NOTHING)
+    return result.outputs, result.final_state
 
 
-def _scan(
-    plan: Plan, weights: Weights, x: jax.Array, state: State, masks: StepMasks
-) -> tuple[State, State]:
-    given, last, _, _ = loops.forward(plan, weights, x, turned(state), masks, Keep.NOTHING)
-    return given, turned(last)
+_unroll = jax.custom_jvp(_run_forward, nondiff_argnums=(0,))
 
 
-def _unroll_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
+@functools.partial(_unroll.defjvp, symbolic_zeros=True)
+def _unroll_jvp(options: UnrollOptions, primals: Any, tangents: Any) -> Any:
     weights, x, state, masks = primals
     dweights, dx, dstate, _ = tangents
-    dweights = jax.tree.map(_nonzero, dweights)  # frozen weights cost nothing
-    dx = _nonzero(dx)
+    dweights = jax.tree.map(_none_if_zero, dweights)  # frozen weights cost nothing
+    dx = _none_if_zero(dx)
     dtype = compute_dtype(x.dtype)
     dstate = tuple(
-        jnp.zeros(s.shape, dtype) if _nonzero(d) is None else d.astype(dtype)
+        jnp.zeros(s.shape, dtype) if _none_if_zero(d) is None else d.astype(dtype)
         for s, d in zip(state, dstate, strict=True)
     )
-    fused = plan.backend == "kernel"
-    gates = x.shape[0] * x.shape[1] * weights.weight_ih.shape[0]
-    few = known(gates) and gates * x.dtype.itemsize <= KEPT_BYTES
-    few = few and (fused or choices().keep_saved)
-    keep = Keep.NOTHING if plan.remat else Keep.ALL if few else Keep.STATES
-    # The loops have their states the one way or the other.
-    loop, entering = (fused_loops, tuple) if fused else (loops, turned)
-    given, final, kept, starts = loop.forward(plan, weights, x, entering(state), masks, keep)
-    transposed = loops.transposes(weights)
-
-    # Under `jax.checkpoint` reverse mode stores only the arguments of a block, and computes the
-    # pointwise coefficients, several times the size of the gates, while they are in the cache.
-    linear = jax.checkpoint(functools.partial(loop.linear_block, plan), prevent_cse=False)
-
-    def block(dstate: State, steps: Any, start: State) -> Any:
-        x, masks, hs, kept, dx = steps
-        found = Block(x, start, masks, hs, kept)
-        dstate, out = linear(weights, transposed, found, dweights, dx, dstate)
-        return dstate, out, None
-
-    length = loop.length_of_blocks(plan, x, keep)
-    steps = (x, masks, given[0], kept, dx)
-    dfinal, dgiven, _ = scan_blocks(
-        block, entering(dstate), steps, starts, length=length, reverse=plan.reverse
+    loop = primitives if options.backend == "kernel" else scan
+    policy = _residual_policy(options, weights, x)
+    result = loop.forward(options, weights, x, state, masks, policy)
+    doutputs, dfinal = loop.linear(
+        options, weights, x, masks, result, Tangents(dweights, dx, dstate)
     )
-    return (given, entering(final)), (dgiven, entering(like(dfinal, final)))
+    return (result.outputs, result.final_state), (doutputs, dfinal)
 
 
-_unroll.defjvp(_unroll_jvp, symbolic_zeros=True)
+def _residual_policy(options: UnrollOptions, weights: Weights, x: jax.Array) -> ResidualPolicy:
+    """Choose the residuals to save. The states are saved unless `remat` is set."""
+    if options.remat:
+        return ResidualPolicy.NOTHING
+    size = x.shape[0] * x.shape[1] * weights.weight_ih.shape[0]
+    fits = is_static(size) and size * x.dtype.itemsize <= options.residual_bytes
+    if fits and (options.backend == "kernel" or options.tuning.store_cell_residuals):
+        return ResidualPolicy.ALL
+    return ResidualPolicy.STATES
 
 
-def _nonzero(tangent: Any) -> Any:
+def _none_if_zero(tangent: Any) -> Any:
     return None if isinstance(tangent, SymbolicZero) else tangent

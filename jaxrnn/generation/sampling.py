@@ -363,8 +363,8 @@ def active_dropout(layer: Any) -> dict[str, float]:
     if not getattr(layer, "training", False):
         return {}
     dropout = getattr(layer, "dropout", 0.0) if getattr(layer, "num_layers", 1) > 1 else 0.0
-    regularisers = getattr(layer, "_regularisers", None)
-    drawn = {} if regularisers is None else regularisers.drawn
+    regularisers = getattr(layer, "_regularization", None)
+    drawn = {} if regularisers is None else regularisers.random
     return ({"dropout": dropout} if dropout else {}) | drawn
 
 

@@ -147,7 +147,7 @@ def split_layer(
     options = {
         f"proj_size={layer.proj_size}": layer.proj_size,
         "skip": layer.skip,
-        "zoneout": layer._regularisers and layer._regularisers.zoneout,
+        "zoneout": layer._regularization and layer._regularization.zoneout,
         "learn_initial_state": layer.learn_initial_state,
         "several hidden sizes": isinstance(layer.hidden_size, tuple),
     }

@@ -155,7 +155,7 @@ class ToLinen(linen.RNNCellBase):
             (drawn,) = initial_weights.init(key, *arguments, bias=self.bias, dtype=self.param_dtype)
             values = drawn.named()
         else:
-            shapes = initial_weights.shapes(*arguments, bias=self.bias)
+            shapes = initial_weights.param_shapes(*arguments, bias=self.bias)
             values = {name: jnp.zeros(shape, self.param_dtype) for name, shape in shapes.items()}
         named = {n: self.param(n, lambda key, value=value: value) for n, value in values.items()}
         weights = Weights.from_named(self.cell, named)

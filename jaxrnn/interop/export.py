@@ -24,7 +24,7 @@ from jax import export as jax_export
 
 from jaxrnn import _checks
 from jaxrnn._files import write_atomically
-from jaxrnn.backends import kernels, platform, select
+from jaxrnn.backends import platform
 from jaxrnn.layers.recurrent import Recurrent
 
 
@@ -46,7 +46,7 @@ def export(
             its shape and dtype. A pytree of specifications, such as a pair, is one argument.
         path: file to write, optional. Replaced atomically.
         platforms: "cpu", "cuda", "rocm" or "tpu", optional. Defaults to the current platform.
-            Kernels are exported if the platform's kernels are portable (`jaxrnn.backends.select`)
+            Kernels are exported if the platform's kernels are portable (`jaxrnn.backends.platform`)
             and no input axis is dynamic; otherwise scans.
         vjp_order: order of reverse-mode differentiation to include. Defaults to 0.
         named: specifications of keyword arguments, ``lengths="int32[N]"``.
@@ -79,8 +79,8 @@ def export(
         _checks.choice("platforms", name, platform.PLATFORMS)
     _checks.at_least("vjp_order", vjp_order, 0)
     # CPU kernels are machine code of this process; GPU and TPU kernels are part of the program.
-    targets = platforms or (select.platform(),)
-    kernel_platform = next((name for name in targets if kernels.portable(name)), None)
+    targets = platforms or (platform.current_platform(),)
+    kernel_platform = next((name for name in targets if platform.is_portable(name)), None)
     function, default_dtype = model, jnp.dtype("float32")
     if isinstance(model, nnx.Module):
         copy = nnx.clone(model)

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrnn import cells, packing
-from jaxrnn.backends import platform as platforms
 from jaxrnn.backends import select as backends
 from jaxrnn.cells.weights import Weights
 from jaxrnn.core import dropout as regularisers
@@ -160,9 +159,9 @@ class Recurrent(PyTorchModule):
         arguments = (input_size, smallest, num_layers, bias, batch_first, dropout, proj_size)
         _checks.constructor(*arguments, stacklevel=stacklevel)
         settings: Any = _DEFAULT_OPTIONS | options
-        backends.check(settings["backend"])
+        backends.check_backend(settings["backend"])
         kinds = {kind: settings[kind] for kind in regularisers.KINDS}
-        self._regularisers = regularisers.Regularisers.of(cell, **kinds)
+        self._regularization = regularisers.Regularization.from_options(cell, **kinds)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size: Any = sizes  # H, or a tuple of one per layer
@@ -183,7 +182,7 @@ class Recurrent(PyTorchModule):
         self.skip = settings["skip"]
         self.deterministic = False  # set by nnx's train() and eval()
         self._init_parameters(rngs.params())
-        random = dropout > 0 or self._regularisers is not None
+        random = dropout > 0 or self._regularization is not None
         has_stream = "dropout" in rngs or "default" in rngs
         self.rngs = nnx.data(rngs["dropout"].fork() if random and has_stream else None)
 
@@ -232,7 +231,7 @@ class Recurrent(PyTorchModule):
         """
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
-            masks.nothing_beside_packed(lengths=lengths, resets=resets)
+            masks.check_packed_call(lengths=lengths, resets=resets)
             _checks.packed_input(packed.data)
             input, lengths = packing.to_padded(packed)
         x = jnp.asarray(input)
@@ -242,9 +241,9 @@ class Recurrent(PyTorchModule):
             lengths = masks.check_lengths(lengths, sizes["T"], sizes.get("N"))
         if resets is not None:
             resets = masks.check_resets(resets, x.shape[:-1])
-        options = self._stack_options(layout, self.training, all_states=return_all_states)
+        options = self._stack_options(layout, self.training, return_all_states=return_all_states)
         if state is None and self.learn_initial_state:
-            state = states.repeated(self._learned_state(), sizes.get("N"))
+            state = states.broadcast_to_batch(self._learned_state(), sizes.get("N"))
         key = self._dropout_key(options, rngs)
         output, state = stack.run(
             options, self._weights(), x, state, key, lengths, resets, gates=self._highway_gates()
@@ -257,7 +256,6 @@ class Recurrent(PyTorchModule):
         self,
         input: Any,
         *,
-        resets: bool = False,
         return_all_states: bool = False,
         platform: str | None = None,
     ) -> backends.Explanation:
@@ -265,7 +263,6 @@ class Recurrent(PyTorchModule):
 
         Args:
             input: input of a call, an array or a PackedSequence, or its shape.
-            resets: If True, explain a call with resets. Lengths do not affect the choice.
             return_all_states: as in a call.
             platform: "cpu", "cuda" (or "gpu"), "rocm" or "tpu", present or not. Defaults to the
                 platform of the default device.
@@ -280,9 +277,9 @@ class Recurrent(PyTorchModule):
             >>> lstm = jaxrnn.LSTM(3, 4, proj_size=2, rngs=nnx.Rngs(0))
             >>> print(lstm.explain((5, 2, 3), platform="tpu"))
             on tpu:
-            layer 0: scan ("auto" takes no other on tpu)
-                kernel: it does not project h
-                parallel: LSTM is not linear in its state, as a LinearCell is
+            layer 0: scan ("auto" tries no other on tpu)
+                kernel: projections are not supported
+                parallel: LSTM is not a LinearCell
         """
         dtype = self.param_dtype if self.dtype is None else self.dtype
         packed = isinstance(input, PackedSequence)
@@ -293,10 +290,10 @@ class Recurrent(PyTorchModule):
         x: Any = jax.ShapeDtypeStruct(tuple(shape), dtype)
         layout, _ = self._check_call(x, None, time_major=packed)
         sizes = dict(zip(layout, x.shape))
-        options = self._stack_options(layout, self.training, all_states=return_all_states)
+        options = self._stack_options(layout, self.training, return_all_states=return_all_states)
         options = dataclasses.replace(options, platform=platform or options.platform)
         x = jax.ShapeDtypeStruct((sizes["T"], sizes.get("N", 1), sizes["D"]), self.dtype or x.dtype)
-        return backends.explain(options, self._weights(), x, resets=resets)
+        return backends.explain(options, self._weights(), x)
 
     def _check_call(
         self, x: jax.Array, hx: Any, *, time_major: bool = False
@@ -309,7 +306,7 @@ class Recurrent(PyTorchModule):
         batched = _checks.layer_input(kind, x)
         layout = "TD" if not batched else "NTD" if self.batch_first and not time_major else "TND"
         hidden, state = (), None
-        layered = hx is not None and states.layered(self._layer_state_sizes)
+        layered = hx is not None and states.differ_by_layer(self._layer_state_sizes)
         if hx is not None and not layered:
             hidden = _checks.hidden_states(kind, hx, names)
             state = tuple(map(jnp.asarray, hidden[: len(names)]))
@@ -319,7 +316,7 @@ class Recurrent(PyTorchModule):
         _checks.input_size(x, self.input_size)
         batch_size = x.shape[layout.index("N")] if batched else 1
         if layered:
-            state = states.check_layered(hx, names, self._state_shapes(batch_size), batched)
+            state = states.check_states_by_layer(hx, names, self._state_shapes(batch_size), batched)
         elif state is not None:
             _checks.state_shapes(state, self._state_shapes(batch_size), batched)
             _checks.state_count(kind, hidden, names)
@@ -331,7 +328,7 @@ class Recurrent(PyTorchModule):
         return layout, state
 
     def _stack_options(
-        self, layout: str, training: bool, *, all_states: bool = False
+        self, layout: str, training: bool, *, return_return_all_states: bool = False
     ) -> stack.StackOptions:
         """Return the static options of `jaxrnn.core.stack.run`."""
         return stack.StackOptions(
@@ -341,16 +338,15 @@ class Recurrent(PyTorchModule):
             dropout=self.dropout if training and self.num_layers > 1 else 0.0,
             remat=self.remat,
             dtype=self.dtype,
-            all_states=all_states,
+            return_all_states=return_all_states,
             backend=self.backend,
-            platform=platforms.asked_platform(),
-            regularisers=self._regularisers and self._regularisers.of_mode(training),
+            regularization=self._regularization and self._regularization.for_mode(training),
             skip=self.skip,
         )
 
     def _dropout_key(self, options: stack.StackOptions, rngs: Any) -> Any:
         """Return a key if a mask is drawn; else touch no random stream."""
-        drawn = {} if options.regularisers is None else options.regularisers.drawn
+        drawn = {} if options.regularization is None else options.regularization.random
         if 0 < options.dropout < 1:
             drawn = {"dropout": options.dropout} | drawn
         if not drawn:
@@ -393,7 +389,7 @@ class Recurrent(PyTorchModule):
             ValueError: if they differ between layers.
         """
         sizes = self._layer_state_sizes
-        if states.layered(sizes):
+        if states.differ_by_layer(sizes):
             raise ValueError(f"{self!r} has different state sizes in each layer: {list(sizes)}")
         return sizes[0]
 
@@ -405,8 +401,8 @@ class Recurrent(PyTorchModule):
         """
         dtypes = self.cell.state_dtypes(self.param_dtype if self.dtype is None else self.dtype)
         if self.learn_initial_state:
-            learned = states.repeated(self._learned_state(), batch_size)
-            return self._as_hx(states.cast(learned, dtypes))
+            learned = states.broadcast_to_batch(self._learned_state(), batch_size)
+            return self._as_hx(states.cast_states(learned, dtypes))
         batch = () if batch_size is None else (batch_size,)
         return self._as_hx(states.zeros(self._state_shapes(*batch), dtypes))
 
@@ -429,7 +425,7 @@ class Recurrent(PyTorchModule):
         )
 
     def _state_shapes(self, *batch: int) -> tuple[Any, ...]:
-        return states.shapes(self._layer_state_sizes, self._directions, *batch)
+        return states.state_shapes(self._layer_state_sizes, self._directions, *batch)
 
     def _as_hx(self, state: tuple[Any, ...]) -> Any:
         """Return a single state as an array, several as a tuple."""
@@ -466,18 +462,18 @@ class Recurrent(PyTorchModule):
             for pairs in self._weight_names
         ]
         if self.weight_norm:
-            layers = map(regularisers.put_together, layers)
+            layers = map(regularisers.merge_weight_norm, layers)
         return tuple(Weights.from_named(self.cell, named) for named in layers)
 
-    def _highway_gates(self) -> tuple[skips.Gate | None, ...] | None:
+    def _highway_gates(self) -> tuple[skips.HighwayGate | None, ...] | None:
         """Return the highway parameters of each layer that has a highway, or None."""
         if self.skip != "highway":
             return None
-        gates: list[skips.Gate | None] = []
+        gates: list[skips.HighwayGate | None] = []
         for k in range(self.num_layers):
-            named = {n: getattr(self, f"{n}_highway_l{k}", None) for n in skips.Gate._fields}
+            named = {n: getattr(self, f"{n}_highway_l{k}", None) for n in skips.HighwayGate._fields}
             arrays = {n: param[...] for n, param in named.items() if param is not None}
-            gates.append(skips.Gate(**arrays) if arrays else None)
+            gates.append(skips.HighwayGate(**arrays) if arrays else None)
         return tuple(gates)
 
     def _learned_state(self) -> tuple[Any, ...] | None:
@@ -488,7 +484,7 @@ class Recurrent(PyTorchModule):
             tuple(getattr(self, f"{state}_0{suffix}")[...] for state in self.cell.states)
             for suffix in self._suffixes
         ]
-        return states.stacked(layers, self._directions, 0)
+        return states.stack_states(layers, self._directions, 0)
 
     @property
     def _suffixes(self) -> list[str]:
@@ -499,7 +495,7 @@ class Recurrent(PyTorchModule):
     def _init_parameters(self, key: jax.Array) -> None:
         # Stored, since computing them takes longer than checking a call.
         self._layer_state_sizes = tuple(map(self.cell.state_sizes, self._layer_sizes))
-        has_skip = skips.places(self.skip, self.cell, self._layer_sizes, self._directions)
+        has_skip = skips.layers_with_skip(self.skip, self.cell, self._layer_sizes, self._directions)
         drawn = params.init(
             *(key, self.cell, self.input_size, self.hidden_size),
             num_layers=self.num_layers,
@@ -508,11 +504,11 @@ class Recurrent(PyTorchModule):
             proj_size=self.proj_size,
             dtype=self.param_dtype,
         )
-        normed = regularisers.normed_names(self.weight_norm, drawn[0].shapes())
+        normed = regularisers.normalized_names(self.weight_norm, drawn[0].shapes())
         arrays: dict[str, Any] = {}
         weight_names = []
         for suffix, weights in zip(self._suffixes, drawn):
-            named = regularisers.taken_apart(weights.named(), normed)
+            named = regularisers.split_weight_norm(weights.named(), normed)
             pairs = tuple((field, _parameter_name(field, suffix, normed)) for field in named)
             arrays |= {name: named[field] for field, name in pairs}
             weight_names.append(pairs)
@@ -526,7 +522,7 @@ class Recurrent(PyTorchModule):
         for k, sizes in enumerate(self._layer_sizes):
             if self.skip == "highway" and has_skip[k]:
                 gate_key = jax.random.fold_in(key, 2**32 - 1 - k)
-                gate = skips.init(gate_key, sizes.D, bias=self.bias, dtype=self.param_dtype)
+                gate = skips.init_gate(gate_key, sizes.D, bias=self.bias, dtype=self.param_dtype)
                 named = gate._asdict().items()
                 arrays |= {f"{n}_highway_l{k}": a for n, a in named if a is not None}
         for name, array in arrays.items():

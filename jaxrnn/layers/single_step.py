@@ -14,7 +14,13 @@ from flax import nnx
 
 from jaxrnn import cells
 from jaxrnn._checks import ShapeError
-from jaxrnn.backends.step import advance, gate_inputs, gives_output, outputs, turned
+from jaxrnn.backends.step import (
+    advance,
+    cell_outputs,
+    has_output_function,
+    input_pre_activations,
+    transpose_state,
+)
 from jaxrnn.cells import State
 from jaxrnn.cells.weights import Weights, infer_sizes, with_default_biases, zero_state
 from jaxrnn.core import params
@@ -98,7 +104,7 @@ class RecurrentCell(PyTorchModule):
         """Return the new state, an array or a tuple; before it the output, if the cell has one."""
         output, state = self._run(input, hx)
         hx = state[0] if len(state) == 1 else state
-        return (output, hx) if gives_output(self.cell) else hx
+        return (output, hx) if has_output_function(self.cell) else hx
 
     def _run(self, input: Any, hx: Any) -> tuple[jax.Array, State]:
         """Check the arguments in PyTorch's order; return the output and the new state."""
@@ -140,9 +146,13 @@ def run_step(
         state = zero_state(cell, sizes, x.shape[0], x.dtype)
     elif not batched:
         state = tuple(s[None] for s in state)
-    new_state, _, _ = advance(cell, weights, gate_inputs(cell, weights, x), turned(state))
-    new_state = turned(new_state)
-    output = outputs(cell, weights, x, new_state) if gives_output(cell) else new_state[0]
+    new_state, _, _ = advance(
+        cell, weights, input_pre_activations(cell, weights, x), transpose_state(state)
+    )
+    new_state = transpose_state(new_state)
+    output = (
+        cell_outputs(cell, weights, x, new_state) if has_output_function(cell) else new_state[0]
+    )
     return (output, new_state) if batched else (output[0], tuple(s[0] for s in new_state))
 
 

@@ -19,7 +19,7 @@ from jax.interpreters import ad
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.backends.operations import ruled
+from jaxrnn.backends.operations import define_primitive
 from jaxrnn.backends.platform import PLATFORMS
 
 
@@ -683,7 +683,9 @@ def _batch(args: Any, axes: Any) -> Any:
     return jax.vmap(_take, in_axes=tuple(axes))(x, source, inverse), 0
 
 
-_gather_p = ruled("packed_gather", _take, _aval, jvp=_jvp, transpose=_transpose, batch=_batch)
+_gather_p = define_primitive(
+    "packed_gather", _take, _aval, jvp=_jvp, transpose=_transpose, batch=_batch
+)
 
 
 # Checks, before any computation. Exceptions are instances of PyTorch's types.

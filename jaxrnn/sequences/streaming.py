@@ -98,7 +98,7 @@ def _compiled(structure: _Structure) -> Any:
         _checks.cell_input(layer._kind, x)
         layout, initial = layer._check_call(x[None], state, time_major=True)
         if initial is None and learned is not None:
-            initial = states.repeated(learned, len(x) if x.ndim > 1 else None)
+            initial = states.broadcast_to_batch(learned, len(x) if x.ndim > 1 else None)
         resets = None if reset is None else ragged.check_resets(reset, x.shape[:-1])[None]
         plan = layer._stack_options(layout, training=False)
         y, last = stack.run(plan, weights, x[None], initial, resets=resets, gates=gates)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import _checks as checks
-from jaxrnn.backends import sharding as devices
+from jaxrnn.backends import sharding
 from jaxrnn.training.distributed import _Layout
 
 Take = Callable[[Any, jax.Array], Any]
@@ -125,7 +125,7 @@ def _permutations(key: jax.Array, first: Any, epochs: int, examples: int) -> jax
         indices = jnp.arange(examples, dtype=jnp.int32)
         return jax.random.permutation(jax.random.fold_in(key, epoch), indices)
 
-    return devices.gathered(jax.vmap(_order)(first + jnp.arange(epochs, dtype=jnp.int32)))
+    return sharding.replicate(jax.vmap(_order)(first + jnp.arange(epochs, dtype=jnp.int32)))
 
 
 class _IterableSource:

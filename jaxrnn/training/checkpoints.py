@@ -33,7 +33,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrnn import _checks as checks
-from jaxrnn.backends import sharding as devices
+from jaxrnn.backends import sharding
 from jaxrnn.training.distributed import (
     _array_checksum,
     _is_first,
@@ -303,7 +303,7 @@ class _Saved(NamedTuple):
 
         def _restore(prefix: str, path: Any, leaf: Any) -> Any:
             data = jnp.asarray(_key_data(leaf))
-            array = devices.put(stored[_leaf_name(path, prefix)], data.sharding)
+            array = sharding.device_put(stored[_leaf_name(path, prefix)], data.sharding)
             if not _is_key(leaf):
                 return array
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))

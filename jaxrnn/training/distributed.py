@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn import _checks as checks
-from jaxrnn.backends import sharding as devices
+from jaxrnn.backends import sharding
 
 _DATA, _MODEL = "data", "model"
 
@@ -166,7 +166,7 @@ def _tree_checksum(tree: Any) -> int:
     for leaf in map(_key_data, leaves):
         total = zlib.crc32(f"{np.shape(leaf)}{jnp.result_type(leaf)}".encode(), total)
         if _is_local(leaf):
-            total = _array_checksum(devices.local(leaf), total)
+            total = _array_checksum(sharding.to_host(leaf), total)
     return zlib.crc32(str(structure).encode(), total)
 
 
@@ -272,7 +272,11 @@ class _Layout(NamedTuple):
 
         def _put(a: Any, origin: Any) -> Any:
             origin = jnp.asarray(origin)
-            return devices.put(a, origin.sharding) if origin.committed else devices.free(a)
+            return (
+                sharding.device_put(a, origin.sharding)
+                if origin.committed
+                else sharding.uncommitted(a)
+            )
 
         return jax.tree.map(_put, tree, original)
 
@@ -311,7 +315,7 @@ class _Layout(NamedTuple):
             same_axes = current.mesh.shape_tuple == self.mesh.shape_tuple
             if same_axes and list(current.mesh.devices.flat) == list(self.mesh.devices.flat):
                 spec = current.spec
-        return devices.put(a, NamedSharding(self.mesh, spec))
+        return sharding.device_put(a, NamedSharding(self.mesh, spec))
 
 
 def _make_layout(mesh: Any) -> _Layout:
@@ -343,7 +347,7 @@ def _make_layout(mesh: Any) -> _Layout:
 def _gather_weights(params: Any) -> Any:
     """Replicate sharded weights inside a compiled step."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, a: devices.gathered(a) if _weight_kind(_leaf_name(path)) else a, params
+        lambda path, a: sharding.replicate(a) if _weight_kind(_leaf_name(path)) else a, params
     )
 
 

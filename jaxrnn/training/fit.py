@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 
 from jaxrnn import _checks as checks
-from jaxrnn.backends import sharding as devices
+from jaxrnn.backends import sharding
 from jaxrnn.training import distributed
 from jaxrnn.training.batches import (
     Take,
@@ -506,7 +506,7 @@ def _run_steps(
         (variables, carry), (step, inputs) = carry, batch
         parts = _Parts(distributed._gather_weights(params), variables, random)
         model = job.form.merge(parts, jax.random.fold_in(key, step))
-        batch = devices.share(job.sampler.batch(data, devices.share(inputs)))
+        batch = sharding.shard_batch(job.sampler.batch(data, sharding.shard_batch(inputs)))
         value, (carry, metrics) = adapted(model, carry, batch, step)
         return value, ((job.form.split(model).state, carry), _check_loss_metrics(metrics))
 
@@ -514,7 +514,7 @@ def _run_steps(
     batches = start + jnp.arange(count, dtype=jnp.int32), job.sampler.inputs(feed, count)
     trained = train_steps(_loss, job.optimizer, params, batches, carry=carry, opt_state=opt_state)
     state = distributed._constrain(trained[:3], job.shardings)
-    return Trained(*state, *devices.gathered((trained.losses, trained.metrics)))
+    return Trained(*state, *sharding.replicate((trained.losses, trained.metrics)))
 
 
 def _check_metrics(source: str, metrics: Any) -> dict[str, Any]:
@@ -546,7 +546,7 @@ class _MeanLoss(NamedTuple):
         adapted = _adapt_loss(self.loss, False, jax.random.key(0))
 
         def _measure(batch: Any) -> dict[str, Any]:
-            value, (_, metrics) = adapted(model, None, devices.share(batch), 0)
+            value, (_, metrics) = adapted(model, None, sharding.shard_batch(batch), 0)
             return {"loss": jnp.asarray(value), **_check_loss_metrics(metrics)}
 
         if self.size is None:
@@ -582,7 +582,7 @@ def _run_evaluation(
     """Return the metrics of a model."""
     parts = parts._replace(params=distributed._gather_weights(parts.params))
     metrics = _check_metrics("`evaluate`", evaluate(form.merge(parts, key), *validation))
-    return devices.gathered({name: jnp.asarray(value) for name, value in metrics.items()})
+    return sharding.replicate({name: jnp.asarray(value) for name, value in metrics.items()})
 
 
 class _Evaluation(NamedTuple):
@@ -792,7 +792,7 @@ class _Run:
         if self.best.variables is not None:
             trees["best_params"], trees["best_state"] = self.best.variables
         arrays = {
-            name: devices.local(distributed._key_data(leaf))
+            name: sharding.to_host(distributed._key_data(leaf))
             for prefix, tree in trees.items()
             for name, leaf in distributed._named_leaves(tree, prefix).items()
         }

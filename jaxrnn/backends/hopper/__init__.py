@@ -33,8 +33,7 @@ import jax.numpy as jnp
 from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.elementwise.trace import topological_order
 from jaxrnn.backends.hopper.tiling import MIN_SMS, Tiling, select_tiling
-from jaxrnn.backends.products import rows_product
-from jaxrnn.backends.step import plus
+from jaxrnn.backends.step import add_bias, project
 from jaxrnn.cells import Cell
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -139,7 +138,7 @@ def run_forward(
     (T, N), H, G = x.shape[:2], w_hh.shape[1], len(cell.gates)
     t, order = _plan(cell, x.dtype, N, H)
     bias = (b_ih if cell.split else b_ih + b_hh).astype(jnp.float32)
-    inputs = [order.to_tiles(plus(rows_product(x, w_ih), bias, axis=-1), G)]
+    inputs = [order.to_tiles(add_bias(project(x, w_ih), bias, axis=-1), G)]
     if cell.split:
         b_h = jnp.broadcast_to(b_hh.astype(jnp.float32), (1, t.B, G * H))
         inputs.append(order.to_tiles(b_h, G)[0, 0])
@@ -174,7 +173,7 @@ def run_forward(
 def run_backward(
     operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool
 ) -> list[jax.Array]:
-    """Run the backward kernel, with the signature given in `jaxrnn.backends.kernels`."""
+    """Run the backward kernel, with the signature given in `jaxrnn.backends.platform`."""
     from jaxrnn.backends.hopper.loops import LoopOptions, backward
 
     S, counts = len(cell.states), lower.cell_graphs(cell).residual_counts

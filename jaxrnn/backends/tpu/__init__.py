@@ -147,7 +147,7 @@ def _forward(
 def run_backward(
     operands: Sequence[jax.Array], *, cell: Cell, masked: bool, reverse: bool
 ) -> list[jax.Array]:
-    """The backward kernel; operands and results as `jaxrnn.backends.kernels` says."""
+    """The backward kernel; operands and results as `jaxrnn.backends.platform` describes."""
     states, counts = len(cell.states), lower.cell_graphs(cell).residual_counts
     pieces, left = [], list(operands)
     for count in (1, states, 1, states, states, len(counts)):
