@@ -63,15 +63,14 @@ def derivative_rule(cell: Cell) -> DerivativeRule:
 
     A cell that is not elementwise has the rule of its base class, which is `jax.jvp` of the step.
     """
+    rule: Any = cell
     names = DerivativeRule._fields
-    defined = DerivativeRule(*(getattr(cell, name) for name in names))
-    if any(getattr(type(cell), name) is not getattr(Cell, name) for name in names):
-        return defined
-    try:
-        _partition(cell, jnp.dtype("float32"))
-    except NotElementwise:
-        return defined
-    rule = _GraphRule(cell)
+    if all(getattr(type(cell), name) is getattr(Cell, name) for name in names):
+        try:
+            _partition(cell, jnp.dtype("float32"))
+            rule = _GraphRule(cell)
+        except NotElementwise:
+            pass
     return DerivativeRule(rule.save, rule.linearize, rule.tangent)
 
 
@@ -201,12 +200,8 @@ def _partition(cell: Cell, dtype: Any) -> _Partition:
         if operand.key not in linear and operand.key not in static
     }
     # At padding the new states are the old ones; dividing by them instead could give NaN.
-    divisors = {
-        n.key
-        for node in nodes
-        if node.operation == "div"
-        for n in topological_order(node.inputs[1:])
-    }
+    divisors = [node.inputs[1] for node in nodes if node.operation == "div"]
+    divisors = {node.key for node in topological_order(divisors)}
     new = {k: node for k, node in enumerate(forward) if node.key not in divisors}
     new_keys = {node.key for node in new.values()}
     forward_keys = {n.key for n in topological_order(forward)}
