@@ -328,7 +328,7 @@ class Recurrent(PyTorchModule):
         return layout, state
 
     def _stack_options(
-        self, layout: str, training: bool, *, return_return_all_states: bool = False
+        self, layout: str, training: bool, *, return_all_states: bool = False
     ) -> stack.StackOptions:
         """Return the static options of `jaxrnn.core.stack.run`."""
         return stack.StackOptions(
