@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import inspect
 import io
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pkgutil import resolve_name
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 
 import jaxrnn
-from jaxrnn.examples import NAMES
+from jaxrnn.examples import EXAMPLES
 
-_EXAMPLES = {**NAMES, "all": "jaxrnn.examples.every"}
-"""Modules of ``jaxrnn run``, each with a dataclass `Settings` and a function `main`."""
+_EXAMPLES = {name: example.function for name, example in EXAMPLES.items()}
+_EXAMPLES["all"] = "jaxrnn.examples.run_all:main"
+"""Functions of ``jaxrnn run``; their keyword arguments are the options."""
 
 _COMMANDS = {
     "forecast": "jaxrnn.forecasting.command:Forecast",
@@ -29,41 +31,93 @@ _COMMANDS = {
 """The other commands: dataclasses with a method `run`."""
 
 
-def _resolve(path: str) -> tuple[Any, Any, str]:
-    """Return the options of a command as a dataclass, the function that runs it, and its help."""
-    name, _, command = path.partition(":")
-    module = importlib.import_module(name)
-    if command:
-        kind = getattr(module, command)
-        return kind, kind.run, inspect.getdoc(kind) or ""
-    return module.Settings, module.main, module.__doc__ or ""
+class _Option(NamedTuple):
+    """One option of a command. It is a flag if its default is a bool."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    choices: Sequence[str] | None = None
+    positional: bool = False
 
 
-def _add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
-    """Add an option for each field of a dataclass, with its type, default and help.
+def argument_descriptions(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the descriptions of the arguments in the "Args:" section of a docstring.
 
-    Boolean fields are flags. Fields with `positional` in their metadata are optional positional
-    arguments.
+    Example:
+        >>> from jaxrnn.examples import sine
+        >>> argument_descriptions(sine.main)["lr"]
+        'learning rate of Adam'
     """
-    for item in dataclasses.fields(settings):
-        default, name = item.default, f"--{item.name.replace('_', '-')}"
-        if isinstance(default, bool):
-            parser.add_argument(name, action="store_true", help=item.metadata["help"])
-            continue
-        text = item.metadata["help"] + ("" if default == "" else f" (default: {default})")
-        text = text.replace("%", "%%")
-        if item.metadata.get("positional"):
-            name = item.name.upper()
-            parser.add_argument(item.name, nargs="?", default=default, metavar=name, help=text)
-            continue
-        parser.add_argument(
-            name,
-            type=type(default),
-            default=default,
-            choices=item.metadata.get("choices"),
-            metavar=None if "choices" in item.metadata else item.name.upper(),
-            help=text,
+    _, _, section = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    section = re.split(r"\n\S", section)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
+
+
+def _options(command: Any) -> list[_Option]:
+    """Return the options of a command: keyword arguments of a function, fields of a dataclass."""
+    if not dataclasses.is_dataclass(command):
+        hints, descriptions = get_type_hints(command), argument_descriptions(command)
+        parameters = inspect.signature(command).parameters
+        return [
+            _Option(
+                name,
+                hints[name],
+                parameters[name].default,
+                descriptions[name],
+                get_args(hints[name]) if get_origin(hints[name]) is Literal else None,
+            )
+            for name in parameters
+        ]
+    return [
+        _Option(
+            item.name,
+            type(item.default),
+            item.default,
+            item.metadata["help"],
+            item.metadata.get("choices"),
+            item.metadata.get("positional", False),
         )
+        for item in dataclasses.fields(command)
+    ]
+
+
+def _add_options(parser: argparse.ArgumentParser, command: Any) -> None:
+    """Add the options of a command to its parser. Positional arguments are optional."""
+    for name, kind, default, text, choices, positional in _options(command):
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(option, action="store_true", help=text)
+            continue
+        text += "" if default == "" else f" (default: {default})"
+        options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
+        if positional:
+            parser.add_argument(name, nargs="?", metavar=name.upper(), **options)
+        elif choices:
+            parser.add_argument(option, choices=choices, **options)
+        else:
+            parser.add_argument(option, type=kind, metavar=name.upper(), **options)
+
+
+def _execute(command: Any, values: Mapping[str, Any]) -> None:
+    """Check the values of the options, and run the command.
+
+    The checks of a dataclass are in its constructor, those of a function in the annotations of its
+    arguments, ``Annotated[type, check]``, called as ``check(name, value)``.
+    """
+    if dataclasses.is_dataclass(command):
+        run = command(**values).run  # pyright: ignore
+        _check_memory(values)
+        run()
+        return
+    hints = get_type_hints(command, include_extras=True)
+    for name, value in values.items():
+        for check in getattr(hints[name], "__metadata__", ()):
+            check(name, value)
+    _check_memory(values)
+    command(**values)
 
 
 def _add_commands(parsers: Any, commands: dict[str, str], used: Sequence[str]) -> None:
@@ -72,15 +126,20 @@ def _add_commands(parsers: Any, commands: dict[str, str], used: Sequence[str]) -
         if name not in used:
             parsers.add_parser(name)
             continue
-        settings, main, text = _resolve(path)
+        command: Any = resolve_name(path)
+        text = inspect.getdoc(command) or ""
+        if inspect.isfunction(command):  # its module has the long description
+            description = inspect.getdoc(inspect.getmodule(command)) or ""
+        else:
+            description = text
         parser = parsers.add_parser(
             name,
-            help=text.strip().splitlines()[0],
-            description=text,
+            help=text.splitlines()[0],
+            description=description.replace("%", "%%"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        _add_options(parser, settings)
-        parser.set_defaults(settings=settings, main=main, prog=parser.prog)
+        _add_options(parser, command)
+        parser.set_defaults(path=path, prog=parser.prog)
 
 
 def _parser(used: Sequence[str]) -> argparse.ArgumentParser:
@@ -103,7 +162,7 @@ def _parser(used: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _check_memory(settings: Any) -> None:
+def _check_memory(values: Mapping[str, Any]) -> None:
     """Check that this machine's memory holds the recurrent weights, gradients and Adam's state.
 
     XLA aborts the process where it cannot allocate the weights.
@@ -115,8 +174,8 @@ def _check_memory(settings: Any) -> None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # the platform does not report it
         return
-    names = [n for n in ("hidden", "hidden_size", "layers", "embedding") if hasattr(settings, n)]
-    sizes = {name: getattr(settings, name) for name in names}
+    names = ("hidden", "hidden_size", "layers", "embedding")
+    sizes = {name: values[name] for name in names if name in values}
     hidden = sizes.get("hidden", sizes.get("hidden_size", 1))
     required = 4 * 4 * hidden * (sizes.get("layers", 1) * hidden + sizes.get("embedding", 0))
     if required > memory:
@@ -133,14 +192,13 @@ def _run(arguments: Sequence[str]) -> int:
     named = [word for word in arguments[:2] if word in known]
     options = _parser(named or list(known)).parse_args(arguments)
     if options.command == "list":
-        for name, path in NAMES.items():
-            print(f"{name:<10}{_resolve(path)[2].strip().splitlines()[0]}")
+        for name, example in EXAMPLES.items():
+            text = inspect.getdoc(resolve_name(example.function)) or ""
+            print(f"{name:<10}{text.splitlines()[0]}")
         return 0
     try:
-        fields = dataclasses.fields(options.settings)
-        settings = options.settings(**{f.name: getattr(options, f.name) for f in fields})
-        _check_memory(settings)
-        options.main(settings)
+        command = resolve_name(options.path)
+        _execute(command, {name: getattr(options, name) for name, *_ in _options(command)})
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -1,33 +1,35 @@
-"""The command `jaxrnn`: its words, its files, and one line for what is wrong."""
+"""Command `jaxrnn`: its options, its files, and one line for each error."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import importlib
+import functools
+import inspect
 import io
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxrnn
 from jaxrnn import _files as files
 from jaxrnn import plotting
-from jaxrnn.cli import main
-from jaxrnn.examples import NAMES, shapes, sine
+from jaxrnn.cli import argument_descriptions, main
+from jaxrnn.examples import EXAMPLES, shapes, sine
+from jaxrnn.layers.heads import LAYERS
 
-MODULES = {name: importlib.import_module(path) for name, path in NAMES.items()}
 SMALL = ["--steps", "4", "--every", "2", "--points", "3", "--hidden", "2"]
 QUICK = [  # each experiment, as small as it goes
     ["sine", *SMALL],
@@ -57,18 +59,13 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be trained or measured."""
-    for module in MODULES.values():
-        for work in {"train", "run", "compare"} & set(vars(module)):
-            monkeypatch.setattr(module, work, lambda *_: pytest.fail("the work was begun"))
-    for tables in ("layouts", "arguments"):
-        monkeypatch.setattr(shapes, tables, lambda *_: pytest.fail("the work was begun"))
+    """Fail if any model is built."""
+    monkeypatch.setattr(nnx, "Rngs", lambda *_: pytest.fail("the work started"))
 
 
-@pytest.fixture(scope="module")
-def history() -> sine.History:
-    with jax.enable_x64(False):
-        return sine.train(sine.Settings(steps=4, every=2, points=3, hidden=2))
+def replace_main(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> None:
+    """Replace the function of the sine example, with the same options."""
+    monkeypatch.setattr(sine, "main", functools.wraps(sine.main)(lambda **_: function()))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -108,7 +105,7 @@ def test_the_package_runs_as_a_module() -> None:
 def test_list_has_a_line_for_each_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(NAMES)
+    assert [line.split()[0] for line in lines] == list(EXAMPLES)
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -119,16 +116,16 @@ def test_help_names_what_can_come_next(
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 0
-    expected = [*NAMES, "NAME --help"] if "run" in arguments else ["run", "list", "--version"]
+    expected = [*EXAMPLES, "NAME --help"] if "run" in arguments else ["run", "list", "--version"]
     text = capsys.readouterr().out
     assert all(word in text for word in expected)
 
 
 def test_every_experiment_is_tested_here() -> None:
-    assert [arguments[0] for arguments in QUICK] == list(NAMES)
+    assert [arguments[0] for arguments in QUICK] == list(EXAMPLES)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_help_of_an_experiment_has_each_option_with_its_default(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -136,23 +133,25 @@ def test_help_of_an_experiment_has_each_option_with_its_default(
         main(["run", name, "--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for option in dataclasses.fields(MODULES[name].Settings):
-        shown = option.default != "" and not isinstance(option.default, bool)
-        default = f" (default: {str(option.default).strip()})" if shown else ""
-        assert f"--{option.name.replace('_', '-')}" in text
-        assert option.metadata["help"] + default in text
+    function = resolve_name(EXAMPLES[name].function)
+    descriptions = argument_descriptions(function)
+    for option, parameter in inspect.signature(function).parameters.items():
+        shown = parameter.default != "" and not isinstance(parameter.default, bool)
+        default = f" (default: {str(parameter.default).strip()})" if shown else ""
+        assert f"--{option.replace('_', '-')}" in text
+        assert descriptions[option] + default in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "cosine"], ["cosine", *NAMES]),
+        (["run", "cosine"], ["cosine", *EXAMPLES]),
         (["fun"], ["fun", "list", "run"]),
         ([], ["COMMAND"]),
         (["run"], ["NAME"]),
         (["run", "sine", "--hidden", "x"], ["--hidden", "'x'"]),
         (["run", "sine", "--steps", "1.5"], ["--steps", "'1.5'"]),
-        (["run", "sine", "--cell", "foo"], ["--cell", "foo", *sine.LAYERS]),
+        (["run", "sine", "--cell", "foo"], ["--cell", "foo", *LAYERS]),
         (["run", "sine", "--depth", "2"], ["--depth"]),
     ],
     ids=str,
@@ -221,19 +220,19 @@ def test_what_happens_meanwhile_is_one_line(
     status: int,
     words: str,
 ) -> None:
-    def fails(settings: Any) -> None:
+    def fails() -> None:
         raise error
 
-    monkeypatch.setattr(sine, "main", fails)
+    replace_main(monkeypatch, fails)
     assert main(["run", "sine"]) == status
     assert capsys.readouterr().err.strip() == words
 
 
 def test_ctrl_c_does_not_wait_for_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(settings: Any) -> None:
+    def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sine, "main", interrupted)
+    replace_main(monkeypatch, interrupted)
     monkeypatch.setattr(sys, "argv", ["jaxrnn", "run", "sine"])
     monkeypatch.setattr(os, "_exit", lambda status: sys.exit(f"at once, {status}"))
     with pytest.raises(SystemExit, match="at once, 130"):
@@ -256,7 +255,7 @@ class Full(io.TextIOWrapper):
 def test_what_can_not_be_printed_is_one_line_or_spelt(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sine, "main", lambda settings: print("caf\xe9"))
+    replace_main(monkeypatch, lambda: print("caf\xe9"))
     out = Full(full=False)
     monkeypatch.setattr(sys, "stdout", out)
     assert main(["run", "sine"]) == 0
@@ -313,7 +312,7 @@ def test_a_file_that_is_read_or_protected_is_not_written_to(
         ("file/figure.svg", "file' does not exist"),
     ],
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.usefixtures("untrained")
 def test_a_figure_that_can_not_be_saved_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, target: str, words: str
@@ -326,7 +325,7 @@ def test_a_figure_that_can_not_be_saved_is_refused_before_any_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.svg"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.usefixtures("untrained")
 def test_a_folder_that_can_not_be_written_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -357,10 +356,7 @@ def test_sine_prints_the_losses_and_saves_its_figure(
 
 
 @pytest.mark.parametrize("suffix", FIGURES)
-def test_the_suffix_chooses_the_format_of_a_figure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: sine.History, suffix: str
-) -> None:
-    monkeypatch.setattr(sine, "train", lambda settings: history)
+def test_the_suffix_chooses_the_format_of_a_figure(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"sine{suffix}"
     path.write_text("the figure of an earlier run")
     assert main(["run", "sine", *SMALL, "--out", str(path)]) == 0
@@ -373,16 +369,12 @@ def test_a_figure_stays_as_it_was_when_saving_fails(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    history: sine.History,
     arguments: list[str],
 ) -> None:
     def full(self: Any, path: Any, **_: Any) -> None:
         Path(path).write_text("half a figure")
         raise OSError("disk full")
 
-    monkeypatch.setattr(sine, "train", lambda settings: history)
-    for tables in ("layouts", "arguments"):
-        monkeypatch.setattr(shapes, tables, list)
     monkeypatch.setattr(Figure, "savefig", full)
     monkeypatch.setattr(Console, "save_svg", full)
     path = tmp_path / "figure.svg"
@@ -450,8 +442,8 @@ def test_shapes_saves_its_tables(tables: str, figure: Path) -> None:
 def test_an_experiment_runs_where_jax_has_float64_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    rows = [shapes.sine_shapes, lambda: shapes.measure("", (5, 10), (2, 20), 10, 20, 2)]
-    monkeypatch.setattr(shapes, "layouts", lambda: [row() for row in rows])
+    calls = [shapes.measure_sine, lambda: shapes.measure("", (5, 10), (2, 20), 10, 20, 2)]
+    monkeypatch.setattr(shapes, "layouts", lambda: [call() for call in calls])
     monkeypatch.setattr(shapes, "arguments", list)
     monkeypatch.chdir(tmp_path)
     with jax.enable_x64(True):

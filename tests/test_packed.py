@@ -1,4 +1,4 @@
-"""The experiments `hello` and `packed`: PyTorch's numbers, what is printed, what is refused."""
+"""Examples hello and packed: PyTorch's values, the printed output, the refused options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import plotting
-from jaxrnn.examples import hello, packed
+from jaxrnn.cli import main
+from jaxrnn.examples import words
+from jaxrnn.layers.heads import LAYERS
 from tests import packed_oracle
 from tests.oracle import GOLDEN
 from tests.packed_oracle import CELLS
@@ -23,71 +25,71 @@ OPTIONS = [(cell, option) for cell in CELLS for option in (False, True)]
 
 @pytest.fixture(autouse=True)
 def float32() -> Iterator[None]:
-    """The experiments as users run them, in float32."""
+    """Run the examples in float32, as users do."""
     with jax.enable_x64(False):
         yield
 
 
 def with_weights(model: Any, expected: dict[str, np.ndarray]) -> Any:
-    """The model with PyTorch's weights."""
+    """Load PyTorch's weights into a model, and return it."""
     weights = {name: a for name, a in expected.items() if name.startswith(("weight_", "bias_"))}
     jaxrnn.load_state_dict(model, weights)
     return model
 
 
-def close(ours: Any, theirs: np.ndarray) -> None:
-    """The same shape, and the same numbers to single precision."""
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+def assert_close(actual: Any, expected: np.ndarray) -> None:
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
-def states(state: Any) -> dict[str, Any]:
+def named_states(state: Any) -> dict[str, Any]:
     return dict(zip(("h_n", "c_n"), jax.tree.leaves(state)))
 
 
 @pytest.mark.parametrize(("cell", "source"), OPTIONS)
 def test_hello_has_pytorchs_shapes_and_values(cell: str, source: bool) -> None:
     expected = packed_oracle.expected("hello")[f"{cell}-{source}"]
-    settings = hello.Settings(cell=cell, source=source)
-    model = with_weights(hello.make_model(settings, nnx.Rngs(0)), expected)
-    history = hello.run(settings, model)
-    assert history.inputs.shape == (3, 5, 4)
-    assert history.outputs.shape == (3, 5, 2)
-    close(history.outputs, expected["outputs"])
-    for name, state in states(history.state).items():
-        assert state.shape == ((1, 5, 2) if source else (1, 3, 2))
-        close(state, expected[name])
+    rnn = with_weights(LAYERS[cell](4, 2, batch_first=not source, rngs=nnx.Rngs(0)), expected)
+    inputs = np.stack(words.one_hot(["hello", "eolll", "lleel"])[1])
+    outputs, state = rnn(inputs)
+    assert inputs.shape == (3, 5, 4)
+    assert outputs.shape == (3, 5, 2)
+    assert_close(outputs, expected["outputs"])
+    for name, value in named_states(state).items():
+        assert value.shape == ((1, 5, 2) if source else (1, 3, 2))
+        assert_close(value, expected[name])
 
 
 def test_the_letters_of_hello_are_the_sources() -> None:
-    letters, rows = packed.one_hot(["hello", "eolll", "lleel"])
+    letters, encoded = words.one_hot(["hello", "eolll", "lleel"])
     assert letters == "helo"
     h, e, l, o = np.eye(4).tolist()  # noqa: E741
-    assert np.stack(rows).tolist() == [[h, e, l, l, o], [e, o, l, l, l], [l, l, e, e, l]]
+    assert np.stack(encoded).tolist() == [[h, e, l, l, o], [e, o, l, l, l], [l, l, e, e, l]]
 
 
 @pytest.mark.parametrize(("cell", "bidirectional"), OPTIONS)
 def test_packed_equals_pytorchs_packed_run(cell: str, bidirectional: bool) -> None:
     expected = packed_oracle.expected("packed")[f"{cell}-{bidirectional}"]
-    settings = packed.Settings(cell=cell, bidirectional=bidirectional)
-    model = with_weights(packed.make_model(settings, nnx.Rngs(0)), expected)
-    history = packed.run(settings, model)
-    np.testing.assert_array_equal(history.padded, expected["padded"])
-    np.testing.assert_array_equal(history.lengths, expected["lengths"])
+    split = ["rain", "thunderstorm", "sun", "umbrella", "wind"]
+    size, options = len(set("".join(split))), {"bidirectional": bidirectional}
+    rnn = with_weights(LAYERS[cell](size, 8, **options, rngs=nnx.Rngs(0)), expected)
+    run = words.run_packed(rnn, split)
+    np.testing.assert_array_equal(run.padded, expected["padded"])
+    np.testing.assert_array_equal(run.lengths, expected["lengths"])
     for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
-        for ours, theirs in ((history.packed, "packed"), (history.outputs, "outputs")):
-            np.testing.assert_array_equal(getattr(ours, name), expected[f"{theirs}_{name}"])
-    np.testing.assert_array_equal(history.packed.data, expected["packed_data"])
-    close(history.outputs.data, expected["outputs_data"])
-    close(history.unpacked, expected["unpacked"])
-    for name, state in states(history.state).items():
-        close(state, expected[name])
-    assert history.alone < 1e-6
+        for actual, kind in ((run.packed, "packed"), (run.outputs, "outputs")):
+            np.testing.assert_array_equal(getattr(actual, name), expected[f"{kind}_{name}"])
+    np.testing.assert_array_equal(run.packed.data, expected["packed_data"])
+    assert_close(run.outputs.data, expected["outputs_data"])
+    assert_close(run.unpacked, expected["unpacked"])
+    for name, value in named_states(run.state).items():
+        assert_close(value, expected[name])
+    assert run.difference < 1e-6
 
 
 @pytest.mark.parametrize("name", ["hello", "packed"])
-def test_recorded_numbers_are_those_of_pytorch(name: str) -> None:
-    """Live torch and the recording agree; without torch, the recording holds every run."""
+def test_recorded_values_equal_pytorchs(name: str) -> None:
+    """Live torch and the recording agree; without torch, the recording has every run."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         recorded = dict(file)
     runs = packed_oracle.expected(name)
@@ -102,7 +104,7 @@ def test_hello_prints_shapes_and_outputs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "hello.svg"
-    history = hello.main(hello.Settings(out=str(path)))
+    assert words.hello(out=str(path)) == "(3, 5, 4) -> (3, 5, 2)"
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "letters: helo",
@@ -110,12 +112,13 @@ def test_hello_prints_shapes_and_outputs(
         "outputs: (3, 5, 2)",
         "state:   (1, 3, 2)",
     ]
-    rows = [line.strip(" []").split() for line in lines if "[" in line]
-    np.testing.assert_allclose(np.array(rows, float), history.outputs.reshape(15, 2), atol=5.1e-5)
+    printed = [line.strip(" []").split() for line in lines if "[" in line]
+    rnn = LAYERS["rnn"](4, 2, batch_first=True, rngs=nnx.Rngs(0))
+    outputs, _ = rnn(np.stack(words.one_hot(["hello", "eolll", "lleel"])[1]))
+    np.testing.assert_allclose(np.array(printed, float), outputs.reshape(15, 2), atol=5.1e-5)
     assert [line for line in lines if line.endswith(":")] == ["hello:", "eolll:", "lleel:"]
     assert lines[-1] == f"figure: {path}"
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith("<?xml")
+    assert path.read_text(encoding="utf-8").startswith("<?xml")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -123,8 +126,7 @@ def test_packed_prints_the_packed_data_and_its_sizes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "packed.png"
-    settings = packed.Settings(words="to be or not to be", cell="lstm", hidden=3, out=str(path))
-    packed.main(settings)
+    words.packed(words="to be or not to be", cell="lstm", hidden=3, out=str(path))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:6] == [
         "words: to (2), be (2), or (2), not (3), to (2), be (2)",
@@ -142,40 +144,26 @@ def test_packed_prints_the_packed_data_and_its_sizes(
 
 
 @pytest.mark.parametrize(
-    ("module", "options", "words"),
+    ("arguments", "message"),
     [
-        (
-            hello,
-            {"words": "hello hi"},
-            "of equal length, and one at least, got 'hello' (5), 'hi' (2)",
-        ),
-        (hello, {"words": " "}, "words should be of equal length, and one at least, got ' '"),
-        (packed, {"words": ""}, "words should be one word at least, got ''"),
-        (packed, {"hidden": 0}, "`hidden` must be an integer >= 1, got 0"),
-        (hello, {"seed": -1}, "seed"),
-        (packed, {"cell": "foo"}, "`cell` must be one of 'rnn', 'lstm', 'gru', got 'foo'"),
+        (["hello", "--words", "hello hi"], "of equal length, got 'hello' (5), 'hi' (2)."),
+        (["hello", "--words", " "], "`words` must be one or more words of equal length, got ' '."),
+        (["packed", "--words", ""], "`words` must have at least one word, got ''."),
+        (["packed", "--hidden", "0"], "`hidden` must be an integer >= 1, got 0"),
+        (["hello", "--seed", "-1"], "`seed`"),
     ],
 )
-def test_settings_that_can_not_be_are_refused(
-    module: Any, options: dict[str, Any], words: str
+def test_impossible_options_are_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
-        module.Settings(**options)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("module", [hello, packed])
-def test_a_figure_that_can_not_be_saved_is_refused_before_any_work(
-    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("the work was begun"))
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        module.main(module.Settings(out=str(tmp_path / "none" / "figure.png")))
+    assert main(["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_heat_maps_show_each_array_with_its_labels() -> None:
-    """Nothing is grey, zero in the middle of a signed scale, no more labels than can be read."""
+    """NaN is grey, zero is the middle of a signed scale, and long labels are thinned out."""
     plain = plotting.HeatMap("plain", np.array([[0.0, 1.0], [np.nan, 2.0]]), "ab", "xy", "c", "r")
     signed = plotting.HeatMap("signed", -np.ones((40, 100)), range(100), signed=True)
     limited = plotting.HeatMap("limited", np.ones((1, 1)), "a", signed=True, limit=4.0)

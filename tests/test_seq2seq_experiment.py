@@ -1,4 +1,4 @@
-"""The sentences of `jaxrnn run seq2seq`: all learned by heart, from any seed, in any way."""
+"""Sentences of `jaxrnn run seq2seq`: reproduced from any seed and with each attention."""
 
 from __future__ import annotations
 
@@ -10,27 +10,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from jaxrnn import examples as experiments
+from jaxrnn import plotting
 from jaxrnn.cli import main
 from jaxrnn.examples import seq2seq
+from jaxrnn.examples.seq2seq import Sentences
+from jaxrnn.training import sweep
 
 
 @pytest.fixture(autouse=True)
-def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(experiments.NAMES, "seq2seq", "jaxrnn.examples.seq2seq")
+def float32() -> Iterator[None]:
+    """Run the example in float32, as users do."""
     with jax.enable_x64(False):
         yield
 
 
-@pytest.mark.parametrize("attention", seq2seq.ATTENTION)
+@pytest.mark.parametrize("attention", ["none", "dot", "additive"])
 def test_every_pair_is_reproduced_from_every_seed(attention: str) -> None:
-    right = seq2seq.right_by(seq2seq.Settings(attention=attention), seed=jnp.arange(3))
+    sources, targets = seq2seq.load()
+
+    def run(seed: Any) -> jax.Array:
+        key = jax.random.key(seed)
+        model = seq2seq.make_model(sources, targets, attention=attention, rngs=nnx.Rngs(key))
+        graph, params = nnx.split(model)
+        trained = seq2seq.train(graph, params, key, sources=sources, targets=targets)
+        decoded = seq2seq.translate(nnx.merge(graph, trained.params), sources, 9)
+        return seq2seq.exact_match(decoded, targets)
+
+    right = sweep(run, seed=jnp.arange(3)).results
     assert right.shape == (3, len(seq2seq.PAIRS))
     assert right.all()
 
 
-def test_the_command_prints_each_pair_with_what_is_written(
+def test_the_command_prints_each_pair_and_its_translation(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "sentences.svg"
@@ -40,59 +53,61 @@ def test_the_command_prints_each_pair_with_what_is_written(
     losses = [line.split("loss: ") for line in lines[:4]]
     assert [int(step) for step, _ in losses] == [0, 25, 50, 75]
     assert float(losses[0][1]) > 3 > 0.3 > float(losses[3][1])
-    said = [f"{mark} {text}" for s, t in seq2seq.PAIRS for mark, text in zip(">=<", (s, t, t))]
-    assert lines[4 : 4 + len(said)] == said
+    expected = [f"{mark} {text}" for s, t in seq2seq.PAIRS for mark, text in zip(">=<", (s, t, t))]
+    assert lines[4 : 4 + len(expected)] == expected
     assert lines[-3] == "8 of 8 sentences right"
     assert lines[-1] == f"figure: {path}"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_pairs_of_ones_own_and_where_the_decoder_looked(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_file_of_pairs_and_the_attention_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn, heat_maps = [], plotting.heat_maps
+    monkeypatch.setattr(
+        plotting, "heat_maps", lambda p, **options: (drawn.append(p), heat_maps(p, **options))[1]
+    )
     pairs, out = tmp_path / "pairs.txt", tmp_path / "any.png"
     pairs.write_text("eins zwei\tone two\ndrei\tthree\n", encoding="utf-8")
-    history = seq2seq.main(
-        seq2seq.Settings(pairs=str(pairs), attention="additive", steps=1, hidden=2, out=str(out))
-    )
+    options: Any = {"attention": "additive", "steps": 1, "hidden": 2}
+    seq2seq.main(pairs=str(pairs), **options, out=str(out))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:3] == ["> eins zwei", "= one two"]
     assert lines[3].startswith("! ")
     assert lines[-3] == "0 of 2 sentences right"
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert history.losses.shape == (1,)
-    assert history.written.shape == (2, 3 + 2)
-    assert history.weights is not None
-    assert history.weights.shape == (2, 5, 2)
-    np.testing.assert_allclose(history.weights.sum(-1), 1, atol=1e-5)
-    assert (history.weights[1, :, 1] == 0).all()  # 'drei' is one word
+    first, second = (panel.values for panel in drawn[0])
+    assert first.shape[1] == 2
+    assert second.shape[1] == 1  # 'drei' is one word
+    np.testing.assert_allclose(first.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(second.sum(-1), 1, atol=1e-5)
 
 
-def test_right_is_word_for_word_to_the_end() -> None:
-    targets = seq2seq.sentences(["a b", "a"], marked=True)
+def test_sentences_match_word_for_word_to_the_end() -> None:
+    targets = Sentences.encode(["a b", "a"], end=True)
     assert targets.tokens.tolist() == [[2, 3, 1], [2, 1, 0]]
-    for written, right in (
+    for decoded, right in (
         ([[2, 3, 1, 1], [2, 1, 1, 1]], [True, True]),
         ([[2, 3, 2, 1], [2, 1, 3, 3]], [False, True]),
         ([[2, 2, 1, 1], [2, 2, 1, 1]], [False, False]),
     ):
-        assert seq2seq.reproduced(np.array(written), targets).tolist() == right
-    assert targets.spell([3, 2, 1, 2]) == "b a"
-    assert targets.spell([3, 2]) == "b a"
-    assert seq2seq.sentences(["a b"], marked=False).text(0) == "a b"
+        assert seq2seq.exact_match(np.array(decoded), targets).tolist() == right
+    assert targets.decode([3, 2, 1, 2]) == "b a"
+    assert targets.decode([3, 2]) == "b a"
+    assert Sentences.encode(["a b"], end=False).text(0) == "a b"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a\tb\nc d\n", "line 2: expected a source, a tab and a target, got 'c d'"),
-        ("a\tb\tc\n", "line 1: expected a source, a tab and a target"),
-        ("a\t \n", "line 1: expected a source, a tab and a target"),
+        ("a\tb\nc d\n", "line 2: must be a source, a tab and a target, got 'c d'"),
+        ("a\tb\tc\n", "line 1: must be a source, a tab and a target"),
+        ("a\t \n", "line 1: must be a source, a tab and a target"),
         ("", "has no pairs"),
         (None, "No such file"),
     ],
 )
-def test_a_file_that_has_no_pairs_is_one_line(
+def test_a_file_without_pairs_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, words: str
 ) -> None:
     path = tmp_path / "pairs.txt"
@@ -115,13 +130,10 @@ def test_a_file_that_has_no_pairs_is_one_line(
         ("seed", "-1"),
     ],
 )
-def test_a_setting_that_can_not_be_is_named(
+def test_an_impossible_option_is_one_line_before_any_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str, value: str
 ) -> None:
-    def begun(*_: Any) -> None:
-        pytest.fail("the work was begun")
-
-    monkeypatch.setattr(seq2seq, "train", begun)
+    monkeypatch.setattr(seq2seq, "make_model", lambda *_, **__: pytest.fail("the work started"))
     assert main(["run", "seq2seq", f"--{option}", value]) == 2
     error = capsys.readouterr().err
     assert error.startswith("jaxrnn run seq2seq: error: ")

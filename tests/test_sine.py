@@ -1,7 +1,8 @@
-"""The sine job: PyTorch's losses from its weights, the figures of twenty seeds, the pictures."""
+"""Sine example: losses from PyTorch's weights, and the figures of twenty seeds."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,57 +14,60 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import data
 from jaxrnn.examples import sine
+from jaxrnn.layers.heads import LAYERS
+from jaxrnn.training import sweep
 from tests import sine_oracle
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def float32() -> Any:
-    """The job as users run it, in float32."""
+    """Run the example in float32, as users do."""
     with jax.enable_x64(False):
         yield
 
 
-@pytest.mark.usefixtures("float32")
-def test_from_pytorchs_weights_the_75_losses_are_pytorchs() -> None:
+def run(
+    seed: Any = 0, *, cell: str = "rnn", hidden: int = 32, layers: int = 1, steps: int = 75
+) -> jax.Array:
+    """Return the losses of a training (steps,)."""
+    rngs = nnx.Rngs(jax.random.key(seed))
+    graph, params = nnx.split(sine.make_model(cell, hidden, layers, rngs=rngs))
+    return sine.train(graph, params, steps=steps, points=20, lr=0.01).losses
+
+
+def test_the_75_losses_from_pytorchs_weights_equal_pytorchs() -> None:
     expected = sine_oracle.expected()
     losses = expected.pop("losses")
-    model = sine.make_model(sine.Settings(), nnx.Rngs(0))
+    model = sine.make_model("rnn", 32, 1, rngs=nnx.Rngs(0))
     jaxrnn.load_state_dict(model, expected)
-    before = jaxrnn.state_dict(model)
-    history = sine.train(sine.Settings(), model)
-    assert history.losses.shape == (75,)
-    np.testing.assert_allclose(history.losses, losses, rtol=1e-3)
-    after = jaxrnn.state_dict(model)
-    assert all((before[name] == after[name]).all() for name in before)
-    trained = jaxrnn.state_dict(history.model)
-    assert any((before[name] != trained[name]).any() for name in before)
+    graph, params = nnx.split(model)
+    train = partial(sine.train, graph, steps=75, points=20, lr=0.01)
+    trained = jax.jit(train)(params)
+    assert trained.losses.shape == (75,)
+    np.testing.assert_allclose(trained.losses, losses, rtol=1e-3)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), params, trained.params)
+    assert any(jax.tree.leaves(changed))
 
 
-@pytest.mark.usefixtures("float32")
 def test_the_medians_of_twenty_seeds_are_no_worse_than_pytorchs() -> None:
-    losses = sine.losses_by(sine.Settings(), seed=jnp.arange(20))
+    losses = sweep(run, seed=jnp.arange(20)).results
     assert losses.shape == (20, 75)
     assert np.median(losses[:, 60]) <= 4e-4
     assert np.median(losses[:, 74]) <= 2e-4
 
 
-@pytest.mark.usefixtures("float32")
-def test_many_seeds_at_once_are_the_runs_one_by_one() -> None:
-    settings = sine.Settings(steps=10)
-    together = sine.losses_by(settings, seed=jnp.arange(2))
-    alone = sine.train(sine.Settings(steps=10, seed=1)).losses
-    np.testing.assert_allclose(together[1], alone, rtol=1e-4)
+def test_a_sweep_of_seeds_equals_single_runs() -> None:
+    swept = sweep(lambda seed: run(seed, steps=10), seed=jnp.arange(2)).results
+    np.testing.assert_allclose(swept[1], jax.jit(lambda: run(1, steps=10))(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("cell", list(sine.LAYERS))
-@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("cell", list(LAYERS))
 def test_every_cell_learns(cell: str) -> None:
-    losses = sine.train(sine.Settings(cell=cell, layers=2, hidden=8, steps=60)).losses
+    losses = jax.jit(lambda: run(cell=cell, layers=2, hidden=8, steps=60))()
     assert losses[-5:].mean() < 0.2 * losses[0]
 
 
-@pytest.mark.usefixtures("float32")
-def test_half_waves_stay_exact_far_out() -> None:
+def test_half_waves_are_exact_at_large_times() -> None:
     x, y = data.half_waves(jnp.asarray(10_000_001), 20)
     wave = np.sin(np.linspace(0, np.pi, 21))
     np.testing.assert_allclose(x[:, 0], -wave[:-1], atol=1e-6)

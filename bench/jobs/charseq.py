@@ -4,6 +4,7 @@
 100 steps of Adam, learning rate 0.1, cross-entropy.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,11 @@ def jaxrnn_job(weights: Weights) -> Any:
     """The training of the experiment."""
     from flax import nnx
 
-    from jaxrnn.examples import charseq
+    from jaxrnn.examples import characters
 
-    settings = charseq.Settings(text=TEXT, steps=STEPS, lr=RATE)
-    model = charseq.make_model(settings, nnx.Rngs(0))
-    return charseq.make_training(settings, model), load_jaxrnn(model, weights)
+    model = characters.make_model(TEXT, "rnn", rngs=nnx.Rngs(0))
+    train = partial(characters.train, nnx.graphdef(model), text=TEXT, steps=STEPS, lr=RATE)
+    return train, load_jaxrnn(model, weights)
 
 
 JOB = Job(initial_weights, torch_job, jaxrnn_job, "eager loop, one loss a step")

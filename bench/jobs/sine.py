@@ -5,6 +5,7 @@ Step k sees sin on 21 points from k pi to (k + 1) pi: the first 20 are the input
 target; mean squared error, learning rate 0.01.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,9 @@ def jaxrnn_job(weights: Weights) -> Any:
 
     from jaxrnn.examples import sine
 
-    settings = sine.Settings(steps=STEPS, points=POINTS, hidden=HIDDEN, lr=RATE)
-    model = sine.make_model(settings, nnx.Rngs(0))
-    return sine.make_training(settings, model), load_jaxrnn(model, weights)
+    model = sine.make_model("rnn", HIDDEN, 1, rngs=nnx.Rngs(0))
+    train = partial(sine.train, nnx.graphdef(model), steps=STEPS, points=POINTS, lr=RATE)
+    return train, load_jaxrnn(model, weights)
 
 
 JOB = Job(initial_weights, torch_job, jaxrnn_job, "eager loop, one loss a step")

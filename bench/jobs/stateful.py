@@ -5,6 +5,7 @@ The squared errors of all steps are summed, the gradient goes back through all o
 33 epochs is one update of Adam, learning rate 0.01. Neither side evaluates in between.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,15 +66,17 @@ def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
 
 def jaxrnn_job(weights: Weights) -> Any:
     """The training of the experiment."""
+    import jax.numpy as jnp
     from flax import nnx
 
+    from jaxrnn import data
     from jaxrnn.examples import stateful
 
-    settings = stateful.Settings(
-        points=POINTS, period=PERIOD, window=WINDOW, hidden=HIDDEN, epochs=EPOCHS, lr=RATE
-    )
-    model = stateful.make_model(settings, nnx.Rngs(0))
-    return stateful.make_training(settings, model), load_jaxrnn(model, weights)
+    windows = data.Windows(WINDOW)
+    x, y = windows.take(data.wave(POINTS, PERIOD), jnp.arange(POINTS - WINDOW))
+    model = stateful.make_model("rnn", WINDOW, HIDDEN, rngs=nnx.Rngs(0))
+    train = partial(stateful.train, nnx.graphdef(model), x=x, y=y, epochs=EPOCHS, lr=RATE)
+    return train, load_jaxrnn(model, weights)
 
 
 JOB = Job(initial_weights, torch_job, jaxrnn_job, "eager loop, one call a step", seconds=True)

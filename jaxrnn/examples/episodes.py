@@ -1,16 +1,25 @@
-"""An agent that has to remember, trained on episodes that end in the middle of a row.
+r"""Train a recurrent policy on episodes that end inside the training sequences.
 
-Many environments run side by side; where an episode ends, the next begins at once. The agent acts
-step by step, and the update runs all stored observations (T, N) through the layer in one call.
-Its resets say where an episode begins: a done, given after a step, is the reset of the next step.
-With ``--resets same``, off by one, the update never sees the cue and the question in one piece.
+Many environments run in parallel; a new episode begins right after the last step of one. The policy
+acts step by step. The update evaluates the stored observations (T, N) in one call of the layer,
+with `resets` at the first steps of episodes: the done of step t - 1 is the reset of step t. With
+``--resets same``, off by one, the update never sees a cue and its question in one segment.
+
+The loss is that of an advantage actor-critic with discounted returns :math:`G_t`:
+
+.. math::
+
+    G_t = r_t + \gamma (1 - d_t) G_{t+1}, \quad
+    L = \tfrac{1}{2} (G_t - V_t)^2 - (G_t - V_t) \log \pi(a_t) - 0.01 H(\pi)
+
+with the advantage :math:`G_t - V_t` constant in the second term.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +31,10 @@ from matplotlib.figure import Figure
 
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
+from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, linear
 from jaxrnn.sequences.episodes import Recall, RecallParams, resets_from_dones
-from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
+from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
 RESETS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "next": resets_from_dones,
@@ -32,75 +42,53 @@ RESETS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "never": lambda dones, last_done: jnp.zeros_like(dones),
     "always": lambda dones, last_done: jnp.ones_like(dones),
 }
-"""What can be made of the dones (T, N): what is right, two mistakes, and no memory at all."""
+"""Reset masks from dones (T, N): the right one, two errors, and no memory."""
 
 
-REPORTED = "no source; an agent without memory is right 25 % of the time"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of ``jaxrnn run episodes``."""
-
-    cell: str = field(default="gru", metadata={"help": "the cell", "choices": tuple(LAYERS)})
-    hidden: int = field(default=32, metadata={"help": "hidden features"})
-    cues: int = field(default=4, metadata={"help": "cues to tell apart"})
-    silent: int = field(default=6, metadata={"help": "most steps between cue and question"})
-    envs: int = field(default=64, metadata={"help": "environments side by side"})
-    steps: int = field(default=32, metadata={"help": "steps of each between two updates"})
-    updates: int = field(default=300, metadata={"help": "gradient steps"})
-    discount: float = field(default=0.9, metadata={"help": "weight of a reward one step later"})
-    lr: float = field(default=0.005, metadata={"help": "learning rate of Adam"})
-    resets: str = field(
-        default="next",
-        metadata={
-            "help": "where the update resets the state: at the step next to a done, at the same "
-            "step, never, or always, in acting too: an agent without memory",
-            "choices": tuple(RESETS),
-        },
-    )
-    seed: int = field(default=0, metadata={"help": "seed of weights, episodes and actions"})
-    out: str = field(
-        default="episodes.png", metadata={"help": "the figure: a .png, .svg or .pdf file"}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "silent", "envs", "steps", "updates"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("cues", self.cues, 2)
-        checks.seed(self.seed)
-        for name in ("discount", "lr"):
-            checks.positive(name, getattr(self, name))
-        checks.choice("cell", self.cell, tuple(LAYERS))
-        checks.choice("resets", self.resets, tuple(RESETS))
-
-
-class Now(NamedTuple):
-    """Where N environments and their agent are between two steps.
+class Task(NamedTuple):
+    """Environments and the length of a segment.
 
     Attributes:
-        env: the states of the environments, leaves (N, ...).
-        observations: what the agent sees next (N, D).
-        dones: whether the last step ended an episode (N,), and the observation begins another.
-        hidden: the agent's state after the last step, not reset yet, shaped as `hx`.
+        cues: number of cues.
+        silent: largest number of steps between cue and question.
+        envs: N, number of parallel environments.
+        steps: T, number of steps between two updates.
+        resets: key of `RESETS` for the update; "always" also resets in acting.
+    """
+
+    cues: int = 4
+    silent: int = 6
+    envs: int = 64
+    steps: int = 32
+    resets: str = "next"
+
+
+class RunnerState(NamedTuple):
+    """State of N environments and their policy between two steps.
+
+    Attributes:
+        env: states of the environments, leaves (N, ...).
+        observations: the next observations (N, D).
+        dones: True if the last step ended an episode (N,).
+        hx: state of the layer after the last step, not reset yet.
     """
 
     env: Any
     observations: jax.Array
     dones: jax.Array
-    hidden: Any
+    hx: Any
 
 
-class Rollout(NamedTuple):
-    """What happened in T steps of N environments.
+class Trajectory(NamedTuple):
+    """T steps of N environments.
 
     Attributes:
-        observations: what the agent saw (T, N, D).
-        logits: of the actions, when it acted (T, N, cues).
-        actions, rewards, dones: what it did, and what the environment said to it (T, N).
-        right: whether it answered a question rightly (T, N).
-        resets: whether its state was set to zero before the step (T, N).
-        output: its hidden state after the step (T, N, H).
+        observations: observations (T, N, D).
+        logits: logits of the policy while acting (T, N, cues).
+        actions, rewards, dones: actions, rewards and ends of episodes (T, N).
+        right: True for a right answer to a question (T, N).
+        resets: True if the state was reset before the step (T, N).
+        output: hidden state after the step (T, N, H).
     """
 
     observations: Any
@@ -112,39 +100,13 @@ class Rollout(NamedTuple):
     resets: Any
     output: Any
 
-    def per_episode(self, what: Any) -> Any:
-        """The sum of what each step gave (T, N), by the number of episodes that ended."""
-        return what.sum() / self.dones.sum()
-
-
-class History(NamedTuple):
-    """What a run leaves.
-
-    Attributes:
-        losses: the loss at each update (updates,).
-        returns: what an episode earned on average, of those that ended before each update and
-            after the one before it (updates,); NaN where none did.
-        right: the fraction of them with the right answer (updates,).
-        before, after: a rollout of the untrained and one of the trained agent.
-        differences: by how much the logits of one call over the rollout `after` miss those acted
-            with, at most, for each way to make resets of the dones.
-        model: the trained agent.
-        compile_seconds, run_seconds: what compiling and what training took.
-    """
-
-    losses: np.ndarray
-    returns: np.ndarray
-    right: np.ndarray
-    before: Rollout
-    after: Rollout
-    differences: dict[str, float]
-    model: ActorCritic
-    compile_seconds: float
-    run_seconds: float
+    def per_episode(self, values: Any) -> Any:
+        """Return the sum of values (T, N) divided by the number of finished episodes."""
+        return values.sum() / self.dones.sum()
 
 
 class ActorCritic(nnx.Module):
-    """A recurrent layer with two linear ones on its output: what to do, and what it is worth.
+    """A recurrent layer with linear layers for the policy and the value.
 
     Call: ``model(observations, hx, resets) -> ((logits, values), output, h_n)`` with observations
     (T, N, D), resets (T, N), logits (T, N, actions), values (T, N) and output (T, N, H).
@@ -156,205 +118,211 @@ class ActorCritic(nnx.Module):
         self.critic = linear(rnn.hidden_size, 1, rngs=rngs)
 
     def __call__(self, observations: Any, hx: Any, resets: Any) -> tuple[Any, Any, Any]:
-        """The logits and values at every step, the hidden states, the state after the last."""
-        output, last = self.rnn(observations, hx, resets=resets)
-        return (self.actor(output), self.critic(output)[..., 0]), output, last
+        """Return logits and values, the outputs of the layer, and its final state."""
+        output, h_n = self.rnn(observations, hx, resets=resets)
+        return (self.actor(output), self.critic(output)[..., 0]), output, h_n
 
 
-def make_model(settings: Settings, rngs: nnx.Rngs) -> ActorCritic:
-    """The agent for the settings' environment."""
-    rnn = LAYERS[settings.cell](settings.cues + 1, settings.hidden, rngs=rngs)
-    return ActorCritic(rnn, settings.cues, rngs=rngs)
+def make_model(task: Task, cell: str, hidden: int, *, rngs: nnx.Rngs) -> ActorCritic:
+    """Build the policy of a task."""
+    return ActorCritic(LAYERS[cell](task.cues + 1, hidden, rngs=rngs), task.cues, rngs=rngs)
 
 
-def environment(settings: Settings) -> tuple[Recall, RecallParams]:
-    """The environment and its parameters."""
-    return Recall(settings.cues), RecallParams(longest=settings.silent)
+def start(task: Task, model: ActorCritic, key: jax.Array) -> RunnerState:
+    """Start an episode in every environment."""
+    keys, params = jax.random.split(key, task.envs), RecallParams(longest=task.silent)
+    observations, env = jax.vmap(Recall(task.cues).reset, (0, None))(keys, params)
+    dones = jnp.zeros(task.envs, bool)
+    return RunnerState(env, observations, dones, model.rnn.initial_state(task.envs))
 
 
-def begin(settings: Settings, model: ActorCritic, key: jax.Array) -> Now:
-    """Every environment at the beginning of an episode."""
-    env, params = environment(settings)
-    keys = jax.random.split(key, settings.envs)
-    observations, state = jax.vmap(env.reset, (0, None))(keys, params)
-    dones = jnp.zeros(settings.envs, bool)
-    return Now(state, observations, dones, model.rnn.initial_state(settings.envs))
+def collect(
+    task: Task, model: ActorCritic, runner: RunnerState, key: jax.Array
+) -> tuple[RunnerState, Trajectory]:
+    """Run the policy for T steps, one call of the layer per step."""
+    env, params = Recall(task.cues), RecallParams(longest=task.silent)
 
-
-def act(settings: Settings, model: ActorCritic, now: Now, key: jax.Array) -> tuple[Now, Rollout]:
-    """T steps in every environment, the layer called for one step at a time."""
-    env, params = environment(settings)
-
-    def step(now: Now, key: jax.Array) -> tuple[Now, Rollout]:
-        key_action, key_env = jax.random.split(key)
-        resets = now.dones | (settings.resets == "always")  # the dones of the step before
-        (logits, _), output, hidden = model(now.observations[None], now.hidden, resets[None])
-        actions = jax.random.categorical(key_action, logits[0])
-        keys = jax.random.split(key_env, settings.envs)
+    def step(runner: RunnerState, key: jax.Array) -> tuple[RunnerState, Trajectory]:
+        action_key, env_key = jax.random.split(key)
+        resets = runner.dones | (task.resets == "always")  # the dones of the step before
+        (logits, _), output, hx = model(runner.observations[None], runner.hx, resets[None])
+        actions = jax.random.categorical(action_key, logits[0])
         observations, state, rewards, dones, info = jax.vmap(env.step, (0, 0, 0, None))(
-            keys, now.env, actions, params
+            jax.random.split(env_key, task.envs), runner.env, actions, params
         )
-        heard = rewards, dones, info["right"]
-        seen = Rollout(now.observations, logits[0], actions, *heard, resets, output[0])
-        return Now(state, observations, dones, hidden), seen
+        results = logits[0], actions, rewards, dones, info["right"], resets, output[0]
+        after = RunnerState(state, observations, dones, hx)
+        return after, Trajectory(runner.observations, *results)
 
-    return lax.scan(step, now, jax.random.split(key, settings.steps))
-
-
-def again(model: ActorCritic, now: Now, rollout: Rollout, kind: str) -> tuple[Any, Any]:
-    """The logits and values of a rollout that began with `now`, all steps in one call."""
-    resets = RESETS[kind](rollout.dones, now.dones)
-    return model(rollout.observations, now.hidden, resets)[0]
+    return lax.scan(step, runner, jax.random.split(key, task.steps))
 
 
-def discounted(rollout: Rollout, last: jax.Array, discount: float) -> jax.Array:
-    """What an episode earns from each step on (T, N); after the rollout, what `last` (N,) says."""
+def evaluate(
+    model: ActorCritic, runner: RunnerState, trajectory: Trajectory, kind: str
+) -> tuple[Any, Any]:
+    """Return logits and values of a trajectory that started at `runner`, in one call."""
+    resets = RESETS[kind](trajectory.dones, runner.dones)
+    return model(trajectory.observations, runner.hx, resets)[0]
 
-    def step(later: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+
+def discounted_returns(trajectory: Trajectory, bootstrap: jax.Array, discount: float) -> jax.Array:
+    """Return the discounted returns (T, N), with `bootstrap` (N,) the value after the last step."""
+
+    def step(following: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
         reward, done = now
-        earned = reward + discount * jnp.where(done, 0, later)
-        return earned, earned
+        value = reward + discount * jnp.where(done, 0, following)
+        return value, value
 
-    return lax.scan(step, last, (rollout.rewards, rollout.dones), reverse=True)[1]
+    return lax.scan(step, bootstrap, (trajectory.rewards, trajectory.dones), reverse=True)[1]
 
 
-def make_training(settings: Settings, model: ActorCritic, progress: Progress | None = None) -> Any:
-    """All updates as one pure function of the parameters and a key, an advantage actor-critic.
+def train(
+    graph: Any,
+    params: Any,
+    key: jax.Array,
+    *,
+    task: Task,
+    updates: int,
+    discount: float = 0.9,
+    lr: Any = 0.005,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train with Adam; a pure function of parameters and key.
 
-    The carry is where the environments and the agent are; the outputs are what an episode earned
-    and how many were right, on average before each update.
+    Returns:
+        `Trained`; its metrics are the mean return and the fraction of right answers of the episodes
+        that ended before each update, (updates,) each, NaN without such episodes.
     """
-    graph = nnx.graphdef(model)
 
-    def loss(params: Any, now: Now, key: jax.Array) -> Any:
-        actor = nnx.merge(graph, lax.stop_gradient(params))
-        after, rollout = act(settings, actor, now, key)
-        (_, last), _, _ = actor(after.observations[None], after.hidden, after.dones[None])
-        earned = discounted(rollout, last[0], settings.discount)
-        logits, values = again(nnx.merge(graph, params), now, rollout, settings.resets)
-        logs = jax.nn.log_softmax(logits)
-        chosen = jnp.take_along_axis(logs, rollout.actions[..., None], -1)[..., 0]
-        entropy = -(jnp.exp(logs) * logs).sum(-1)
-        advantage = lax.stop_gradient(earned - values)
-        value = (0.5 * (earned - values) ** 2 - advantage * chosen - 0.01 * entropy).mean()
-        return value, (after, tuple(map(rollout.per_episode, (rollout.rewards, rollout.right))))
+    def loss(params: Any, runner: RunnerState, key: jax.Array) -> Any:
+        policy = nnx.merge(graph, lax.stop_gradient(params))
+        after, trajectory = collect(task, policy, runner, key)
+        (_, bootstrap), _, _ = policy(after.observations[None], after.hx, after.dones[None])
+        returns = discounted_returns(trajectory, bootstrap[0], discount)
+        logits, values = evaluate(nnx.merge(graph, params), runner, trajectory, task.resets)
+        log_probs = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(log_probs, trajectory.actions[..., None], -1)[..., 0]
+        entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
+        advantage = lax.stop_gradient(returns - values)
+        value = (0.5 * (returns - values) ** 2 - advantage * chosen - 0.01 * entropy).mean()
+        metrics = map(trajectory.per_episode, (trajectory.rewards, trajectory.right))
+        return value, (after, tuple(metrics))
 
-    def training(params: Any, key: jax.Array, lr: Any = settings.lr) -> Trained:
-        key_begin, key = jax.random.split(key)
-        now, keys = begin(settings, model, key_begin), jax.random.split(key, settings.updates)
-        return train_steps(loss, optax.adam(lr), params, keys, carry=now, progress=progress)
-
-    return training
+    start_key, key = jax.random.split(key)
+    runner = start(task, nnx.merge(graph, params), start_key)
+    keys = jax.random.split(key, updates)
+    return train_steps(loss, optax.adam(lr), params, keys, carry=runner, progress=progress)
 
 
-def play(settings: Settings, model: ActorCritic, key: jax.Array) -> tuple[Rollout, Any]:
-    """A rollout that goes on from another one, and the differences of `History`."""
-    settings = replace(settings, steps=4 * (settings.silent + 2))  # four of the longest episodes
+def play(task: Task, model: ActorCritic, key: jax.Array) -> tuple[Trajectory, dict[str, Any]]:
+    """Collect a trajectory that starts inside episodes, and evaluate it with each reset mask.
+
+    Returns:
+        The trajectory, of four of the longest episodes, and the largest difference between the
+        logits of one call and those while acting, for each key of `RESETS`.
+    """
+    task = task._replace(steps=4 * (task.silent + 2))
     keys = jax.random.split(key, 3)
-    now, _ = act(settings, model, begin(settings, model, keys[0]), keys[1])
-    _, rollout = act(settings, model, now, keys[2])
-    return rollout, {
-        kind: jnp.abs(again(model, now, rollout, kind)[0] - rollout.logits).max() for kind in RESETS
+    runner, _ = collect(task, model, start(task, model, keys[0]), keys[1])
+    _, trajectory = collect(task, model, runner, keys[2])
+    logits = {kind: evaluate(model, runner, trajectory, kind)[0] for kind in RESETS}
+    return trajectory, {
+        kind: jnp.abs(values - trajectory.logits).max() for kind, values in logits.items()
     }
 
 
-def train(settings: Settings = Settings(), model: ActorCritic | None = None) -> History:
-    """Train, from the seed or from an agent's weights; the agent given is left as it was."""
-    rngs = nnx.Rngs(settings.seed)
-    model = make_model(settings, rngs) if model is None else nnx.clone(model)
-    graph, params = nnx.split(model)
-    with Progress("episodes", settings.updates) as progress:
-        timed = compile_and_run(make_training(settings, model, progress), params, rngs.episodes())
-    trained, key = timed.result, rngs.episodes()
-    show = jax.jit(lambda params: play(settings, nnx.merge(graph, params), key))
-    (before, _), (after, differences) = (show(p) for p in (params, trained.params))
-    nnx.update(model, trained.params)
-    returns, right = map(np.asarray, trained.metrics)
-    return History(
-        losses=np.asarray(trained.losses),
-        returns=returns,
-        right=right,
-        before=jax.tree.map(np.asarray, before),
-        after=jax.tree.map(np.asarray, after),
-        differences={kind: float(differences[kind]) for kind in RESETS},
-        model=model,
-        compile_seconds=timed.compile_seconds,
-        run_seconds=timed.run_seconds,
-    )
-
-
-def right_by(settings: Settings, **axes: jax.Array) -> np.ndarray:
-    """The fraction of right answers before each update, for every combination of seeds and rates.
-
-    ``right_by(settings, seed=jnp.arange(8), lr=jnp.array([0.003, 0.01]))`` is (8, 2, updates).
-    """
-
-    def run(seed: Any = settings.seed, lr: Any = settings.lr) -> jax.Array:
-        rngs = nnx.Rngs(jax.random.key(seed))
-        model = make_model(settings, rngs)
-        training = make_training(settings, model)
-        return training(nnx.state(model, nnx.Param), rngs.episodes(), lr).metrics[1]
-
-    return np.asarray(sweep(run, **axes).results)
-
-
-def draw(history: History, settings: Settings) -> Figure:
-    """The right answers during training, one environment for some steps, and the agent's state."""
+def draw(right: np.ndarray, trajectory: Trajectory, cues: int, title: str) -> Figure:
+    """Draw the right answers during training, one environment, and the state of the policy."""
     figure = Figure(figsize=(12.6, 5.6), layout="constrained")
-    figure.suptitle(f"Recall of one of {settings.cues} cues: {history.model.rnn} + linear")
+    figure.suptitle(title)
     halves: Any = figure.subfigures(1, 2, width_ratios=(2, 3))
     curve, (events, states) = halves[0].subplots(), halves[1].subplots(2, sharex=True)
-    curve.plot(history.right, color=plotting.BLUE, label="agent")
-    curve.axhline(
-        1 / settings.cues, color=plotting.GREY, linestyle="--", label="at best, without a memory"
-    )
+    curve.plot(right, color=plotting.BLUE, label="policy")
+    options: Any = {"color": plotting.GREY, "linestyle": "--", "label": "best without memory"}
+    curve.axhline(1 / cues, **options)
     curve.set(title="training", xlabel="update", ylabel="right answers", ylim=(-0.02, 1.02))
     curve.grid(color=plotting.GREY, alpha=0.25)
     curve.legend(loc="best")
 
-    one = jax.tree.map(lambda a: a[:40, 0], history.after)
-    rows = np.column_stack([one.observations, one.dones, one.resets])
-    names = [*(f"cue {cue}" for cue in range(settings.cues)), "question", "done", "reset"]
-    events.imshow(rows.T, cmap="Blues", vmin=0, vmax=1.3, aspect="auto", interpolation="nearest")
+    one = jax.tree.map(lambda a: a[:40, 0], trajectory)
+    image_options: Any = {"aspect": "auto", "interpolation": "nearest"}
+    values = np.column_stack([one.observations, one.dones, one.resets])
+    names = [*(f"cue {cue}" for cue in range(cues)), "question", "done", "reset"]
+    events.imshow(values.T, cmap="Blues", vmin=0, vmax=1.3, **image_options)
     for answer, color in (("right", plotting.PALETTE[2]), ("wrong", plotting.VERMILLION)):
-        at = np.flatnonzero(one.dones & (one.right == (answer == "right")))
-        events.plot(at, one.actions[at], "o", color=color, label=f"{answer} answer")
+        steps = np.flatnonzero(one.dones & (one.right == (answer == "right")))
+        events.plot(steps, one.actions[steps], "o", color=color, label=f"{answer} answer")
     events.set_yticks(range(len(names)), names)
-    events.set_title("the trained agent in one environment", loc="left")
+    events.set_title("the trained policy in one environment", loc="left")
     events.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize="small")
-    image = states.imshow(
-        one.output.T, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
-    )
+    image = states.imshow(one.output.T, cmap="RdBu_r", vmin=-1, vmax=1, **image_options)
     figure.colorbar(image, ax=states)
     for axis in (events, states):
         for step in np.flatnonzero(one.resets):
             axis.axvline(step - 0.5, color=plotting.PALETTE[-1], linewidth=1)
-    states.set_title("its hidden state, from zeros at each line", loc="left")
+    states.set_title("its hidden state, reset at each line", loc="left")
     states.set(xlabel="step", ylabel="feature")
     return figure
 
 
-def result(history: History) -> str:
-    """What came out, in a line."""
-    return f"right {history.after.per_episode(history.after.right):.1%} of the time"
+def main(
+    *,
+    cell: Cell = "gru",
+    hidden: PositiveInt = 32,
+    cues: PositiveInt = 4,
+    silent: PositiveInt = 6,
+    envs: PositiveInt = 64,
+    steps: PositiveInt = 32,
+    updates: PositiveInt = 300,
+    discount: PositiveFloat = 0.9,
+    lr: PositiveFloat = 0.005,
+    resets: Literal["next", "same", "never", "always"] = "next",
+    seed: Seed = 0,
+    out: str = "episodes.png",
+) -> str:
+    """Train a policy that must remember, on episodes that end inside the training sequences.
 
-
-def main(settings: Settings) -> History:
-    """Train, print what was learned and what each kind of resets makes of it, save the figure."""
-    target = plotting.check_target(settings.out)
-    history = train(settings)
-    for index in plotting.spread(range(settings.updates), 7):
-        print(f"update {index}: return {history.returns[index]:+.2f}", end=", ")
-        print(f"right {history.right[index]:.1%}")
-    for name, rollout in (("before", history.before), ("after", history.after)):
-        earned, right = map(rollout.per_episode, (rollout.rewards, rollout.right))
-        print(f"{name} training: return {earned:+.2f}, right {right:.1%} of", rollout.dones.sum())
-    bound = 1 / settings.cues
-    print(f"without a memory, at best: return {2 * bound - 1:+.2f}, right {bound:.1%}")
-    print("logits of one call beside those acted with, largest difference:")
-    for kind, difference in history.differences.items():
-        print(f"  resets {kind:<7}{difference:.1e}")
-    print(f"compiled in {history.compile_seconds:.2f} s", end=", ")
-    print(f"{settings.updates} updates in {history.run_seconds:.2f} s")
-    print(f"figure: {plotting.save(draw(history, settings), target)}")
-    return history
+    Args:
+        cell: the cell.
+        hidden: hidden features.
+        cues: number of cues, at least 2.
+        silent: largest number of steps between cue and question.
+        envs: number of parallel environments.
+        steps: steps of each environment between two updates.
+        updates: gradient steps.
+        discount: discount factor of rewards.
+        lr: learning rate of Adam.
+        resets: reset mask of the update: at the step after a done, at its step, never, or at
+            every step; "always" also resets in acting, so that the policy has no memory.
+        seed: seed of weights, episodes and actions.
+        out: the figure, a .png, .svg or .pdf file.
+    """
+    checks.at_least("cues", cues, 2)
+    target = plotting.check_target(out)
+    task, rngs = Task(cues, silent, envs, steps, resets), nnx.Rngs(seed)
+    model = make_model(task, cell, hidden, rngs=rngs)
+    graph, params = nnx.split(model)
+    with Progress("episodes", updates) as progress:
+        options: Any = {"task": task, "updates": updates, "discount": discount, "lr": lr}
+        run = partial(train, graph, **options, progress=progress)
+        trained, compile_seconds, run_seconds = compile_and_run(run, params, rngs.episodes())
+    returns, right = map(np.asarray, trained.metrics)
+    for index in plotting.spread(range(updates), 7):
+        print(f"update {index}: return {returns[index]:+.2f}, right {right[index]:.1%}")
+    evaluation = jax.jit(lambda params, key: play(task, nnx.merge(graph, params), key))
+    key = rngs.episodes()
+    (before, _), (after, differences) = (
+        jax.tree.map(np.asarray, evaluation(p, key)) for p in (params, trained.params)
+    )
+    for name, trajectory in (("before", before), ("after", after)):
+        mean_return, accuracy = map(trajectory.per_episode, (trajectory.rewards, trajectory.right))
+        count = trajectory.dones.sum()
+        print(f"{name} training: return {mean_return:+.2f}, right {accuracy:.1%} of {count}")
+    print(f"without a memory, at best: return {2 / cues - 1:+.2f}, right {1 / cues:.1%}")
+    print("logits of one call and logits while acting, largest difference:")
+    for kind in RESETS:
+        print(f"  resets {kind:<7}{differences[kind]:.1e}")
+    print(f"compiled in {compile_seconds:.2f} s, {updates} updates in {run_seconds:.2f} s")
+    figure = draw(right, after, cues, f"Recall of one of {cues} cues: {model.rnn} + linear")
+    print(f"figure: {plotting.save(figure, target)}")
+    return f"{after.per_episode(after.right):.1%} of answers are right"

@@ -1,22 +1,24 @@
-"""Learn a long sentence by heart in windows of ten characters, then say it from its beginning.
+"""Memorize a long sentence in windows of ten characters, then generate it.
 
-The windows overlap: 170 of them, each a row of the batch, each from a state of zeros. Two recurrent
-layers and a linear one say after each character of a window which comes next. That can't always be
-known: after a lone 'a' there are five that follow somewhere, and the best that any network can do
-is to be right 1,524 times of 1,700, 0.896.
+The windows overlap: 170 windows form one batch, each from a zero state. Two recurrent layers and a
+linear layer predict each next character of a window. Some characters are ambiguous: five different
+ones follow an 'a' at the start of a window. The highest accuracy that any network can reach is
+1,524 of 1,700, or 0.896.
 
-With the settings of the source, Adam at 0.1, most seeds come within a few characters of that and
-some get stuck, here as in PyTorch. With `--stable`, every seed comes close: the rate is 0.03, and
-the norm of the gradient is clipped to 1. In the end the network hears the first window and goes on
-by itself, the state carried much farther than it ever was in training: where that leads astray, it
-falls into another part of the sentence.
+With the settings of the source, Adam at 0.1, most seeds come close to this bound and some diverge,
+as in PyTorch. With ``--stable``, learning rate 0.03 and gradients clipped to norm 1, every seed
+comes close. Finally the network reads the first window and generates the sentence by autoregressive
+decoding. The state runs much longer than in training: a wrong character leads to another part of
+the sentence.
+
+Source: Lab 11-3 of the course "Introduction to deep learning with PyTorch".
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,209 +26,147 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
+from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, CharacterModel
-from jaxrnn.training import Progress, Trained, compile_and_run, sweep, train_steps
+from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
 SENTENCE = (
     "if you want to build a ship, don't drum up people together to "
     "collect wood and don't assign them tasks and work, but rather "
     "teach them to long for the endless immensity of the sea."
 )
-STABLE_RATE, STABLE_NORM = 0.03, 1.0
 
 
-REPORTED = "PyTorch: .89 right, the median of 20 seeds, some near .39"
+def make_windows(text: str, window: int) -> tuple[jax.Array, jax.Array]:
+    """Return the character indices of all windows, and of the next characters, (N, T) each."""
+    indices = data.Vocabulary.of(text).encode(text)
+    windows = data.Windows(window, every_step=True)
+    return windows.take(jnp.asarray(indices), jnp.arange(windows.count(len(indices))))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options of ``jaxrnn run longseq``."""
-
-    text: str = field(default=SENTENCE, metadata={"help": "what is to be learned"})
-    window: int = field(default=10, metadata={"help": "characters in one window"})
-    layers: int = field(default=2, metadata={"help": "recurrent layers"})
-    steps: int = field(default=100, metadata={"help": "training steps, all windows each"})
-    every: int = field(default=1, metadata={"help": "print what it says every so many steps"})
-    cell: str = field(default="rnn", metadata={"help": "the cell", "choices": tuple(LAYERS)})
-    lr: float = field(default=0.1, metadata={"help": "learning rate of Adam"})
-    stable: bool = field(
-        default=False,
-        metadata={"help": f"a rate of {STABLE_RATE}, whatever --lr says, and a clipped gradient"},
-    )
-    seed: int = field(default=6, metadata={"help": "seed of the initial weights"})
-    out: str = field(
-        default="longseq.png", metadata={"help": "the figure: a .png, .svg or .pdf file"}
-    )
-
-    def __post_init__(self) -> None:
-        if len(set(self.text)) < 2:
-            raise ValueError(f"text should have at least 2 different characters, got {self.text!r}")
-        for name in ("window", "layers", "steps", "every"):
-            checks.at_least(name, getattr(self, name), 1)
-        if self.window >= len(self.text):
-            raise ValueError(
-                f"window should be less than the {len(self.text)} characters of the text, "
-                f"got {self.window}"
-            )
-        checks.seed(self.seed)
-        checks.positive("lr", self.lr)
-        checks.choice("cell", self.cell, tuple(LAYERS))
-
-
-class History(NamedTuple):
-    """What a run leaves. N windows of T characters.
-
-    Attributes:
-        losses: cross-entropy at each step, in nats, before its update (steps,).
-        predictions: the numbers of the likeliest characters, before the update (steps, N, T).
-        targets: the numbers of the characters that do follow (N, T).
-        most: how much of each place of a window can be known, from 0 to 1 (T,).
-        generated: what the model says after the first window of the text, up to its length.
-        model: the trained model.
-        compile_seconds, run_seconds: what compiling and what training took.
-    """
-
-    losses: np.ndarray
-    predictions: np.ndarray
-    targets: np.ndarray
-    most: np.ndarray
-    generated: str
-    model: CharacterModel
-    compile_seconds: float
-    run_seconds: float
-
-    @property
-    def accuracies(self) -> np.ndarray:
-        """The part of the characters that is right at each step (steps,)."""
-        return (self.predictions == self.targets).mean((1, 2))
-
-    def string(self, step: int) -> str:
-        """What the model makes of the text: the first window, then the end of each other."""
-        first, *others = self.predictions[step]
-        return self.model.vocabulary.decode([*first, *(window[-1] for window in others)])
-
-
-def windows(settings: Settings) -> tuple[jax.Array, jax.Array]:
-    """The numbers of the characters of all windows (N, T), and of those that follow each (N, T)."""
-    numbers = data.Vocabulary.of(settings.text).encode(settings.text)
-    cut = data.Windows(settings.window, every_step=True)
-    return cut.take(jnp.asarray(numbers), jnp.arange(cut.count(len(numbers))))
-
-
-def most_right(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The most that can be right at each place (T,), knowing the characters of a window so far."""
-    most = []
+def accuracy_bounds(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the highest accuracy at each position (T,), given the window up to there."""
+    bounds = []
     for t in range(x.shape[1]):
-        following = defaultdict(Counter)
-        for row, character in zip(x[:, : t + 1], y[:, t]):
-            following[row.tobytes()][character] += 1
-        most.append(sum(max(counts.values()) for counts in following.values()) / len(x))
-    return np.array(most)
+        counts = defaultdict(Counter)
+        for prefix, character in zip(x[:, : t + 1], y[:, t]):
+            counts[prefix.tobytes()][character] += 1
+        bounds.append(sum(max(count.values()) for count in counts.values()) / len(x))
+    return np.array(bounds)
 
 
-def make_model(settings: Settings, rngs: nnx.Rngs) -> CharacterModel:
-    """Layers with as many hidden features as there are characters, and a linear one."""
-    vocabulary = data.Vocabulary.of(settings.text)
+def make_model(text: str, cell: str, layers: int, *, rngs: nnx.Rngs) -> CharacterModel:
+    """Build recurrent layers with one hidden feature per character, and a linear layer."""
+    vocabulary = data.Vocabulary.of(text)
     size = len(vocabulary)
-    rnn = LAYERS[settings.cell](size, size, settings.layers, batch_first=True, rngs=rngs)
+    rnn = LAYERS[cell](size, size, layers, batch_first=True, rngs=rngs)
     return CharacterModel(rnn, vocabulary, rngs=rngs)
 
 
-def make_optimizer(settings: Settings, lr: Any) -> optax.GradientTransformation:
-    """Adam as in the source, or what is stable."""
-    if not settings.stable:
-        return optax.adam(lr)
-    return optax.chain(optax.clip_by_global_norm(STABLE_NORM), optax.adam(STABLE_RATE))
+def make_optimizer(lr: Any, stable: bool) -> optax.GradientTransformation:
+    """Return Adam at `lr`, or at 0.03 with clipped gradients if `stable`."""
+    if stable:
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.03))
+    return optax.adam(lr)
 
 
-def make_training(
-    settings: Settings, model: CharacterModel, progress: Progress | None = None
-) -> Any:
-    """The whole training as one pure function of the parameters; its outputs are predictions."""
-    graph = nnx.graphdef(model)
-    x, y = windows(settings)
+def train(
+    graph: Any,
+    params: Any,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train on all windows in each step; a pure function of the parameters.
+
+    Args:
+        graph, params: the model, from ``nnx.split(model)``.
+        x, y: the windows and the next characters (N, T).
+        steps: number of training steps.
+        optimizer: an optax optimizer.
+        progress: a progress bar.
+
+    Returns:
+        `Trained`; its metrics are the predicted characters (steps, N, T), int32.
+    """
 
     def loss(params: Any, step: jax.Array) -> Any:
-        logits, _ = nnx.merge(graph, params)(x)
+        logits, _ = nnx.merge(graph, params)(x)  # (N, T, V)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return entropy.mean(), logits.argmax(-1).astype(jnp.int32)
 
-    def training(params: Any, lr: Any = settings.lr) -> Trained:
-        steps = jnp.arange(settings.steps)
-        optimizer = make_optimizer(settings, lr)
-        return train_steps(loss, optimizer, params, steps, progress=progress)
-
-    return training
+    return train_steps(loss, optimizer, params, jnp.arange(steps), progress=progress)
 
 
-def train(settings: Settings = Settings(), model: CharacterModel | None = None) -> History:
-    """Train, from the seed or from a model's weights, and let it speak; the model given is kept."""
-    model = make_model(settings, nnx.Rngs(settings.seed)) if model is None else nnx.clone(model)
-    with Progress("sentence", settings.steps) as progress:
-        params = nnx.state(model, nnx.Param)
-        timed = compile_and_run(make_training(settings, model, progress), params)
-    trained = timed.result
-    nnx.update(model, trained.params)
-    x, y = map(np.asarray, windows(settings))
-    prompt = settings.text[: settings.window]
-    rest = len(settings.text) - len(prompt)
-    return History(
-        losses=np.asarray(trained.losses),
-        predictions=np.asarray(trained.metrics),
-        targets=y,
-        most=most_right(x, y),
-        generated=prompt + model.generate(prompt, rest, temperature=0),
-        model=model,
-        compile_seconds=timed.compile_seconds,
-        run_seconds=timed.run_seconds,
-    )
+def as_text(vocabulary: data.Vocabulary, predicted: np.ndarray) -> str:
+    """Join the predictions (N, T) of one step: the first window, then each last character."""
+    return vocabulary.decode([*predicted[0], *predicted[1:, -1]])
 
 
-def accuracies_by(settings: Settings, **axes: jax.Array) -> np.ndarray:
-    """The part of the characters that is right at the last step, for all seeds and rates.
+def main(
+    *,
+    text: str = SENTENCE,
+    window: PositiveInt = 10,
+    layers: PositiveInt = 2,
+    steps: PositiveInt = 100,
+    every: PositiveInt = 1,
+    cell: Cell = "rnn",
+    lr: PositiveFloat = 0.1,
+    stable: bool = False,
+    seed: Seed = 6,
+    out: str = "longseq.png",
+) -> str:
+    """Memorize a long sentence in windows of ten characters, then generate it.
 
-    ``accuracies_by(settings, seed=jnp.arange(20), lr=jnp.array([0.03, 0.1]))`` is (20, 2).
+    Args:
+        text: the text to memorize.
+        window: characters in one window.
+        layers: recurrent layers.
+        steps: training steps, all windows each.
+        every: print the prediction every this number of steps.
+        cell: the cell.
+        lr: learning rate of Adam.
+        stable: learning rate 0.03 instead of --lr, and gradients clipped to norm 1.
+        seed: seed of the initial weights.
+        out: the figure, a .png, .svg or .pdf file.
     """
-    _, y = windows(settings)
-
-    def run(seed: Any = settings.seed, lr: Any = settings.lr) -> jax.Array:
-        model = make_model(settings, nnx.Rngs(jax.random.key(seed)))
-        trained = make_training(settings, model)(nnx.state(model, nnx.Param), lr)
-        return (trained.metrics[-1] == y).mean(dtype=jnp.float32)
-
-    return np.asarray(sweep(run, **axes).results)
-
-
-def draw(history: History) -> Any:
-    """The loss, what is right at each step, and at each place of a window in the end."""
-    return plotting.text_windows(
-        history.losses,
-        history.accuracies,
-        (history.predictions[-1] == history.targets).mean(0),
-        history.most,
-        title=f"The next character of a window: {history.model.rnn} + linear",
+    if len(set(text)) < 2:
+        raise ValueError(f"`text` must have at least 2 different characters, got {text!r}.")
+    if window >= len(text):
+        raise ValueError(
+            f"`window` must be less than the {len(text)} characters of the text, got {window}."
+        )
+    target = plotting.check_target(out)
+    model = make_model(text, cell, layers, rngs=nnx.Rngs(seed))
+    graph, params = nnx.split(model)
+    x, y = make_windows(text, window)
+    options = {"steps": steps, "optimizer": make_optimizer(lr, stable)}
+    with Progress("sentence", steps) as progress:
+        run = partial(train, graph, x=x, y=y, **options, progress=progress)
+        trained, compile_seconds, run_seconds = compile_and_run(run, params)
+    nnx.update(model, trained.params)
+    losses, predicted = np.asarray(trained.losses), np.asarray(trained.metrics)
+    for i in range(0, steps, every):
+        print(i, as_text(model.vocabulary, predicted[i]), losses[i])
+    right, bounds = predicted == np.asarray(y), accuracy_bounds(*map(np.asarray, (x, y)))
+    accuracies = right.mean((1, 2))
+    print(f"accuracy {accuracies[-1]:.4f}, at most {bounds.mean():.4f}")
+    prompt, rest = text[:window], text[window:]
+    generated = model.generate(prompt, len(rest), temperature=0)
+    print(f"generated: {prompt}{generated}")
+    equal = sum(a == b for a, b in zip(generated, rest))
+    print(f"{equal} of {len(rest)} characters as in the text")
+    print(f"compiled in {compile_seconds:.2f} s, {steps} steps in {run_seconds * 1e3:.1f} ms")
+    figure = plotting.text_windows(
+        losses,
+        accuracies,
+        right[-1].mean(0),
+        bounds,
+        title=f"The next character of a window: {model.rnn} + linear",
     )
-
-
-def result(history: History) -> str:
-    """What came out, in a line."""
-    return f"{history.accuracies[-1]:.3f} right, {history.most.mean():.3f} can be"
-
-
-def main(settings: Settings) -> History:
-    """Train, print what the source prints at each step, generate, save the figure."""
-    target = plotting.check_target(settings.out)
-    history = train(settings)
-    for i in range(0, settings.steps, settings.every):
-        print(i, history.string(i), history.losses[i])
-    print(f"accuracy {history.accuracies[-1]:.4f}, at most {history.most.mean():.4f}")
-    print(f"generated: {history.generated}")
-    pairs = zip(history.generated[settings.window :], settings.text[settings.window :])
-    right = sum(a == b for a, b in pairs)
-    print(f"{right} of {len(settings.text) - settings.window} characters as in the text")
-    print(f"compiled in {history.compile_seconds:.2f} s", end=", ")
-    print(f"{settings.steps} steps in {history.run_seconds * 1e3:.1f} ms")
-    print(f"figure: {plotting.save(draw(history), target)}")
-    return history
+    print(f"figure: {plotting.save(figure, target)}")
+    return f"accuracy {accuracies[-1]:.3f}, at most {bounds.mean():.3f}"

@@ -1,23 +1,22 @@
-r"""A recurrent cell and its loop over time written out in plain JAX, and `RNN` held against it.
+r"""A recurrent cell and its loop over time in plain JAX, compared with `RNN`.
 
-This is the sequential reference: one step is two products, a bias and a tanh, a sequence is a
-`for` loop that hands the state on. The layer does the same in one product for the inputs of all
-steps and one compiled loop, and has to give the same numbers and the same gradients.
+The loop is the sequential reference: one step is two matrix products, a bias and a tanh.
 
-.. code-block:: text
+.. math::
 
-    h_t = tanh(W_x x_t + W_h h_{t-1} + b)
+    h_t = \tanh(W_x x_t + W_h h_{t-1} + b)
 
-The notebook that this is made after writes such a cell in PyTorch, and it can't run: it keeps the
-state only where there is one already, so that there never is any and every step is the first; its
-W_h is as wide as the input, D, where it multiplies the state, H; its loop takes a state and does
-not use it, writes the number H where the state h belongs, and calls `torch.tensor.zeros`, which
-does not exist.
+`RNN` computes the input projections of all steps in one product and compiles one loop. Values and
+gradients must be equal.
+
+The PyTorch notebook that this example corrects cannot run. Its cell creates the hidden state only
+if one exists already, so every step is a first step. Its :math:`W_h` has D columns instead of H.
+Its loop ignores the state argument and writes the size H for the state h. It calls
+``torch.tensor.zeros``, which does not exist.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -28,67 +27,46 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrnn import RNN, plotting
-from jaxrnn import _checks as checks
-
-REPORTED = "nothing, its cell can't run"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of ``jaxrnn run scratch``."""
-
-    batch: int = field(default=3, metadata={"help": "sequences side by side"})
-    steps: int = field(default=50, metadata={"help": "steps of each"})
-    features: int = field(default=10, metadata={"help": "input features"})
-    hidden: int = field(default=20, metadata={"help": "hidden features"})
-    seed: int = field(default=0, metadata={"help": "seed of weights, input and first state"})
-    out: str = field(
-        default="scratch.png", metadata={"help": "the figure: a .png, .svg or .pdf file"}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "steps", "features", "hidden"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.seed(self.seed)
+from jaxrnn.examples import PositiveInt, Seed
 
 
 class Weights(NamedTuple):
-    """W_x (H, D), W_h (H, H), b (H,). PyTorch has two biases, whose sum is b."""
+    """Weights W_x (H, D), W_h (H, H) and b (H,). PyTorch has two biases, whose sum is b."""
 
     W_x: jax.Array
     W_h: jax.Array
     b: jax.Array
 
     @classmethod
-    def of(cls, rnn: Any) -> Weights:
-        """The weights of a layer of one direction, shared, and the sum of its biases."""
-        w = rnn._weights()[0]
-        return cls(w.weight_ih, w.weight_hh, w.bias_ih + w.bias_hh)
+    def from_layer(cls, rnn: Any) -> Weights:
+        """Share the weights of a layer with one direction, with the sum of its biases."""
+        bias = rnn.bias_ih_l0[...] + rnn.bias_hh_l0[...]
+        return cls(rnn.weight_ih_l0[...], rnn.weight_hh_l0[...], bias)
 
 
-def cell(weights: Weights, x: jax.Array, h: jax.Array) -> jax.Array:
-    """One step: from an input (N, D) and the state (N, H) to the new state (N, H)."""
+def step(weights: Weights, x: jax.Array, h: jax.Array) -> jax.Array:
+    """Return the next state (N, H) from an input (N, D) and a state (N, H)."""
     W_x, W_h, b = weights
     return jnp.tanh(x @ W_x.T + h @ W_h.T + b[None])
 
 
-def time_loop(weights: Weights, xs: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All steps: from inputs (N, T, D) and a state (N, H) to all states (N, T, H) and the last."""
+def unroll(weights: Weights, xs: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return all states (N, T, H) and the final one, from inputs (N, T, D) and a state (N, H)."""
     hs = []
     for t in range(xs.shape[1]):
-        h = cell(weights, xs[:, t], h)
+        h = step(weights, xs[:, t], h)
         hs.append(h)
     return jnp.stack(hs, axis=1), h
 
 
-class Row(NamedTuple):
-    """Two arrays that should be the same.
+class Comparison(NamedTuple):
+    """Difference between the reference and the layer in one array.
 
     Attributes:
-        name: what they are.
-        shape: their shape.
-        largest: the largest magnitude in the layer's.
-        difference: the largest difference between them.
+        name: name of the array.
+        shape: its shape.
+        largest: largest magnitude in the layer's array.
+        difference: largest absolute difference.
     """
 
     name: str
@@ -98,104 +76,104 @@ class Row(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The difference as a part of the largest magnitude."""
+        """Difference divided by the largest magnitude."""
         return self.difference / self.largest
 
 
-class History(NamedTuple):
-    """What a run leaves.
+def make_inputs(
+    batch: int, steps: int, features: int, hidden: int, seed: int
+) -> tuple[RNN, jax.Array, jax.Array, jax.Array]:
+    """Draw a layer, inputs (N, T, D), an initial state (N, H) and loss weights (N, T, H)."""
+    rngs = nnx.Rngs(seed)
+    rnn = RNN(features, hidden, batch_first=True, rngs=rngs)
+    shapes = [(batch, steps, features), (batch, hidden), (batch, steps, hidden)]
+    xs, h_0, loss_weights = (jax.random.normal(rngs.params(), s, jnp.float32) for s in shapes)
+    return rnn, xs, h_0, loss_weights
 
-    Attributes:
-        rows: the comparison, values first, then gradients.
-        scratch, layer: the states of the first sequence after each step (T, H).
+
+def compare(
+    rnn: RNN, xs: jax.Array, h_0: jax.Array, loss_weights: jax.Array
+) -> tuple[list[Comparison], jax.Array, jax.Array]:
+    """Compare outputs, states and gradients of a loss that weights all of them.
+
+    Returns:
+        The comparisons, and the outputs (N, T, H) of the reference and of the layer.
     """
-
-    rows: list[Row]
-    scratch: np.ndarray
-    layer: np.ndarray
-
-
-def draw_inputs(settings: Settings) -> tuple[RNN, jax.Array, jax.Array, jax.Array]:
-    """A layer, an input (N, T, D), a first state (N, H), and what weighs the outputs (N, T, H)."""
-    rngs = nnx.Rngs(settings.seed)  # one stream for all: keys of two could be the same
-    rnn = RNN(settings.features, settings.hidden, batch_first=True, rngs=rngs)
-    batch, steps, hidden = settings.batch, settings.steps, settings.hidden
-    shapes = [(batch, steps, settings.features), (batch, hidden), (batch, steps, hidden)]
-    xs, h_0, weigh = (jax.random.normal(rngs.params(), shape, jnp.float32) for shape in shapes)
-    return rnn, xs, h_0, weigh
-
-
-def compare(settings: Settings = Settings()) -> History:
-    """Run both, with one loss, and compare everything that comes out."""
-    rnn, xs, h_0, weigh = draw_inputs(settings)
     graph, params = nnx.split(rnn)
 
-    def scratch_loss(weights: Weights, xs: jax.Array, h_0: jax.Array) -> Any:
-        outputs, last = time_loop(weights, xs, h_0)
-        return (outputs * weigh).sum() + (last * weigh[:, -1]).sum(), (outputs, last)
+    def loss(outputs: jax.Array, h_n: jax.Array) -> Any:
+        value = (outputs * loss_weights).sum() + (h_n * loss_weights[:, -1]).sum()
+        return value, (outputs, h_n)
+
+    def reference_loss(weights: Weights, xs: jax.Array, h_0: jax.Array) -> Any:
+        return loss(*unroll(weights, xs, h_0))
 
     def layer_loss(params: Any, xs: jax.Array, h_0: jax.Array) -> Any:
         outputs, h_n = nnx.merge(graph, params)(xs, h_0[None])
-        return (outputs * weigh).sum() + (h_n[0] * weigh[:, -1]).sum(), (outputs, h_n[0])
+        return loss(outputs, h_n[0])
 
-    (_, ours), gradients = jax.value_and_grad(scratch_loss, (0, 1, 2), has_aux=True)(
-        Weights.of(rnn), xs, h_0
+    reference_grad, layer_grad = (
+        jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True) for f in (reference_loss, layer_loss)
     )
-    (_, theirs), (of_params, *of_inputs) = jax.jit(
-        jax.value_and_grad(layer_loss, (0, 1, 2), has_aux=True)
-    )(params, xs, h_0)
-    of_weights, *rest = gradients
-    d_b = of_weights.b
-    pairs = {
-        "h_1 ... h_T": (ours[0], theirs[0]),
-        "h_T": (ours[1], theirs[1]),
-        "dL/dW_x": (of_weights.W_x, of_params["weight_ih_l0"][...]),
-        "dL/dW_h": (of_weights.W_h, of_params["weight_hh_l0"][...]),
-        "dL/db, b_ih": (d_b, of_params["bias_ih_l0"][...]),
-        "dL/db, b_hh": (d_b, of_params["bias_hh_l0"][...]),
-        "dL/dx": (rest[0], of_inputs[0]),
-        "dL/dh_0": (rest[1], of_inputs[1]),
+    (_, (outputs, h_n)), (d_weights, d_xs, d_h_0) = reference_grad(Weights.from_layer(rnn), xs, h_0)
+    (_, layer_values), (d_params, *d_inputs) = jax.jit(layer_grad)(params, xs, h_0)
+    reference = {
+        "h_1 ... h_T": outputs,
+        "h_T": h_n,
+        "dL/dW_x": d_weights.W_x,
+        "dL/dW_h": d_weights.W_h,
+        "dL/db, b_ih": d_weights.b,
+        "dL/db, b_hh": d_weights.b,
+        "dL/dx": d_xs,
+        "dL/dh_0": d_h_0,
     }
-    rows = [
-        Row(name, a.shape, float(jnp.abs(b).max()), float(jnp.abs(a - b).max()))
-        for name, (a, b) in pairs.items()
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    layer = [*layer_values, *(d_params[name][...] for name in names), *d_inputs]
+    comparisons = [
+        Comparison(name, a.shape, float(jnp.abs(b).max()), float(jnp.abs(a - b).max()))
+        for (name, a), b in zip(reference.items(), layer, strict=True)
     ]
-    return History(rows, np.asarray(ours[0][0]), np.asarray(theirs[0][0]))
+    return comparisons, outputs, layer_values[0]
 
 
-def as_table(rows: list[Row]) -> Table:
-    """The rows as a table for the terminal."""
-    table = Table(title="Written out and by the layer", title_justify="left")
+def as_table(comparisons: list[Comparison]) -> Table:
+    """Return comparisons as a table for the terminal."""
+    table = Table(title="Reference and layer", title_justify="left")
     for name in ("", "shape", "largest", "largest difference", "relative"):
         table.add_column(name, justify="left" if name in ("", "shape") else "right")
-    for row in rows:
-        figures = [f"{row.largest:.3g}", f"{row.difference:.1e}", f"{row.relative:.1e}"]
-        table.add_row(row.name, str(row.shape), *figures)
+    for one in comparisons:
+        figures = [f"{one.largest:.3g}", f"{one.difference:.1e}", f"{one.relative:.1e}"]
+        table.add_row(one.name, str(one.shape), *figures)
     return table
 
 
-def draw(history: History) -> Any:
-    """The states of both over time, and their difference."""
-    states = {
-        "written out": history.scratch,
-        "RNN": history.layer,
-        "difference": history.scratch - history.layer,
-    }
-    return plotting.hidden_states(states, title="The hidden state of the first sequence")
+def main(
+    *,
+    batch: PositiveInt = 3,
+    steps: PositiveInt = 50,
+    features: PositiveInt = 10,
+    hidden: PositiveInt = 20,
+    seed: Seed = 0,
+    out: str = "scratch.png",
+) -> str:
+    """Compare a hand-written cell and time loop with `RNN`, values and gradients.
 
-
-def result(history: History) -> str:
-    """What came out, in a line."""
-    worst = max(row.relative for row in history.rows)
-    return f"the layer differs by {worst:.1e} of the largest value"
-
-
-def main(settings: Settings) -> History:
-    """Compare, print the differences, save the figure."""
-    target = plotting.check_target(settings.out)
-    history = compare(settings)
-    Console().print(as_table(history.rows))
-    worst = max(history.rows, key=lambda row: row.relative)
+    Args:
+        batch: batch size.
+        steps: time steps.
+        features: input features.
+        hidden: hidden features.
+        seed: seed of weights, inputs and initial state.
+        out: the figure, a .png, .svg or .pdf file.
+    """
+    target = plotting.check_target(out)
+    inputs = make_inputs(batch, steps, features, hidden, seed)
+    comparisons, *outputs = compare(*inputs)
+    Console().print(as_table(comparisons))
+    worst = max(comparisons, key=lambda one: one.relative)
     print(f"largest difference: {worst.relative:.1e} of the largest value, in {worst.name}")
-    print(f"figure: {plotting.save(draw(history), target)}")
-    return history
+    reference, layer = (np.asarray(h[0]) for h in outputs)
+    panels = {"reference": reference, "RNN": layer, "difference": reference - layer}
+    figure = plotting.hidden_states(panels, title="The hidden state of the first sequence")
+    print(f"figure: {plotting.save(figure, target)}")
+    return f"the layer differs by {worst.relative:.1e} of the largest value"
