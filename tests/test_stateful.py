@@ -51,7 +51,7 @@ def test_pytorchs_losses_are_those_of_the_notebook() -> None:
 def test_predictions_follow_the_update_and_start_from_zeros() -> None:
     model = stateful.make_model("rnn", 5, 30, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
-    x, y = data.windows(data.wave(30, 16), 5)
+    x, y = data.Windows(5).take(data.wave(30, 16), jnp.arange(25))
     run = stateful.run(model, ("rnn", 16, 5), 30, 5, 2, 0.01)
     assert run.predictions.shape == (3, 25)  # after the epochs 0, 2 and 4
     np.testing.assert_array_equal(run.targets, y[:, 0])
