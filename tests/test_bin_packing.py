@@ -316,7 +316,7 @@ def test_arrays_that_do_not_fit_the_assignment() -> None:
             np.ones((2, 2)), bins
         ),
         "must have 2 sequences, got 1": lambda: pack_bins([np.ones(2)], bins),
-        "sequence 1 must have length 3, got 2": lambda: pack_bins([np.ones(2)] * 2, bins),
+        r"lengths \[2, 3\], got \[2, 2\]": lambda: pack_bins([np.ones(2)] * 2, bins),
         "equal trailing axes": lambda: pack_bins([np.ones(2), np.ones((3, 1))], bins),
         r"must be \(3, 2, ...\), got shape \(2, 2\)": lambda: unpack_bins(jnp.ones((2, 2)), bins),
         r"got shape \(2,\)": lambda: unpack_bins(jnp.ones(2), bins),

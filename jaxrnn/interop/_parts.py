@@ -138,11 +138,12 @@ def split_layer(
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"{function} expects an RNN, LSTM or GRU, got {type(layer).__name__}")
-    kind = next((kind for kind in kinds if type(layer.cell) is CELLS[kind]), None)
+    cell: Any = layer.cell
+    kind = next((kind for kind in kinds if type(cell) is CELLS[kind]), None)
     if kind is None:
         supported = ", ".join(CELLS[kind].__name__ for kind in kinds)
         raise ConversionError(
-            f"{function} supports the cells {supported}, got {type(layer.cell).__name__}"
+            f"{function} supports the cells {supported}, got {type(cell).__name__}"
         )
     options = {
         f"proj_size={layer.proj_size}": layer.proj_size,
@@ -164,7 +165,7 @@ def split_layer(
         if kind == "PeepholeLSTM":
             arrays["peepholes"] = np.concatenate([arrays.pop(name) for name in PEEPHOLES])
         if kind == "RNN":
-            arrays["nonlinearity"] = layer.cell.nonlinearity
+            arrays["nonlinearity"] = cell.nonlinearity
         name = f"layer {number}{', reverse' if reverse else ''}"
         directions.append(Direction(name, kind, dtype=layer.dtype, **arrays))
     return [directions[start : start + size] for start in range(0, len(directions), size)]

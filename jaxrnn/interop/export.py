@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def export(
     parse = functools.partial(_shape_dtype, default_dtype=default_dtype, scope=scope)
     args, kwargs = jax.tree.map(parse, (inputs, named))
     lower = jax_export.export(jax.jit(function), platforms=platforms)
-    traced_for = platform.traced_for if kernel_platform else contextlib.nullcontext
-    with traced_for(kernel_platform):
+    context = platform.traced_for(kernel_platform) if kernel_platform else nullcontext()
+    with context:
         data = bytes(lower(*args, **kwargs).serialize(vjp_order=vjp_order))
     if path is not None:
         write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))

@@ -324,14 +324,16 @@ def _read_nnx(name: str, cell: Any) -> Direction:
     """Read the weights of an nnx cell, whose gate order is PyTorch's."""
     kind = _kind(cell, nnx)
     assert kind is not None  # by `_check_cell`
+    dense_i: list[Any] = [getattr(cell, "dense_i", None)]
+    dense_h: list[Any] = [getattr(cell, "dense_h", None)]
     if isinstance(cell, nnx.LSTMCell):
         dense_i = [cell.ii, cell.if_, cell.ig, cell.io]
         dense_h = [cell.hi, cell.hf, cell.hg, cell.ho]
-    else:
-        dense_i, dense_h = [cell.dense_i], [cell.dense_h]
-    weights = [_concatenate(d.kernel[...] for d in dense) for dense in (dense_i, dense_h)]
-    bias = _concatenate(d.bias[...] for d in (dense_h if kind == "LSTM" else dense_i))
-    return Direction(name, kind, *weights, bias, np.zeros_like(bias), **_fields(cell, kind))
+    weight_ih = _concatenate(dense.kernel[...] for dense in dense_i)
+    weight_hh = _concatenate(dense.kernel[...] for dense in dense_h)
+    bias = _concatenate(dense.bias[...] for dense in (dense_h if kind == "LSTM" else dense_i))
+    biases = bias, np.zeros_like(bias)
+    return Direction(name, kind, weight_ih, weight_hh, *biases, **_fields(cell, kind))
 
 
 def _cell_params(params: Any, problems: list[str]) -> list[list[tuple[str, Any]]]:
@@ -382,17 +384,16 @@ def _read_linen(name: str, tree: Any, cell: Any, problems: list[str]) -> Directi
     if actual != expected:
         problems += [f"{name}: missing {key}" for key in sorted(expected - actual)]
         problems += [f"{name}: unexpected {key}" for key in sorted(actual - expected)]
-        return Direction(name, kind, *[np.zeros((0, 0), np.float32)] * 2)
-    weights = [
-        _concatenate(tree[key]["kernel"] for key in dense[kind])
-        for dense in (_INPUT_DENSE, _STATE_DENSE)
-    ]
+        empty = np.zeros((0, 0), np.float32)
+        return Direction(name, kind, empty, empty)
+    weight_ih = _concatenate(tree[key]["kernel"] for key in _INPUT_DENSE[kind])
+    weight_hh = _concatenate(tree[key]["kernel"] for key in _STATE_DENSE[kind])
     bias = _concatenate(tree[key]["bias"] for key in _BIASED_DENSE[kind][: len(GATES[kind])])
     bias_hh = np.zeros_like(bias)
     if kind == "GRU":
         b_hn = np.asarray(tree["hn"]["bias"])
         bias_hh[len(bias_hh) - len(b_hn) :] = b_hn
-    return Direction(name, kind, *weights, bias, bias_hh, **_fields(cell, kind))
+    return Direction(name, kind, weight_ih, weight_hh, bias, bias_hh, **_fields(cell, kind))
 
 
 def _linen_params(direction: Direction) -> dict[str, Any]:

@@ -315,7 +315,8 @@ def _directions(graph: _Graph, node: Any, problems: list[str], reverse: bool) ->
     ]
     problems += wrong
     if missing or wrong:
-        return [Direction(name, kind, *[np.zeros((0, 0), np.float32)] * 2)] * size
+        empty = np.zeros((0, 0), np.float32)
+        return [Direction(name, kind, empty, empty)] * size
 
     orders = _ONNX_GATES[operator], GATES[kind]
     activations = attributes.get("activations", [])

@@ -45,22 +45,23 @@ class _Entry(NamedTuple):
     param: nnx.Variable
     is_kernel: bool = False  # (..., in, out) in Flax, (out, in, ...) in PyTorch
 
-    def read(self) -> np.ndarray:
-        value = np.array(self.param[...])
-        return np.ascontiguousarray(_to_torch_layout(value)) if self.is_kernel else value
 
-    def write(self, value: np.ndarray) -> None:
-        value = np.moveaxis(value, (0, 1), (-1, -2)) if self.is_kernel else value
-        self.param[...] = jnp.array(value, self.param[...].dtype)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        value = np.broadcast_to(0, self.param[...].shape)
-        return _to_torch_layout(value).shape if self.is_kernel else value.shape
+def _read(entry: _Entry) -> np.ndarray:
+    value = np.array(entry.param[...])
+    if entry.is_kernel:
+        value = np.ascontiguousarray(np.moveaxis(value, (-1, -2), (0, 1)))
+    return value
 
 
-def _to_torch_layout(kernel: np.ndarray) -> np.ndarray:
-    return np.moveaxis(kernel, (-1, -2), (0, 1))
+def _write(entry: _Entry, value: np.ndarray) -> None:
+    if entry.is_kernel:
+        value = np.moveaxis(value, (0, 1), (-1, -2))
+    entry.param[...] = jnp.array(value, entry.param[...].dtype)
+
+
+def _shape(entry: _Entry) -> tuple[int, ...]:
+    shape = entry.param[...].shape
+    return (shape[-1], shape[-2], *shape[:-2]) if entry.is_kernel else shape
 
 
 def state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
@@ -84,7 +85,7 @@ def state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
 
     Differs from PyTorch: values are NumPy arrays and copies.
     """
-    return {entry.name: entry.read() for entry in _walk(module, "", ())}
+    return {entry.name: _read(entry) for entry in _walk(module, "", ())}
 
 
 def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
@@ -133,15 +134,15 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
             problems.append(f"{name} must be an array of numbers: {error}.")
     problems += [
         f"size mismatch for {name}: copying a param with shape {arrays[name].shape} from "
-        f"checkpoint, the shape in current model is {entry.shape}."
+        f"checkpoint, the shape in current model is {_shape(entry)}."
         for name, entry in entries.items()
-        if name in arrays and arrays[name].shape != entry.shape
+        if name in arrays and arrays[name].shape != _shape(entry)
     ]
     if problems:
         head = f"Error(s) in loading state_dict for {type(module).__name__}:"
         raise StateDictError("\n\t".join([head, *problems]))
     for name, entry in entries.items():
-        entry.write(arrays[name])
+        _write(entry, arrays[name])
 
 
 def _prefix_hints(names: set[str], mapping: Mapping[str, Any]) -> list[str]:

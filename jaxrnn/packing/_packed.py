@@ -397,7 +397,7 @@ def pad_sequence(
             f"{type(sequences)}"
         )
     sequences = tuple(sequences)
-    data, lengths = _concatenate(sequences)
+    data, lengths = concatenate(sequences)
     if padding_side not in ("left", "right"):
         raise PackingError(
             f"Expected padding_side to be one of left or right, but got {padding_side}."
@@ -477,7 +477,7 @@ def pack_sequence(sequences: Any, enforce_sorted: bool = True) -> PackedSequence
         ([1, 4, 6, 2, 5, 3], [3, 2, 1], None)
     """
     sequences = tuple(sequences)
-    data, lengths = _concatenate(sequences)
+    data, lengths = concatenate(sequences)
     if data.size == 0:
         raise PackingError(f"Cannot pack empty tensors. The concatenation has shape {data.shape}")
     steps = int(lengths.max())
@@ -744,8 +744,8 @@ def _committed_device(x: Any) -> Any:
     return x.sharding if isinstance(x.sharding, SingleDeviceSharding) else None
 
 
-def _concatenate(sequences: tuple[Any, ...]) -> tuple[Any, np.ndarray]:
-    """Concatenate sequences (L, ...) in the dtype of the first, on the host unless traced."""
+def concatenate(sequences: tuple[Any, ...]) -> tuple[Any, np.ndarray]:
+    """Concatenate sequences in the dtype of the first, on the host unless traced."""
     for i, sequence in enumerate(sequences):
         if not hasattr(sequence, "shape") or not hasattr(sequence, "dtype"):
             raise _SequenceTypeError(

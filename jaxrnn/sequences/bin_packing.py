@@ -1,7 +1,7 @@
 """Sequence packing: many short sequences laid end to end in a few bins.
 
-A padded batch costs the length of its longest sequence times the number of sequences. Packed into
-bins, the same sequences cost the sum of their lengths. Resets separate the sequences of a bin:
+A padded batch costs the length of its longest sequence times the batch size. Packed into bins, the
+same sequences cost the sum of their lengths. Resets separate the sequences of a bin:
 
 .. code-block:: text
 
@@ -12,16 +12,13 @@ bins, the same sequences cost the sum of their lengths. Resets separate the sequ
     . . . . . .                 (the fourth sequence is empty)
 
 `assign_bins` runs on the host. Everything else is a gather with traced indices: if `bin_length` and
-`num_bins` are fixed, one compiled training step serves every batch.
+`num_bins` are fixed, one compiled training step serves every batch. `run_bins` is short for
 
 .. code-block:: text
 
-    bins = assign_bins(lengths, bin_length=128, num_bins=40)    # outside jit
-    data = pack_bins(x, bins)                                   # inside jit
+    data = pack_bins(x, bins)
     y, states = layer(data, resets=bins.resets, return_all_states=True)
     y, (h_n, c_n) = unpack_bins(y, bins, steps=len(x)), final_states(states, bins)
-
-`run_bins` does the last three steps in one call. Every sequence starts from a state of zeros.
 
 Axis letters: M sequences, T steps of a padded batch, N bins, S steps of a bin, F directions,
 L layers.
@@ -31,7 +28,6 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +36,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxrnn._checks import ShapeError
-from jaxrnn.packing._packed import gather, ragged_indices
+from jaxrnn.packing._packed import concatenate, gather, ragged_indices
 
 __all__ = ["BinAssignment", "assign_bins", "final_states", "pack_bins", "run_bins", "unpack_bins"]
 
@@ -92,9 +88,8 @@ def assign_bins(
 ) -> BinAssignment:
     """Assign sequences to bins by best-fit decreasing.
 
-    Each sequence, longest first, goes into the fullest bin that has room for it. Best-fit
-    decreasing needs at most ``11/9 OPT + 1`` bins, where OPT is the minimum. 100,000 sequences take
-    about 0.2 s.
+    Each sequence, longest first, goes into the fullest bin that has room for it. This needs at most
+    ``11/9 OPT + 1`` bins, where OPT is the minimum. 100,000 sequences take about 0.2 s.
 
     Args:
         lengths: integers (M,) in any order, 0 allowed. Must not be traced.
@@ -111,8 +106,8 @@ def assign_bins(
 
     Raises:
         TypeError: if `lengths` are traced or not integers.
-        ValueError: if `lengths` are empty, negative or not one-dimensional; if a sequence is longer
-            than `bin_length`; if the sequences need more than `num_bins` bins.
+        ValueError: if `lengths` are empty, negative or not one-dimensional, a sequence exceeds
+            `bin_length`, or `num_bins` is too small.
 
     Example:
         >>> bins = assign_bins([2, 6, 0, 4])
@@ -169,16 +164,14 @@ def pack_bins(x: Any, bins: BinAssignment, *, batch_first: bool = False) -> jax.
         x: padded sequences (T, M, ...), (M, T, ...) if `batch_first`, or a list of M arrays
             (length, ...), of any dtype: inputs, labels or weights.
         bins: assignment by `assign_bins`, traced or not.
-        batch_first: If True, the batch axis of `x` and of the result comes first. Defaults to
-            False.
+        batch_first: If True, the batch axis comes first. Defaults to False.
 
     Returns:
         The bins (S, N, ...), (N, S, ...) if `batch_first`, with zeros for padding. Padding of `x`
         is not read and its gradient is zero.
 
     Raises:
-        ValueError, RuntimeError: if the number of sequences differs from that of `bins`, or `x` has
-            fewer steps than the longest sequence (checked if `bins` is not traced).
+        ValueError, RuntimeError: if `x` does not have the number and lengths of the sequences.
 
     Example:
         >>> import numpy as np
@@ -187,10 +180,14 @@ def pack_bins(x: Any, bins: BinAssignment, *, batch_first: bool = False) -> jax.
         [[3, 4, 5], [1, 2, 6]]
     """
     if isinstance(x, (list, tuple)):
-        x = _concatenate(x, bins)
+        _check_count(len(x), bins)
+        x, lengths = concatenate(tuple(x))
+        expected = _concrete_lengths(bins)
+        if expected is not None and (lengths != expected).any():
+            raise ShapeError(f"`x` must have lengths {expected.tolist()}, got {lengths.tolist()}")
         offsets = jnp.cumsum(jnp.asarray(bins.lengths)) - bins.lengths
         source = jnp.asarray(offsets)[bins.sequence] + bins.step
-        data = _take_or_zero(x, jnp.where(bins.sequence >= 0, source, -1))
+        data = _take_or_zero(jnp.asarray(x), jnp.where(bins.sequence >= 0, source, -1))
         return data.swapaxes(0, 1) if batch_first else data
     x = jnp.asarray(x)
     if x.ndim < 2:
@@ -212,15 +209,14 @@ def unpack_bins(
         y: values at each position of the bins (S, N, ...), (N, S, ...) if `batch_first`.
         bins: the assignment that packed them.
         steps: T, the number of steps of the result, optional. Defaults to S.
-        batch_first: If True, the batch axis of `y` and of the result comes first. Defaults to
-            False.
+        batch_first: If True, the batch axis comes first. Defaults to False.
 
     Returns:
         Padded sequences (T, M, ...), (M, T, ...) if `batch_first`, with zeros for padding.
 
     Raises:
         ValueError, RuntimeError: if the shape of `y` is not that of `bins`, or `steps` is less than
-            the longest sequence (checked if `bins` is not traced).
+            the longest sequence.
 
     Example:
         >>> bins = assign_bins([2, 3, 1])
@@ -243,15 +239,13 @@ def unpack_bins(
 def final_states(states: Any, bins: BinAssignment, *, bidirectional: bool = False) -> Any:
     """Return the final state of each sequence from the states after every step of the bins.
 
-    The final state is that at the last step of the sequence for the forward direction, and that at
-    its first step for the reverse direction.
+    It is the state at the last step of a sequence, or at the first for the reverse direction.
 
     Args:
         states: states of a layer with ``return_all_states=True``, h (S, F*L, N, R), or the pair
             (h, c) of an `LSTM`. Never batch-first.
         bins: the assignment that packed the input.
-        bidirectional: If True, every second state belongs to a reverse direction. Defaults to
-            False.
+        bidirectional: If True, every second state is of a reverse direction. Defaults to False.
 
     Returns:
         h_n (F*L, M, R), or (h_n, c_n) of an `LSTM`; zero for empty sequences.
@@ -304,7 +298,7 @@ def run_bins(
         longest sequence of a list; and the final states (F*L, M, R), a pair for `LSTM`, or None.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `assign_bins`, `pack_bins` and the layer.
+        TypeError, ValueError, RuntimeError: see `assign_bins`, `pack_bins` and the layer.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -337,7 +331,6 @@ def run_bins(
 
 
 def _round_to_block(steps: int) -> int:
-    """Round up to the block size of the scan."""
     return steps if steps <= 64 else -(-steps // 4) * 4
 
 
@@ -391,10 +384,9 @@ def _best_bin_length(
 def _gather_indices(
     bins: BinAssignment, steps: int, batch_first: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the source of each bin position (S, N) and of each sequence step (T, M).
+    """Return the source of each bin position (S, N) and, its inverse, of each sequence step (T, M).
 
-    Each index array is the inverse of the other. Padding has an index past the end. Both are
-    transposed if `batch_first`.
+    Padding has an index past the end. Both are transposed if `batch_first`.
     """
     (S, N), M = bins.sequence.shape, len(bins.lengths)
 
@@ -410,7 +402,6 @@ def _gather_indices(
 
 
 def _merge_axes(x: jax.Array) -> jax.Array:
-    """Merge the time and batch axes."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
@@ -420,26 +411,7 @@ def _take_or_zero(x: jax.Array, *index: Any) -> jax.Array:
     return x.at[index].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
-def _concatenate(arrays: Sequence[Any], bins: BinAssignment) -> jax.Array:
-    """Concatenate sequences (length, ...) along time."""
-    _check_count(len(arrays), bins)
-    on_device = any(isinstance(a, jax.Array) for a in arrays)
-    arrays = [a if isinstance(a, jax.Array) else np.asarray(a) for a in arrays]
-    lengths = _concrete_lengths(bins)
-    for i, a in enumerate(arrays):
-        if a.ndim == 0 or a.shape[1:] != arrays[0].shape[1:]:
-            raise ShapeError(
-                "sequences must be (length, ...) with equal trailing axes, got shape "
-                f"{arrays[0].shape} for sequence 0 and {a.shape} for sequence {i}"
-            )
-        if lengths is not None and len(a) != lengths[i]:
-            raise ShapeError(f"sequence {i} must have length {lengths[i]}, got {len(a)}")
-    # jnp.concatenate would transfer each NumPy array to the device separately.
-    return jnp.concatenate(arrays) if on_device else jnp.asarray(np.concatenate(arrays))
-
-
 def _concrete_lengths(bins: BinAssignment) -> np.ndarray | None:
-    """Return the lengths, or None if traced."""
     return None if isinstance(bins.lengths, Tracer) else np.asarray(bins.lengths)
 
 
