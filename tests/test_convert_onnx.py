@@ -137,17 +137,17 @@ def test_outputs_agree(config: Config) -> None:
     ours, x = config.layer(), config.input()
     output, last = ours(x)
     model = to_onnx(ours)
-    for got, wanted in zip(run(model, input=x), jax.tree.leaves((output, last)), strict=True):
-        close(got, wanted)
+    for got, expected in zip(run(model, input=x), jax.tree.leaves((output, last)), strict=True):
+        close(got, expected)
     same_weights(from_onnx(model), ours)  # exact: ONNX has both biases
 
     model = of(config)
     ours = from_onnx(model)
     assert ours.batch_first is config.batch_first
     close(ours(x)[0], run(model, x=x)[0])
-    back, there = initialisers(to_onnx(ours)), initialisers(model)
-    for name in (n for n in there if n[0] in "WRB"):
-        np.testing.assert_array_equal(back[f"{name[0]}_l{name[1]}"], there[name])
+    back, reference = initialisers(to_onnx(ours)), initialisers(model)
+    for name in (n for n in reference if n[0] in "WRB"):
+        np.testing.assert_array_equal(back[f"{name[0]}_l{name[1]}"], reference[name])
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
@@ -162,9 +162,9 @@ def test_states_lengths_and_dynamic_axes(kind: str) -> None:
         states = random.uniform(-1, 1, (2, 4, batch, 4)).astype(np.float32)
         given = {"h0": states[0]} | ({"c0": states[1]} if kind == "LSTM" else {})
         hx = tuple(states) if kind == "LSTM" else states[0]
-        wanted = jax.tree.leaves(ours(x, hx, lengths=np.array(lengths)))
+        expected = jax.tree.leaves(ours(x, hx, lengths=np.array(lengths)))
         got = run(model, input=x, lengths=np.array(lengths, np.int32), **given)
-        for one, other in zip(got, wanted, strict=True):
+        for one, other in zip(got, expected, strict=True):
             close(one, other)
     same_weights(from_onnx(model), ours)
 
@@ -241,8 +241,8 @@ def test_states_and_lengths_are_arguments_of_the_call() -> None:
     h = np.random.RandomState(1).uniform(-1, 1, (1, 2, 4)).astype(np.float32)
     lengths = np.array([2, 5], np.int32)
     model = theirs("GRU", inputs={"4": lengths, "5": h})
-    wanted = run(model, x=x, in4=lengths, in5=h)[0]
-    close(from_onnx(model)(x, h, lengths=lengths)[0], wanted)
+    expected = run(model, x=x, in4=lengths, in5=h)[0]
+    close(from_onnx(model)(x, h, lengths=lengths)[0], expected)
     zeros = theirs("GRU", constants={"5": np.zeros_like(h)})
     close(from_onnx(zeros)(x)[0], run(zeros, x=x)[0])
 
@@ -295,9 +295,9 @@ def test_round_trip_of_peepholes() -> None:
     same_weights(from_onnx(back), ours)
     start = np.random.RandomState(1).uniform(-1, 1, (2, 4, 2, 4)).astype(np.float32)
     lengths = np.array([3, 5], np.int32)
-    wanted = jax.tree.leaves(ours(x, tuple(start), lengths=lengths))
+    expected = jax.tree.leaves(ours(x, tuple(start), lengths=lengths))
     got = run(back, input=x, h0=start[0], c0=start[1], lengths=lengths)
-    for one, other in zip(got, wanted, strict=True):
+    for one, other in zip(got, expected, strict=True):
         close(one, other)
     none = theirs("LSTM", constants={"7": np.zeros_like(peepholes)}, **both)
     same_weights(from_onnx(none), from_onnx(theirs("LSTM", **both)))

@@ -33,9 +33,9 @@ def our_results(case: Case, make: Callable[[Any], Any]) -> dict[str, np.ndarray]
     first, padding, enforce = case.batch_first, case.padding, case.enforce_sorted
     side = ("left", "right")[enforce]
     packed = pack_padded_sequence(x, lengths, first, enforce)
-    again, there = pad_packed_sequence(packed, first, padding, T + 3)
+    again, lengths_again = pad_packed_sequence(packed, first, padding, T + 3)
     results: dict[str, Any] = {f"packed_{name}": a for name, a in packed._asdict().items()}
-    results |= {"padded": again, "lengths": there}
+    results |= {"padded": again, "lengths": lengths_again}
     results["shortest"] = pad_packed_sequence(packed, not first)[0]
     listed_packed = pack_sequence(arrays, enforce)
     results |= {f"listed_{name}": a for name, a in listed_packed._asdict().items()}
@@ -102,9 +102,9 @@ def test_packing_and_padding_are_inverse(seed: int) -> None:
     x[np.arange(steps) >= lengths[:, None]] = 0
     before = x.copy()
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    again, there = pad_packed_sequence(packed, batch_first=True, total_length=steps)
+    again, lengths_again = pad_packed_sequence(packed, batch_first=True, total_length=steps)
     np.testing.assert_array_equal(again, x)
-    np.testing.assert_array_equal(there, lengths)
+    np.testing.assert_array_equal(lengths_again, lengths)
     order = packed.sorted_indices
     assert order is not None
     assert (np.diff(lengths[order]) <= 0).all()

@@ -1,6 +1,6 @@
-"""Lengths, resets, pieces: rows of unequal length and episodes that end inside of a row.
+"""Lengths, resets and streaming in the layers.
 
-Against PyTorch's packed runs, lengths are tested in `test_parity.py`.
+`test_parity.py` compares lengths with packed sequences of PyTorch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from jaxrnn.sequences.streaming import jit_step, piece_lengths
 T, N = 6, 3
 LENGTHS = np.array([6, 4, 0])
 RESETS = np.zeros((T, N), bool)
-RESETS[[0, 2, 3, 5], 0] = True  # at the first step and the last, and twice in a row
-RESETS[[1, 4], 1] = True  # one of them just past the length
+RESETS[[0, 2, 3, 5], 0] = True  # first step, last step, and two consecutive steps
+RESETS[[1, 4], 1] = True  # one at the first step of the padding
 RESETS[[0, 3], 2] = True
 
 MAKE: dict[str, Any] = {
@@ -32,7 +32,7 @@ MAKE: dict[str, Any] = {
     "LSTM_REMAT": functools.partial(jaxrnn.LSTM, 3, 4, 1, bidirectional=True, remat=True),
     "GRU": functools.partial(jaxrnn.GRU, 3, 4, 2, bidirectional=True),
 }
-ONE_WAY: dict[str, Any] = {
+UNIDIRECTIONAL: dict[str, Any] = {
     "RNN": functools.partial(jaxrnn.RNN, 3, 4),
     "LSTM": functools.partial(jaxrnn.LSTM, 3, 4, 2, proj_size=2),
     "GRU": functools.partial(jaxrnn.GRU, 3, 4, 2),
@@ -44,7 +44,7 @@ def make(kind: str, table: dict[str, Any] = MAKE) -> Any:
 
 
 def draw(layer: Any, seed: int = 0) -> tuple[np.ndarray, Any]:
-    """An input and an initial state, of NumPy, of which a part compiles nothing."""
+    """Draw an input and an initial state as NumPy arrays, whose slices do not compile."""
     random = np.random.RandomState(seed)
     array = lambda shape: random.uniform(-1, 1, shape)  # noqa: E731
     shapes = jax.eval_shape(lambda: layer.initial_state(N))
@@ -57,7 +57,7 @@ def close(got: Any, want: Any, tolerance: float = 1e-10) -> None:
 
 
 def value_and_grads(layer: Any, run: Any) -> Any:
-    """What ``run(layer, x, hx)`` gives out, and its gradients for weights, input and state."""
+    """Return the results of ``run(layer, x, hx)``, and gradients of weights, input and state."""
     graph, params = nnx.split(layer)
 
     def loss(params: Any, x: Any, hx: Any) -> Any:
@@ -74,7 +74,7 @@ def value_and_grads(layer: Any, run: Any) -> Any:
 
 
 def pieces(layer: Any, x: Any, hx: Any) -> Any:
-    """Each piece of each row run as a row of its own, and all put together again."""
+    """Run the pieces of each sequence separately, and concatenate the results."""
     output = jnp.zeros((T, N, layer(x)[0].shape[-1]))
     cuts = [
         [0, *[t for t in range(1, n) if RESETS[t, row]], n]
@@ -87,13 +87,13 @@ def pieces(layer: Any, x: Any, hx: Any) -> Any:
     reverse = np.arange(jax.tree.leaves(hx)[0].shape[0]) % 2 == 1
     begins = np.array([a == 0 and not RESETS[0, r] for r, a, _ in where])
     ends = np.array([b == LENGTHS[r] for r, _, b in where])
-    enters = np.where(reverse[:, None], ends, begins)[:, :, None]  # where the given state is used
+    enters = np.where(reverse[:, None], ends, begins)[:, :, None]  # positions of the initial state
     states = jax.tree.map(lambda s: jnp.where(enters, s[:, row], 0.0), hx)
     lengths = np.array([b - a for _, a, b in where])
     y, last = layer(x[step, row[None]], states, lengths=lengths)
     for k, (r, a, b) in enumerate(where):
         output = output.at[a:b, r].set(y[: b - a, k])
-    # The forward direction leaves the last piece of a row, the reverse direction the first.
+    # The final state is of the last piece, or of the first for the reverse direction.
     leaves = np.where(reverse[:, None], [a == 0 for _, a, _ in where], ends)[:, :, None]
 
     def back(given: Any, there: Any) -> Any:
@@ -105,14 +105,14 @@ def pieces(layer: Any, x: Any, hx: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_resets_make_the_pieces_of_a_row_independent(kind: str) -> None:
-    """With lengths, in both directions and all layers: values, states and every gradient."""
+def test_pieces_between_resets_are_independent(kind: str) -> None:
+    """Values, states and gradients, with lengths, directions and layers."""
     layer = make(kind)
     whole = value_and_grads(layer, lambda m, x, hx: m(x, hx, lengths=LENGTHS, resets=RESETS))
     close(whole, value_and_grads(layer, pieces))
 
 
-def test_the_rows_of_a_batch_first_input_are_cut_alike() -> None:
+def test_batch_first() -> None:
     layer = make("GRU")
     x, hx = draw(layer)
     expected = layer(x, hx, lengths=LENGTHS, resets=RESETS)
@@ -121,7 +121,7 @@ def test_the_rows_of_a_batch_first_input_are_cut_alike() -> None:
     close((output.swapaxes(0, 1), h_n), expected)
 
 
-def test_a_row_without_a_batch_is_cut_alike() -> None:
+def test_unbatched() -> None:
     layer = make("LSTM")
     x, hx = draw(layer)
     output, last = jax.tree.map(np.asarray, layer(x, hx, lengths=LENGTHS, resets=RESETS))
@@ -130,7 +130,7 @@ def test_a_row_without_a_batch_is_cut_alike() -> None:
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_what_is_in_the_padding_reaches_nothing(kind: str) -> None:
+def test_padding_has_no_effect(kind: str) -> None:
     layer = make(kind)
 
     def loss(x: Any, hx: Any, layer: Any = layer) -> Any:
@@ -144,7 +144,7 @@ def test_what_is_in_the_padding_reaches_nothing(kind: str) -> None:
     x, hx = draw(layer)
     padding = np.arange(T)[:, None, None] >= LENGTHS[None, :, None]
     clean = run(params, np.where(padding, 0.0, x), hx)
-    empty = (LENGTHS == 0)[:, None]  # what such a row begins with is no step's either
+    empty = (LENGTHS == 0)[:, None]  # whose initial state has no effect
     hx = jax.tree.map(lambda s: np.where(empty, np.nan, s), hx)
     dirty = run(params, np.where(padding, np.nan, x), hx)
     close(dirty, clean, 0)
@@ -152,8 +152,8 @@ def test_what_is_in_the_padding_reaches_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_no_step_is_lost_or_leaks_for_any_length(kind: str) -> None:
-    """The states after each step are the last states of a run that ends there; one compilation."""
+def test_every_length(kind: str) -> None:
+    """The states after a step are the final states of a run of that length; one compilation."""
     layer = make(kind)
     x, hx = draw(layer)
     traces = []
@@ -164,7 +164,7 @@ def test_no_step_is_lost_or_leaks_for_any_length(kind: str) -> None:
         return layer(x, hx, lengths=lengths, resets=resets)
 
     forward = np.arange(jax.tree.leaves(hx)[0].shape[0]) % 2 == 0
-    one = layer.num_layers == 1  # in a stack, the layer above reads both directions
+    one = layer.num_layers == 1  # in a stack, upper layers read both directions
     all_states = jax.jit(lambda: layer(x, hx, resets=RESETS, return_all_states=True)[1])
     every = jax.tree.map(np.asarray, all_states())
     for length in range(1, T + 1):
@@ -174,14 +174,14 @@ def test_no_step_is_lost_or_leaks_for_any_length(kind: str) -> None:
             at = jax.tree.map(lambda s: s[length - 1][forward], every)  # noqa: B023
             close(jax.tree.map(lambda s: s[forward], last), at)
     close(run(np.zeros(N, int), ~RESETS), (np.zeros_like(output), hx))
-    # The reverse direction's last state is that after reading the first step.
+    # The final state of the reverse direction is that after the first step.
     close(jax.tree.map(lambda s: s[0][~forward], every), jax.tree.map(lambda s: s[~forward], last))
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("kind", ONE_WAY)
-def test_all_states_are_those_that_a_step_by_step_run_hands_on(kind: str) -> None:
-    layer = make(kind, ONE_WAY)
+@pytest.mark.parametrize("kind", UNIDIRECTIONAL)
+def test_all_states_equal_those_of_single_steps(kind: str) -> None:
+    layer = make(kind, UNIDIRECTIONAL)
     x, hx = draw(layer)
     every = jax.tree.map(np.asarray, layer(x, hx, resets=RESETS, return_all_states=True)[1])
     step, state = jit_step(layer), hx
@@ -190,10 +190,10 @@ def test_all_states_are_those_that_a_step_by_step_run_hands_on(kind: str) -> Non
         close(jax.tree.map(lambda s: s[t], every), state)  # noqa: B023
 
 
-@pytest.mark.parametrize("kind", ONE_WAY)
+@pytest.mark.parametrize("kind", UNIDIRECTIONAL)
 @pytest.mark.parametrize("sizes", [(1, 5), (2, 4), (3, 3)], ids=str)
-def test_a_sequence_in_pieces_is_the_whole(kind: str, sizes: tuple[int, ...]) -> None:
-    layer = make(kind, ONE_WAY)
+def test_pieces_equal_the_whole_sequence(kind: str, sizes: tuple[int, ...]) -> None:
+    layer = make(kind, UNIDIRECTIONAL)
     x, state = draw(layer)
     expected = layer(x, state, lengths=LENGTHS, resets=RESETS)
     outputs, start = [], 0
@@ -206,9 +206,9 @@ def test_a_sequence_in_pieces_is_the_whole(kind: str, sizes: tuple[int, ...]) ->
     close((np.concatenate(outputs), state), expected)
 
 
-@pytest.mark.parametrize("kind", ONE_WAY)
-def test_single_steps_are_the_layer(kind: str) -> None:
-    layer = make(kind, ONE_WAY)
+@pytest.mark.parametrize("kind", UNIDIRECTIONAL)
+def test_single_steps_equal_the_layer(kind: str) -> None:
+    layer = make(kind, UNIDIRECTIONAL)
     x, hx = draw(layer)
     step = jit_step(layer)
     close(step(x[0])[0], layer(x[:1])[0][0])
@@ -217,8 +217,8 @@ def test_single_steps_are_the_layer(kind: str) -> None:
     close(alone, (output[1], jax.tree.map(lambda s: s[:, 1], state)))
 
 
-def test_a_single_step_made_anew_has_the_new_weights_and_compiles_nothing() -> None:
-    layer = make("GRU", ONE_WAY)
+def test_new_step_after_an_update_does_not_recompile() -> None:
+    layer = make("GRU", UNIDIRECTIONAL)
     x, hx = draw(layer)
     old: Any = jit_step(layer)
     before = old(x[0], hx)[0]
@@ -233,12 +233,12 @@ def test_a_single_step_made_anew_has_the_new_weights_and_compiles_nothing() -> N
     assert not np.allclose(before, after[0])
 
 
-def test_a_single_step_is_of_a_layer() -> None:
-    with pytest.raises(TypeError, match=r"got Linear. Compile a call of a model with one step"):
+def test_jit_step_of_another_module() -> None:
+    with pytest.raises(TypeError, match=r"got Linear\. Compile a call of a model with one step"):
         jit_step(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
 
 
-def test_a_single_step_draws_no_dropout_and_has_one_direction() -> None:
+def test_jit_step_has_no_dropout_and_one_direction() -> None:
     layer = jaxrnn.GRU(3, 4, 2, dropout=0.9, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     x, _ = draw(layer)
     output = jit_step(layer)(x[0])[0]
@@ -248,7 +248,7 @@ def test_a_single_step_draws_no_dropout_and_has_one_direction() -> None:
         jit_step(make("GRU"))
 
 
-def test_derivatives_of_every_kind_know_lengths_and_resets() -> None:
+def test_derivatives_with_lengths_and_resets() -> None:
     layer = make("LSTM_PROJECTED")
     x, hx = draw(layer)
     graph, params = nnx.split(layer)
@@ -275,7 +275,7 @@ def test_derivatives_of_every_kind_know_lengths_and_resets() -> None:
     close(product, differences, 1e-6)
 
 
-def test_lengths_and_resets_can_be_mapped() -> None:
+def test_vmap_over_lengths_and_resets() -> None:
     layer = make("GRU")
     x, hx = draw(layer)
     run = jax.grad(lambda x, n, r: (layer(x, hx, lengths=n, resets=r)[0] ** 2).sum())
@@ -286,20 +286,20 @@ def test_lengths_and_resets_can_be_mapped() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_rows_are_cut_alike(dtype: str) -> None:
+def test_low_precision(dtype: str) -> None:
     layer = jaxrnn.LSTM(3, 4, bidirectional=True, rngs=nnx.Rngs(0), param_dtype=jnp.dtype(dtype))
     x = jnp.asarray(draw(layer)[0], dtype)
     output, _ = layer(x, lengths=LENGTHS, resets=RESETS)
-    alone, _ = layer(x[1:4, 1:2])  # the second piece of the second row
+    alone, _ = layer(x[1:4, 1:2])  # the second piece of the second sequence
     assert output.dtype == dtype
     if jax.default_backend() == "cpu":
         np.testing.assert_array_equal(output[1:4, 1:2], alone)
-    else:  # products of other sizes are added up in another order
+    else:  # matrix products of other sizes sum in another order
         close(output[1:4, 1:2].astype(float), alone.astype(float), 8 * float(jnp.finfo(dtype).eps))
     assert not output[4:, 1].any()
 
 
-def test_dropout_leaves_the_padding_zero() -> None:
+def test_dropout_keeps_padding_zero() -> None:
     layer = jaxrnn.GRU(3, 4, 2, dropout=0.5, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     output, _ = layer(draw(layer)[0], lengths=LENGTHS)
     assert output[:4, 1].all()
@@ -324,7 +324,7 @@ GOOD = jnp.zeros((T, N, 3))
     ],
     ids=str,
 )
-def test_wrong_lengths_and_resets_are_named(
+def test_errors_of_lengths_and_resets(
     options: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
     layer = make("GRU")
@@ -332,7 +332,7 @@ def test_wrong_lengths_and_resets_are_named(
         layer(GOOD, **options)
 
 
-def test_wrong_lengths_without_a_batch_are_named() -> None:
+def test_errors_of_unbatched_lengths() -> None:
     layer = make("GRU")
     with pytest.raises(ValueError, match="a scalar for unbatched input"):
         layer(GOOD[:, 0], lengths=[3])
@@ -340,7 +340,7 @@ def test_wrong_lengths_without_a_batch_are_named() -> None:
         layer(GOOD[:, 0], resets=np.zeros((T, 1), bool))
 
 
-def test_traced_lengths_act_as_the_nearest_that_can_be() -> None:
+def test_traced_lengths_are_clipped() -> None:
     layer = make("GRU")
     x, hx = draw(layer)
     run = jax.jit(lambda lengths: layer(x, hx, lengths=lengths))
