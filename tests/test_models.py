@@ -223,13 +223,13 @@ def test_one_to_many_without_feedback_repeats_its_input(kind: str) -> None:
         ),
         (lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), rngs=r)(jnp.ones((2, 3)), 0), "length"),
         (
-            lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), rngs=r)(jnp.ones((2, 4)), 2),
-            "Expected 3 f",
+            lambda r: OneToMany(jaxrnn.GRU(3, 4, rngs=r), rngs=r)(jnp.ones((2, 4), jnp.float32), 2),
+            "Expected 3, got 4",
         ),
         (lambda r: OneToOne(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r)(jnp.ones((2, 2, 3))), "1D or 2D"),
         (
-            lambda r: OneToOne(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r)(jnp.ones(4)),
-            "Expected 3 features",
+            lambda r: OneToOne(jaxrnn.GRU(3, 4, rngs=r), 2, rngs=r)(jnp.ones(4, jnp.float32)),
+            "Expected 3, got 4",
         ),
         (lambda r: Classifier(jaxrnn.GRU(3, 4, rngs=r), 1, rngs=r), "`classes` must be an integer"),
         (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "abca", rngs=r), "'a' is in the"),

@@ -75,8 +75,8 @@ def test_outputs_states_and_gradients_equal_pytorch(case: Case) -> None:
 
 
 # In float32 with XLA's default optimisation, which compiles slowly, each kind of layer has two
-# cases: one layer over many steps with biases, both directions and an initial state, and two layers with
-# the options below. Across kinds, every pair of options occurs in all its combinations.
+# cases: one layer over many steps with biases, both directions and an initial state, and two layers
+# with the options below. Across kinds, every pair of options occurs in all its combinations.
 OTHERS = {  # bias, bidirectional, batch_first, hx
     "RNN_TANH": (False, False, True, True),
     "RNN_RELU": (False, True, True, False),

@@ -183,9 +183,8 @@ def dtypes(name: str, arrays: Sequence[jax.Array], expected: Sequence[Any]) -> N
         if array.dtype != dtype:
             dtype = jnp.dtype(dtype).name
             raise ShapeError(
-                f"`{name}` must have dtype {dtype}, as the weights require, got "
-                f"{array.dtype.name}. Convert it: {name}.astype({dtype!r}), or pass dtype= to the "
-                "constructor."
+                f"`{name}` must have dtype {dtype}, as the weights require, got {array.dtype.name}."
+                f" Convert it: {name}.astype({dtype!r}), or pass dtype= to the constructor."
             )
 
 

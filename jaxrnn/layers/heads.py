@@ -76,11 +76,9 @@ class Head(nnx.Module):
     """Base class of the heads: a recurrent layer and a linear layer on its F*R features.
 
     Args:
-        rnn: any layer of this package.
+        rnn: any layer of this package, whose ``dtype`` and ``param_dtype`` the linear layer shares.
         out_features: O.
         rngs: random streams; ``params`` draws the linear layer's parameters.
-
-    The linear layer has the ``dtype`` and ``param_dtype`` of the recurrent layer.
     """
 
     def __init__(self, rnn: Any, out_features: int, *, rngs: nnx.Rngs):
@@ -132,9 +130,8 @@ class ManyToOne(Head):
         y = W [h_n^{\mathrm{forward}}; h_n^{\mathrm{reverse}}] + b
 
     The reverse part exists if the layer is bidirectional. Called as the layer; y is (N, O), or (O,)
-    for unbatched input. The final state is that after the last valid step, for a zero-length
-    sequence the initial state. With resets, the forward direction returns the state of the last
-    piece, the reverse direction that of the first.
+    if unbatched. With resets, the forward direction ends in the last piece, the reverse direction
+    in the first.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -202,11 +199,10 @@ class OneToMany(Head):
         y_t = W h_t + b
 
     Args:
-        rnn: any layer of this package; unidirectional if `feedback` is True.
+        rnn, rngs: as in `Head`; the layer is unidirectional if `feedback` is True.
         out_features: O. Defaults to D.
         feedback: If True, each output is the next input, and O = D. If False, every step has the
             input x. Defaults to True.
-        rngs: random streams; ``params`` draws the linear layer's parameters.
 
     Call: ``model(x, length, hx=None, *, rngs=None) -> (y, h_n)``, x (N, D) or (D,), `length` the
     number T of outputs; y (T, N, O), (N, T, O) if ``batch_first``, (T, O) if unbatched. Feedback
@@ -270,14 +266,9 @@ class OneToMany(Head):
 
 
 def _single_input(head: Head, x: Any) -> tuple[jax.Array, int]:
-    """Check the input of one step, (N, D) or (D,); return it with the layer's time axis."""
-    x, kind = jnp.asarray(x), type(head).__name__
-    cell_input(kind, x)
-    if x.shape[-1] != head.rnn.input_size:
-        raise ShapeError(
-            f"{kind}: Expected {head.rnn.input_size} features, the input_size of {head.rnn}, got "
-            f"{x.shape[-1]} (input of shape {x.shape})"
-        )
+    """Check the axes of one step, (N, D) or (D,); return it with the layer's time axis."""
+    x = jnp.asarray(x)
+    cell_input(type(head).__name__, x)
     return x, 1 if head.rnn.batch_first and x.ndim == 2 else 0
 
 
@@ -355,9 +346,8 @@ class Regressor(ManyToOne):
     """Many-to-one regression.
 
     Args:
-        rnn: any layer of this package.
+        rnn, rngs: as in `Head`.
         out_features: O. Defaults to 1.
-        rngs: random streams; ``params`` draws the linear layer's parameters.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -394,9 +384,8 @@ class Classifier(ManyToOne):
     """Many-to-one classification; a call returns logits (N, K).
 
     Args:
-        rnn: any layer of this package.
+        rnn, rngs: as in `Head`.
         classes: K.
-        rngs: random streams; ``params`` draws the linear layer's parameters.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -445,19 +434,18 @@ class CharacterModel(ManyToMany):
         p(y_{t+1} \mid y_1, \ldots, y_t) = \mathrm{softmax}(W h_t + b)
 
     Args:
-        rnn: any layer of this package; unidirectional for `generate`.
+        rnn, rngs: as in `Head`; the layer is unidirectional for `generate`.
         vocabulary: V characters, a `jaxrnn.data.Vocabulary` or a string of distinct characters.
         embedding: an `nnx.Embed` or another function from integers to vectors. Defaults to one-hot
             vectors; the layer's input size is V then.
-        rngs: random streams; ``params`` draws the linear layer's parameters.
 
-    Called as `ManyToMany`, with character indices in place of x: integers (T, N), (N, T) if
-    ``batch_first``, (T,), or a PackedSequence of them. Returns logits with V features. Parameters:
-    ``rnn.*``, ``fc.*``, and ``embedding.weight`` (V, D) with an embedding.
+    Called as `ManyToMany`, with character indices for x: integers (T, N), (N, T) if
+    ``batch_first``, (T,), or a PackedSequence. Returns logits with V features. An embedding adds
+    the parameter ``embedding.weight`` (V, D).
 
     Raises:
-        ValueError: if the vocabulary repeats a character or has fewer than two, or the input size
-            is not V without an embedding.
+        ValueError: for fewer than two or repeated characters, or an input size other than V without
+            an embedding.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn

@@ -366,11 +366,7 @@ class Recurrent(PyTorchModule):
         return not self.deterministic
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """Set the mode; called by ``nnx.view``.
-
-        Args:
-            deterministic: If True, disable dropout. Defaults to None: no change.
-        """
+        """Disable dropout if `deterministic` is True, enable it if False; used by ``nnx.view``."""
         if deterministic is not None:
             self.deterministic = deterministic
 
@@ -383,22 +379,14 @@ class Recurrent(PyTorchModule):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """Number of features of each state: R for h, H for the others, or as the cell declares.
-
-        Raises:
-            ValueError: if they differ between layers.
-        """
+        """Number of features of each state; a ValueError if they differ between layers."""
         sizes = self._layer_state_sizes
         if states.differ_by_layer(sizes):
             raise ValueError(f"{self!r} has different state sizes in each layer: {list(sizes)}")
         return sizes[0]
 
     def initial_state(self, batch_size: int | None = None) -> Any:
-        """Return the default initial state, zeros or learned, with the shape of `hx`.
-
-        Args:
-            batch_size: N. Defaults to None: an unbatched state.
-        """
+        """Return the default initial state, zeros or learned; unbatched if N is None."""
         dtypes = self.cell.state_dtypes(self.param_dtype if self.dtype is None else self.dtype)
         if self.learn_initial_state:
             learned = states.broadcast_to_batch(self._learned_state(), batch_size)

@@ -150,7 +150,7 @@ class Decoder(nnx.Module):
         *,
         rngs: Any = None,
     ) -> tuple[jax.Array, Any, jax.Array | None]:
-        """Return the logits of the token after each one.
+        """Return the logits (N, T, V) of the token after each one, and the final state.
 
         Args:
             tokens: integers (N, T), or (N * B, T) where the B beams of an example are neighbours.
@@ -160,8 +160,7 @@ class Decoder(nnx.Module):
             rngs: source of the dropout key, as in the layers.
 
         Returns:
-            The logits (N, T, V), the final state of the layers, and the attention weights
-            (N, T, S), or None without attention.
+            The logits, the state, and the attention weights (N, T, S), or None without attention.
         """
         tokens, lengths = check_tokens("tokens", tokens, lengths, self.vocab_size)
         output, state = _run_batch_first(self.rnn, self.embedding(tokens), state, lengths, rngs)
@@ -311,23 +310,19 @@ class Seq2Seq(nnx.Module):
         key: jax.Array | None = None,
         rngs: Any = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Return the logits of the target tokens.
+        """Return logits (N, T, V) and attention weights (N, T, S), or None, zero at padding.
 
         Args:
             source: integers (N, S).
             target: integers (N, T), ended by `eos`, without `bos`.
             source_lengths: number of source tokens (N,), 0 allowed. Defaults to S.
             target_lengths: number of target tokens (N,), `eos` included. Defaults to T.
-            teacher_forcing: probability that the decoder's input is the ground-truth token, drawn
-                per step and example; else it is the decoder's most likely token (scheduled
-                sampling). 1 is one call of the layers, any other value a loop over steps. May be
-                traced. Defaults to 1.
-            key: PRNG key of these draws. Optional if `teacher_forcing` is known to be 0 or 1. In
-                the loop it is also the dropout key if `rngs` is None.
+            teacher_forcing: probability of a ground-truth input, drawn per step and example; else
+                the input is the decoder's most likely token (scheduled sampling). 1 is one call of
+                the layers, any other value a loop over steps. May be traced. Defaults to 1.
+            key: PRNG key of these draws, optional if `teacher_forcing` is known to be 0 or 1; in
+                the loop also the dropout key if `rngs` is None.
             rngs: source of the dropout key, as in the layers.
-
-        Returns:
-            The logits (N, T, V), zero at padding, and the attention weights (N, T, S), or None.
 
         Raises:
             ValueError: for wrong shapes (also a RuntimeError), lengths or a probability outside
@@ -341,8 +336,12 @@ class Seq2Seq(nnx.Module):
                 "`source` and `target` must have the same batch size, got shapes "
                 f"{np.shape(source)} and {target.shape}."
             )
-        _check_teacher_forcing(teacher_forcing)
+        if np.shape(teacher_forcing) != ():
+            got = np.shape(teacher_forcing)
+            raise ShapeError(f"`teacher_forcing` must be one number, got shape {got}.")
         known = None if isinstance(teacher_forcing, Tracer) else float(teacher_forcing)
+        if known is not None and not 0 <= known <= 1:
+            raise ValueError(f"`teacher_forcing` must be a probability from 0 to 1, got {known}.")
         if known == 1:
             encoder_rngs, decoder_rngs = _split_rngs(rngs)
             memory, state = self.encode(source, source_lengths, rngs=encoder_rngs)
@@ -510,13 +509,6 @@ def _loop_dropout_key(model: Seq2Seq, key: Any, rngs: Any) -> Any:
     if rngs is None and key is None:
         raise ValueError("dropout is active in a loop over steps. Pass rngs= or key=.")
     return jax.random.fold_in(key, 1) if rngs is None else as_key(rngs)
-
-
-def _check_teacher_forcing(value: Any) -> None:
-    if np.shape(value) != ():
-        raise ShapeError(f"`teacher_forcing` must be one number, got shape {np.shape(value)}.")
-    if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:
-        raise ValueError(f"`teacher_forcing` must be a probability from 0 to 1, got {value}.")
 
 
 def _run_batch_first(rnn: Any, x: Any, state: Any, lengths: Any, rngs: Any) -> tuple[Any, Any]:

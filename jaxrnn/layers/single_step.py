@@ -164,12 +164,9 @@ class RNNCell(RecurrentCell):
         h' = \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
 
     Args:
-        input_size: D.
-        hidden_size: H.
-        bias: If True, add b_ih and b_hh. Defaults to True.
         nonlinearity: "tanh" or "relu". Defaults to "tanh".
-        rngs: random streams; ``params`` draws the parameters.
-        options: ``dtype`` and ``param_dtype``, as in the layers.
+
+    The other arguments are those of `RecurrentCell`, without `cell`.
 
     Call: ``cell(input, hx=None) -> h'``, input (N, D) or (D,), hx and h' (N, H) or (H,); None
     stands for zeros. Parameters ``weight_ih`` (H, D), ``weight_hh`` (H, H), ``bias_ih`` (H,),
