@@ -496,7 +496,9 @@ class Recurrent(PyTorchModule):
         arrays: dict[str, Any] = {}
         weight_names = []
         for suffix, weights in zip(self._suffixes, drawn):
-            named = regularisers.split_weight_norm(weights.named(), normed)
+            named = weights.named()
+            if normed:
+                named = regularisers.split_weight_norm(named, normed)
             pairs = tuple((field, _parameter_name(field, suffix, normed)) for field in named)
             arrays |= {name: named[field] for field, name in pairs}
             weight_names.append(pairs)
