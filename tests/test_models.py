@@ -232,7 +232,10 @@ def test_one_to_many_without_feedback_repeats_its_input(kind: str) -> None:
             "Expected 3, got 4",
         ),
         (lambda r: Classifier(jaxrnn.GRU(3, 4, rngs=r), 1, rngs=r), "`classes` must be an integer"),
-        (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "abca", rngs=r), "'a' is in the"),
+        (
+            lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "abca", rngs=r),
+            "got 'a' more than once",
+        ),
         (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "a", rngs=r), ">= 2, got 1"),
         (lambda r: CharacterModel(jaxrnn.GRU(3, 4, rngs=r), "ab", rngs=r), "input_size of 2"),
     ],
@@ -341,7 +344,7 @@ def test_a_character_model_refuses_wrong_prompts_and_inputs() -> None:
     with pytest.raises(ValueError, match=r"dropout=0.5 is active"):
         model.generate("he", 2, temperature=0)
     model.eval()
-    with pytest.raises(ValueError, match="'y' at place 2"):
+    with pytest.raises(ValueError, match="'y' at position 2"):
         model.generate("hey", 2, temperature=0)
     with pytest.raises(ValueError, match="`prompt` must have at least one character"):
         model.generate("", 2, temperature=0)

@@ -363,8 +363,8 @@ def active_dropout(layer: Any) -> dict[str, float]:
     if not getattr(layer, "training", False):
         return {}
     dropout = getattr(layer, "dropout", 0.0) if getattr(layer, "num_layers", 1) > 1 else 0.0
-    regularisers = getattr(layer, "_regularization", None)
-    drawn = {} if regularisers is None else regularisers.random
+    regularization = getattr(layer, "_regularization", None)
+    drawn = {} if regularization is None else regularization.random
     return ({"dropout": dropout} if dropout else {}) | drawn
 
 

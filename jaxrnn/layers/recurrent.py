@@ -22,7 +22,7 @@ from flax import nnx
 from jaxrnn import cells, packing
 from jaxrnn.backends import select as backends
 from jaxrnn.cells.weights import Weights
-from jaxrnn.core import dropout as regularisers
+from jaxrnn.core import dropout as regularization
 from jaxrnn.core import masks, params, skips, stack
 from jaxrnn.core import state as states
 from jaxrnn.layers import _checks
@@ -160,8 +160,8 @@ class Recurrent(PyTorchModule):
         _checks.constructor(*arguments, stacklevel=stacklevel)
         settings: Any = _DEFAULT_OPTIONS | options
         backends.check_backend(settings["backend"])
-        kinds = {kind: settings[kind] for kind in regularisers.KINDS}
-        self._regularization = regularisers.Regularization.from_options(cell, **kinds)
+        kinds = {kind: settings[kind] for kind in regularization.KINDS}
+        self._regularization = regularization.Regularization.from_options(cell, **kinds)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size: Any = sizes  # H, or a tuple of one per layer
@@ -450,7 +450,7 @@ class Recurrent(PyTorchModule):
             for pairs in self._weight_names
         ]
         if self.weight_norm:
-            layers = map(regularisers.merge_weight_norm, layers)
+            layers = map(regularization.merge_weight_norm, layers)
         return tuple(Weights.from_named(self.cell, named) for named in layers)
 
     def _highway_gates(self) -> tuple[skips.HighwayGate | None, ...] | None:
@@ -492,13 +492,13 @@ class Recurrent(PyTorchModule):
             proj_size=self.proj_size,
             dtype=self.param_dtype,
         )
-        normed = regularisers.normalized_names(self.weight_norm, drawn[0].shapes())
+        normed = regularization.normalized_names(self.weight_norm, drawn[0].shapes())
         arrays: dict[str, Any] = {}
         weight_names = []
         for suffix, weights in zip(self._suffixes, drawn):
             named = weights.named()
             if normed:
-                named = regularisers.split_weight_norm(named, normed)
+                named = regularization.split_weight_norm(named, normed)
             pairs = tuple((field, _parameter_name(field, suffix, normed)) for field in named)
             arrays |= {name: named[field] for field, name in pairs}
             weight_names.append(pairs)
