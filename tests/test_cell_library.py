@@ -1,7 +1,7 @@
-"""The cells beside PyTorch's compute what their papers say: each against its equations in NumPy.
+"""Cells equal the equations of their papers, Keras and onnxruntime.
 
-The references are loops over steps for a single row, in double precision, written from the papers
-and not from the cells. That every cell runs with every option of a layer is `tests/test_cells.py`.
+The references are NumPy loops over the steps of one sequence, in double precision, written from the
+papers. `tests/test_cells.py` runs every cell with every option of a layer.
 """
 
 import functools
@@ -33,7 +33,7 @@ def sigmoid(z: Any) -> Any:
 
 
 def norm(z: Any, epsilon: float = 1e-5) -> Any:
-    """Formula 4 of the paper, and epsilon."""
+    """Equation 4 of the paper, with epsilon."""
     return (z - z.mean()) / np.sqrt(z.var() + epsilon)
 
 
@@ -41,7 +41,7 @@ def total(p: Any) -> Any:
     return p["bias_ih"] + p["bias_hh"]
 
 
-# One step of each, in the letters of its paper: y is the output of an LSTM.
+# One step of each cell, in the letters of its paper; y is the output of an LSTM.
 
 
 def peephole_lstm(p: Any, x: Any, y: Any, c: Any) -> Any:
@@ -52,7 +52,7 @@ def peephole_lstm(p: Any, x: Any, y: Any, c: Any) -> Any:
 
 
 def coupled_lstm(p: Any, x: Any, y: Any, c: Any) -> Any:
-    """The rows "CIFG" and "NP" of Greff et al. together, or "CIFG" alone."""
+    """Variant CIFG of Greff et al., without peepholes (NP) if it has no weight_ci."""
     i, z, o = np.split(p["weight_ih"] @ x + p["weight_hh"] @ y + total(p), 3)
     i = sigmoid(i + p.get("weight_ci", 0) * c)
     new = np.tanh(z) * i + c * (1 - i)
@@ -61,7 +61,7 @@ def coupled_lstm(p: Any, x: Any, y: Any, c: Any) -> Any:
 
 
 def layer_norm_lstm(p: Any, x: Any, h: Any, c: Any) -> Any:
-    """Formulas 20 to 22 of the supplement, with the shifts of both norms and b in one."""
+    """Equations 20 to 22 of the supplement, with one bias for both shifts and b."""
     inner = p["gain_h"] * norm(p["weight_hh"] @ h) + p["gain_x"] * norm(p["weight_ih"] @ x)
     i, f, g, o = np.split(inner + p["bias_z"], 4)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
@@ -70,7 +70,7 @@ def layer_norm_lstm(p: Any, x: Any, h: Any, c: Any) -> Any:
 
 
 def layer_norm_gru(p: Any, x: Any, h: Any) -> Any:
-    """In the paper z takes the new state: it has the other sign here."""
+    """The paper's z weights the new state, so its pre-activation has the opposite sign."""
     gates, new = slice(2 * H), slice(2 * H, None)
     w, u, gw, gu, b = (p[n] for n in ("weight_ih", "weight_hh", "gain_x", "gain_h", "bias_z"))
     both = gu[gates] * norm(u[gates] @ h) + gw[gates] * norm(w[gates] @ x) + b[gates]
@@ -147,7 +147,7 @@ PAPERS: list[tuple[Any, Any]] = [
 
 @functools.cache
 def layer_of(cell: Any, dtype: Any = jnp.float64) -> Any:
-    """A layer all of whose parameters differ from each other, also those that begin alike."""
+    """Return a layer whose parameters all differ, also constant initial ones."""
     layer = Recurrent(cell, D, H, rngs=nnx.Rngs(0), param_dtype=dtype)
     random = np.random.RandomState(1)
     for name in layer.parameter_names:
@@ -164,9 +164,9 @@ def named(layer: Any) -> dict[str, Any]:
 
 def loop(step: Any, parameters: Any, x: Any, start: Any) -> Any:
     outputs = []
-    for row in range(x.shape[1]):
-        state, one = tuple(s[0, row] for s in start), []
-        for now in x[:, row]:
+    for n in range(x.shape[1]):
+        state, one = tuple(s[0, n] for s in start), []
+        for now in x[:, n]:
             y, state = step(parameters, now, *state)
             one.append(y)
         outputs.append((np.stack(one), state))
@@ -183,7 +183,7 @@ def start_of(layer: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(("cell", "step"), PAPERS, ids=[str(cell) for cell, _ in PAPERS])
-def test_a_cell_is_its_paper(cell: Any, step: Any) -> None:
+def test_a_cell_equals_its_paper(cell: Any, step: Any) -> None:
     layer = layer_of(cell)
     start = start_of(layer)
     want, last = loop(step, named(layer), X, start)
@@ -193,18 +193,18 @@ def test_a_cell_is_its_paper(cell: Any, step: Any) -> None:
     jax.tree.map(close, state, layer._as_hx(last))
 
 
-# What other libraries compute
+# Other libraries
 
 
 @pytest.fixture
-def as_keras_needs_it() -> Iterator[None]:
-    """Keras aligns ranks silently."""
+def keras_settings() -> Iterator[None]:
+    """Allow rank promotion, which Keras relies on."""
     with jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
         yield
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_reset_before_is_that_of_keras(as_keras_needs_it: None) -> None:
+def test_reset_before_equals_keras(keras_settings: None) -> None:
     layer = layer_of(cells.GRUResetBefore(), jnp.float32)
     p = named(layer)
     theirs = keras.layers.GRU(
@@ -225,13 +225,13 @@ def reordered(array: Any, source: str, target: str) -> np.ndarray:
 
 
 def in_onnx(kind: str, layer: Any, ours: str, theirs: str, **attributes: Any) -> Any:
-    """The output of one node of onnxruntime with the weights of a layer."""
+    """Return the output of one onnxruntime node with the weights of a layer."""
     p, helper = named(layer), onnx.helper
-    turned = lambda array: reordered(array, ours, theirs)  # noqa: E731
+    reorder = lambda array: reordered(array, ours, theirs)  # noqa: E731
     constants = {
-        "W": turned(p["weight_ih"])[None],
-        "R": turned(p["weight_hh"])[None],
-        "B": np.concatenate([turned(p["bias_ih"]), turned(p["bias_hh"])])[None],
+        "W": reorder(p["weight_ih"])[None],
+        "R": reorder(p["weight_hh"])[None],
+        "B": np.concatenate([reorder(p["bias_ih"]), reorder(p["bias_hh"])])[None],
     }
     names = ["x", "W", "R", "B"]
     if kind == "LSTM":
@@ -259,7 +259,7 @@ def in_onnx(kind: str, layer: Any, ours: str, theirs: str, **attributes: Any) ->
     ],
     ids=["GRU", "LSTM"],
 )
-def test_a_cell_is_that_of_onnxruntime(cell: Any, kind: str, orders: Any, attributes: Any) -> None:
+def test_a_cell_equals_onnxruntime(cell: Any, kind: str, orders: Any, attributes: Any) -> None:
     layer = layer_of(cell, jnp.float32)
     want = in_onnx(kind, layer, *orders, **attributes)
     np.testing.assert_allclose(layer(X.astype(np.float32))[0], want, atol=1e-5)
@@ -269,8 +269,8 @@ def test_a_cell_is_that_of_onnxruntime(cell: Any, kind: str, orders: Any, attrib
 
 
 @pytest.mark.parametrize("cell", [cells.MinGRU(), cells.MinLSTM(), cells.LRU(0.9, 0.999)], ids=str)
-def test_all_at_once_is_step_by_step(cell: Any) -> None:
-    """A sequence longer than the product's, ragged and with resets, in both directions."""
+def test_the_associative_scan_equals_the_loop(cell: Any) -> None:
+    """A longer sequence, ragged and with resets, in both directions."""
     steps = 70
     random = np.random.RandomState(3)
     x, resets = random.uniform(-1, 1, (steps, N, D)), random.uniform(size=(steps, N)) < 0.1
@@ -283,18 +283,18 @@ def test_all_at_once_is_step_by_step(cell: Any) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), *ran)
 
 
-def test_gates_too_small_to_divide() -> None:
-    """In float32 both sigmoids are 0; of what is left, i is e times as large as f."""
+def test_min_lstm_gates_that_underflow() -> None:
+    """In float32 both sigmoids are 0; i is e times as large as f."""
     cell, params = cells.MinLSTM(), {"weight_ih": jnp.zeros((3, 1)), "bias_ih": jnp.zeros(3)}
     params["bias_ih"] = jnp.array([-201.0, -200.0, 2.0], jnp.float32)
     a, b = cell.coefficients(jnp.zeros(1, jnp.float32), params)
     np.testing.assert_allclose([a[0], b[0]], [sigmoid(-1.0), 2 * sigmoid(1.0)], rtol=1e-6)
 
 
-# How they begin
+# Initial parameters
 
 
-def test_an_lru_begins_on_its_ring() -> None:
+def test_lru_initialisation_is_uniform_on_its_ring() -> None:
     cell = cells.LRU(r_min=0.4, r_max=0.8, max_phase=1.5)
     p = named(Recurrent(cell, 6, 2000, rngs=nnx.Rngs(0)))
     radius, phase = np.exp(-np.exp(p["nu_log"])), np.exp(p["theta_log"])
@@ -307,7 +307,7 @@ def test_an_lru_begins_on_its_ring() -> None:
         np.testing.assert_allclose(p[name].var(), variance, rtol=0.05)
 
 
-def test_norms_begin_as_none_and_neurons_do_not_grow() -> None:
+def test_initial_gains_biases_and_recurrent_weights() -> None:
     p = named(Recurrent(cells.LayerNormLSTM(), D, H, rngs=nnx.Rngs(0)))
     assert not any(name in p for name in ("bias_ih", "bias_hh"))
     for name, value in (("gain_x", 1), ("gain_h", 1), ("gain_c", 1), ("bias_z", 0), ("bias_c", 0)):
@@ -325,11 +325,11 @@ def test_norms_begin_as_none_and_neurons_do_not_grow() -> None:
         ({"max_phase": 0}, "`max_phase` must be positive, got 0"),
     ],
 )
-def test_a_ring_that_is_none(options: Any, words: str) -> None:
+def test_an_invalid_ring_raises(options: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         cells.LRU(**options)
 
 
-def test_a_nonlinearity_that_is_none() -> None:
+def test_an_invalid_nonlinearity_raises() -> None:
     with pytest.raises(ValueError, match="Unknown nonlinearity 'elu'"):
         cells.IndRNN("elu")

@@ -1,7 +1,7 @@
-"""Any cell gets all that the layers do: a new one is one line in `CELLS` or `ALIKE`.
+"""Every cell with every option of a layer; a new cell is one line in `CELLS` or `MORE_CELLS`.
 
-The oracle is a loop in Python over the functions of the cell, a row and a piece at a time: rows are
-cut at their lengths, and what a reset cuts in two is run as two sequences.
+The reference is a loop over the functions of a cell, one sequence at a time. Sequences end at
+their lengths, and a reset splits a sequence in two independent ones.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ T, N, D, H = 5, 3, 3, 4
 RANDOM = np.random.RandomState(0)
 LENGTHS = np.array([5, 0, 3])
 RESETS = np.zeros((T, N), bool)
-RESETS[[0, 2, 3, 2, 4], [0, 0, 0, 2, 2]] = True  # the last of them past its row's length
+RESETS[[0, 2, 3, 2, 4], [0, 0, 0, 2, 2]] = True  # the last one is padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OneGate(Cell):
 
 @dataclasses.dataclass(frozen=True)
 class Normed(Cell):
-    """Layer normalisation of the gates, not elementwise; x and h apart; a matrix, a bias."""
+    """Layer normalisation, which is not elementwise; split, with a matrix and a bias."""
 
     gates, split = ("u", "n"), True
     parameters = {"scale": Parameter(("G*H",), 1.0), "mix": ("H", "H"), "bias_u": ("H",)}
@@ -58,7 +58,7 @@ class Normed(Cell):
 
 @dataclasses.dataclass(frozen=True)
 class ThreeStates(GeneralCell):
-    """States of three sizes, one of them complex, and an output that is none of them."""
+    """States of three sizes, one of them complex, and an output that is not a state."""
 
     slots: int = 2
     states = {"h": StateSpec(), "s": StateSpec("slots", complex=True), "m": StateSpec(3)}
@@ -78,7 +78,7 @@ class ThreeStates(GeneralCell):
 
 @dataclasses.dataclass(frozen=True)
 class Rotation(LinearCell):
-    """A complex state of another size than the output, which sees the input too."""
+    """A complex state of another size than the output, which reads the input too."""
 
     modes: int = 3
     states, output_size = {"s": StateSpec("modes", complex=True)}, "H"
@@ -97,7 +97,7 @@ class Rotation(LinearCell):
         return params["c"] @ (state[0].real + state[0].imag) + x.sum()
 
 
-CELLS: list[Any] = [  # of all kinds, with every test
+CELLS: list[Any] = [  # of every base class, in all tests
     cells.LSTM(),
     OneGate(),
     Normed(),
@@ -108,7 +108,7 @@ CELLS: list[Any] = [  # of all kinds, with every test
     Rotation(),
     cells.LRU(),
 ]
-ALIKE: list[Any] = [  # in kind to one above, with the tests that ask for most
+MORE_CELLS: list[Any] = [  # in the most demanding tests only
     cells.Elman(),  # and `tests/test_parity.py`
     cells.GRU(),
     cells.CoupledLSTM(),
@@ -119,22 +119,22 @@ ALIKE: list[Any] = [  # in kind to one above, with the tests that ask for most
     cells.MinGRU(),
     cells.MinLSTM(),
 ]
-KINDS: list[Any] = [OneGate(), Normed(), ThreeStates(), Rotation()]  # written by a user
+USER_CELLS: list[Any] = [OneGate(), Normed(), ThreeStates(), Rotation()]  # written by a user
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
 
 
 def product(names: str, cases: list[Any], *, of_all: Any) -> Any:
-    """Every case of the cells of each kind, and one case of all cells."""
-    whole = [(cell, *case) for case in cases for cell in CELLS + ALIKE * (case == of_all)]
+    """Parametrize every case for `CELLS`, and one case for all cells."""
+    whole = [(cell, *case) for case in cases for cell in CELLS + MORE_CELLS * (case == of_all)]
     ids = [", ".join(map(str, (type(cell).__name__, *case))) for cell, *case in whole]
     return pytest.mark.parametrize(("cell", *names.split()), whole, ids=ids)
 
 
-# The oracle
+# The reference
 
 
 def one_step(cell: Any, weights: Any, x: Any, state: Any) -> Any:
-    """The output and the state after one step of one row."""
+    """Return the output and the new state of one step of one sequence."""
     own = weights.cell_params or {}
     if isinstance(cell, LinearCell):
         a, b = cell.coefficients(x, own)
@@ -157,16 +157,16 @@ STEP = jax.jit(one_step, static_argnums=0)
 
 
 def pieces(length: int, resets: Any) -> Iterator[range]:
-    """The steps of a row between its cuts."""
+    """Yield the steps of a sequence between its resets."""
     cuts = [0, *(t for t in range(1, length) if resets[t]), length]
     for first, end in itertools.pairwise(cuts):
         yield range(first, end)
 
 
-def one_row(
+def one_sequence(
     cell: Any, weights: Any, x: Any, state: Any, length: int, resets: Any, reverse: bool
 ) -> Any:
-    """The outputs of a row, zero past its length, its states after each step, and the last."""
+    """Return the outputs, zero at padding, the states after each step and the final state."""
     zeros = tuple(np.zeros_like(s) for s in state)
     outputs, states, last = {}, {}, state
     parts = list(pieces(length, resets))
@@ -187,22 +187,22 @@ def one_row(
     return np.stack(y), every, last
 
 
-def oracle(
+def reference(
     cell: Any, weights: Any, x: Any, hx: Any, lengths: Any, resets: Any, directions: int
 ) -> Any:
-    """Outputs (T, N, F*R), all states (T, F*L, N, S) and last states (F*L, N, S) of a stack."""
-    steps, rows = x.shape[:2]
-    lengths = [steps] * rows if lengths is None else lengths
-    resets = np.zeros((steps, rows), bool) if resets is None else resets
+    """Return outputs (T, N, F*R), states (T, F*L, N, S) and final states (F*L, N, S)."""
+    steps, batch = x.shape[:2]
+    lengths = [steps] * batch if lengths is None else lengths
+    resets = np.zeros((steps, batch), bool) if resets is None else resets
     every, last = [], []
     for first in range(0, len(weights), directions):
         outputs = []
         for index in range(first, first + directions):
             w = weights[index]
             ran = [
-                one_row(cell, w, x[:, n], tuple(s[index, n] for s in hx), int(lengths[n]),
+                one_sequence(cell, w, x[:, n], tuple(s[index, n] for s in hx), int(lengths[n]),
                         resets[:, n], index > first)
-                for n in range(rows)
+                for n in range(batch)
             ]  # fmt: skip
             outputs.append(np.stack([y for y, _, _ in ran], 1))
             every.append([np.stack([np.stack([s[k] for s in states]) for _, states, _ in ran], 1)
@@ -213,11 +213,11 @@ def oracle(
     return x, at(every, 1), at(last, 0)
 
 
-# What is compared
+# Layers and inputs
 
 
 @functools.cache
-def made(cell: Any, layers: int = 1, bidirectional: bool = False, **options: Any) -> Any:
+def make_layer(cell: Any, layers: int = 1, bidirectional: bool = False, **options: Any) -> Any:
     return Recurrent(
         cell, D, H, layers, bidirectional=bidirectional, rngs=nnx.Rngs(1), param_dtype=jnp.float64,
         **options,
@@ -234,12 +234,12 @@ X = drawn((T, N, D))
 
 
 @functools.cache
-def start(cell: Any, rows: int) -> Any:
-    sizes, dtypes = made(cell).state_sizes, cell.state_dtypes(np.float64)
-    return tuple(drawn((rows, N, s), d) for s, d in zip(sizes, dtypes, strict=True))
+def initial_state(cell: Any, count: int) -> Any:
+    sizes, dtypes = make_layer(cell).state_sizes, cell.state_dtypes(np.float64)
+    return tuple(drawn((count, N, s), d) for s, d in zip(sizes, dtypes, strict=True))
 
 
-def alone(states: Any) -> Any:
+def unwrap(states: Any) -> Any:
     return states[0] if len(states) == 1 else states
 
 
@@ -254,89 +254,92 @@ def close(got: Any, want: Any, tolerance: float = 1e-10) -> None:
     of_all=(2, True, "both"),
 )
 def test_a_stack_equals_a_loop(cell: Any, layers: int, bidirectional: bool, ragged: str) -> None:
-    """Output, last states and all states, with initial states."""
+    """Outputs, final states and all states, with initial states."""
     at_once = {"backend": "parallel"} if layers == 2 and isinstance(cell, LinearCell) else {}
-    layer, directions = made(cell, layers, bidirectional, **at_once), 2 if bidirectional else 1
-    hx = start(cell, layers * directions)
+    directions = 2 if bidirectional else 1
+    layer = make_layer(cell, layers, bidirectional, **at_once)
+    hx = initial_state(cell, layers * directions)
     lengths = LENGTHS if ragged != "resets" else None
     resets = RESETS if ragged != "lengths" else None
-    y, every, last = oracle(cell, layer._weights(), X, hx, lengths, resets, directions)
+    y, every, last = reference(cell, layer._weights(), X, hx, lengths, resets, directions)
     if layers == 2:
-        got = layer(X, alone(hx), lengths=lengths, resets=resets, return_all_states=True)
-        close(got, (y, alone(every)))
+        got = layer(X, unwrap(hx), lengths=lengths, resets=resets, return_all_states=True)
+        close(got, (y, unwrap(every)))
     else:
-        close(layer(X, alone(hx), lengths=lengths, resets=resets), (y, alone(last)))
+        close(layer(X, unwrap(hx), lengths=lengths, resets=resets), (y, unwrap(last)))
 
 
 @every_cell
 def test_layouts_zeros_and_no_bias(cell: Any) -> None:
-    layer = made(cell, batch_first=True, bias=False)
-    zeros = tuple(np.zeros_like(s) for s in start(cell, 1))
-    weights = [w._replace(cell_params=complete(cell, w.cell_params)) for w in layer._weights()]
+    layer = make_layer(cell, batch_first=True, bias=False)
+    zeros = tuple(np.zeros_like(s) for s in initial_state(cell, 1))
+    weights = [
+        w._replace(cell_params=with_zero_biases(cell, w.cell_params)) for w in layer._weights()
+    ]
     assert not any("bias" in name for name in layer.parameter_names)
-    y, _, last = oracle(cell, weights, X, zeros, None, None, 1)
-    close(layer(X.swapaxes(0, 1)), (y.swapaxes(0, 1), alone(last)))
-    close(layer(X[:, 0]), (y[:, 0], alone(tuple(s[:, 0] for s in last))))
+    y, _, last = reference(cell, weights, X, zeros, None, None, 1)
+    close(layer(X.swapaxes(0, 1)), (y.swapaxes(0, 1), unwrap(last)))
+    close(layer(X[:, 0]), (y[:, 0], unwrap(tuple(s[:, 0] for s in last))))
 
 
-def complete(cell: Any, own: Any) -> Any:
-    """The parameters of a cell with zeros for the biases of its own."""
+def with_zero_biases(cell: Any, own: Any) -> Any:
+    """Return the parameters of a cell with zeros for its biases."""
     shapes = cells.BaseCell.shapes(cell, cells.Sizes(D, H, H))
     return {n: (own or {}).get(n, jnp.zeros(s)) for n, s in shapes.items()} or None
 
 
 @pytest.mark.parametrize("cell", [*CELLS, cells.MinLSTM()], ids=str)
-def test_packed_rows_pieces_and_single_steps_equal_the_whole(cell: Any) -> None:
-    layers = 2 if len(cell.states) > 1 else 1  # a stack of several states has them all
-    layer = made(cell, layers)
-    hx, lengths = start(cell, layers), np.array([4, 1, 3])
-    y, last = layer(X, alone(hx), lengths=lengths, resets=RESETS)
+def test_packed_streamed_and_single_steps_equal_one_call(cell: Any) -> None:
+    layers = 2 if len(cell.states) > 1 else 1  # several states also in a stack
+    layer = make_layer(cell, layers)
+    hx, lengths = initial_state(cell, layers), np.array([4, 1, 3])
+    y, last = layer(X, unwrap(hx), lengths=lengths, resets=RESETS)
 
-    first, state = layer(X[:2], alone(hx), lengths=piece_lengths(lengths, 0, 2), resets=RESETS[:2])
+    first, state = layer(X[:2], unwrap(hx), lengths=piece_lengths(lengths, 0, 2), resets=RESETS[:2])
     rest, state = layer(X[2:], state, lengths=piece_lengths(lengths, 2, 3), resets=RESETS[2:])
     close((np.concatenate([first, rest]), state), (y, last))
 
     packed = jaxrnn.pack_padded_sequence(jnp.asarray(X), lengths, enforce_sorted=False)
-    plain, plain_last = layer(X, alone(hx), lengths=lengths)
-    out, state = layer(packed, alone(hx))
+    plain, plain_last = layer(X, unwrap(hx), lengths=lengths)
+    out, state = layer(packed, unwrap(hx))
     close((jaxrnn.pad_packed_sequence(out)[0], state), (plain[:4], plain_last))
 
-    step, state, outputs = jit_step(layer), alone(hx), []
+    step, state, outputs = jit_step(layer), unwrap(hx), []
     for t in range(T):
         output, state = step(X[t], state, RESETS[t])
         outputs.append(output)
-    close((np.stack(outputs), state), layer(X, alone(hx), resets=RESETS))
+    close((np.stack(outputs), state), layer(X, unwrap(hx), resets=RESETS))
 
 
 @every_cell
-def test_a_single_step_is_the_layers(cell: Any) -> None:
-    layer = made(cell)
+def test_a_single_step_equals_a_layer(cell: Any) -> None:
+    layer = make_layer(cell)
     single = RecurrentCell(cell, D, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     named = {n.removesuffix("_l0"): a for n, a in jaxrnn.state_dict(layer).items()}
     assert list(named) == list(cell.shapes(layer._layer_sizes[0]))  # in the order declared
     jaxrnn.load_state_dict(single, named)
-    hx = start(cell, 1)
-    y, last = layer(X[:1], alone(hx))
-    got = single(X[0], alone(tuple(s[0] for s in hx)))
+    hx = initial_state(cell, 1)
+    y, last = layer(X[:1], unwrap(hx))
+    got = single(X[0], unwrap(tuple(s[0] for s in hx)))
     new = jax.tree.map(lambda s: s[0], last)
     close(got, (y[0], new) if has_output_function(cell) else new)
 
 
 @pytest.mark.parametrize(
     ("cell", "remat"),
-    [*((cell, True) for cell in CELLS + ALIKE), *((cell, False) for cell in KINDS)],
+    [*((cell, True) for cell in CELLS + MORE_CELLS), *((cell, False) for cell in USER_CELLS)],
     ids=str,
 )
 def test_derivatives(cell: Any, remat: bool) -> None:
-    """jvp is the limit of differences, grad.v is jvp, and so again one order higher.
+    """jvp equals finite differences, grad.v equals jvp, and the same for second derivatives.
 
-    Without `remat` one cell of each kind; of others, kernels and `tests/test_recurrence.py` tell.
+    Without `remat` one cell of each base class; `tests/test_recurrence.py` covers the others.
     """
     plan = stack.StackOptions(cell, bidirectional=not remat, remat=remat, backend="scan")
     if isinstance(cell, LinearCell) and not remat:
         plan = dataclasses.replace(plan, backend="parallel")
-    weights = made(cell, 1, plan.bidirectional)._weights()
-    hx, lengths = start(cell, plan.directions), jnp.asarray(LENGTHS)
+    weights = make_layer(cell, 1, plan.bidirectional)._weights()
+    hx, lengths = initial_state(cell, plan.directions), jnp.asarray(LENGTHS)
     x, resets = X, jnp.asarray(RESETS)
 
     def f(weights: Any, x: Any, hx: Any) -> Any:
@@ -346,7 +349,7 @@ def test_derivatives(cell: Any, remat: bool) -> None:
     at = (weights, x, hx)
     v, w = (jax.tree.map(lambda a: drawn(a.shape, a.dtype), at) for _ in range(2))
     moved = lambda eps: jax.tree.map(lambda a, d: np.asarray(a) + eps * d, at, v)  # noqa: E731
-    # What JAX calls the gradient by a complex number is the conjugate of what `dot` needs.
+    # JAX's gradient with respect to a complex number is the conjugate of what `dot` needs.
     dot = lambda a, b: sum(  # noqa: E731
         (p * q).real.sum() for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
@@ -354,7 +357,7 @@ def test_derivatives(cell: Any, remat: bool) -> None:
 
     @jax.jit
     def everything(at: Any, v: Any) -> Any:
-        """f, its value and slope along v in forward mode, its gradient, and how v moves that."""
+        """Return f, its value and jvp along v, its gradient, and Hessian-vector products."""
         moves = grad(*at), ()
         if twice:  # forward over reverse, and twice in reverse mode
             g, hv = jax.jvp(grad, at, v)
@@ -370,11 +373,11 @@ def test_derivatives(cell: Any, remat: bool) -> None:
         close(dot(second[1], w), dot(second[0], w), 1e-9)
 
 
-# What is no cell
+# Invalid cells
 
 
 def gated(**members: Any) -> Any:
-    """An instance of a cell of gates with some members changed."""
+    """Return a cell of gates with the given members."""
     base = {"gates": ("f",), "step": lambda self, z, state: (z,)}
     return dataclasses.dataclass(frozen=True)(type("Own", (Cell,), base | members))()
 
@@ -400,7 +403,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a size": (gated(parameters={"u": ("K",)}), ValueError, "Size 'K' of .* got None for 'K'"),
     "a shape": (gated(parameters={"u": "H"}), ValueError, "'u'.*must be a shape.*got 'H'"),
     "a name": (gated(parameters={"weight_ih": ("H",)}), ValueError, "'weight_ih'.* every Cell has"),
-    "taken": (gated(parameters={"bias": ("H",)}), ValueError, "'bias'.* module's attribute"),
+    "reserved": (gated(parameters={"bias": ("H",)}), ValueError, "'bias'.* module's attribute"),
     "nothing split": (gated(split=True, recurrent=False), ValueError, "`split` .* must be False"),
     "states of a gated cell": (
         gated(states={"h": StateSpec(2)}),
@@ -439,14 +442,14 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
 
 @pytest.mark.parametrize("module", [Recurrent, RecurrentCell])
 @pytest.mark.parametrize(("cell", "error", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_no_cell_is_refused_at_construction(
+def test_invalid_cells_raise_at_construction(
     cell: Any, error: Any, message: str, module: Any
 ) -> None:
     with pytest.raises(error, match=message):
         module(cell, D, H, rngs=nnx.Rngs(0))
 
 
-def test_an_error_of_the_step_itself_says_where() -> None:
+def test_an_error_inside_a_step_has_a_note() -> None:
     cell = gated(step=lambda self, z, state: (z + jnp.zeros(3),))
     with pytest.raises((TypeError, ValueError)) as raised:
         Recurrent(cell, D, H, rngs=nnx.Rngs(0))
@@ -454,8 +457,8 @@ def test_an_error_of_the_step_itself_says_where() -> None:
     assert note in raised.value.__notes__
 
 
-def test_the_states_of_a_call() -> None:
-    layer = made(cells.PeepholeLSTM())
+def test_invalid_states_raise() -> None:
+    layer = make_layer(cells.PeepholeLSTM())
     for hx, message in (
         (jnp.zeros((1, N, H)), r"two hidden states \(h, c\), got one"),
         ((jnp.zeros((1, N, H)),), r"two hidden states \(h, c\), got 1"),
@@ -464,7 +467,7 @@ def test_the_states_of_a_call() -> None:
         with pytest.raises(ValueError, match=message):
             layer(X, hx)
     with pytest.raises(ValueError, match=r"must have dtype complex128.*got float64"):
-        made(cells.LRU())(X, jnp.zeros((1, N, H)))
+        make_layer(cells.LRU())(X, jnp.zeros((1, N, H)))
 
 
 @pytest.mark.parametrize(
@@ -477,6 +480,6 @@ def test_the_states_of_a_call() -> None:
     ],
     ids=lambda value: str(value),
 )
-def test_a_backend_that_cannot_serve_says_why(cell: Any, backend: str, reason: str) -> None:
+def test_unsupported_backends_raise(cell: Any, backend: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        made(cell, backend=backend)(X)
+        make_layer(cell, backend=backend)(X)

@@ -1,7 +1,7 @@
-"""Any cell in all that stands around the layers: a new one is one line in `KINDS`.
+"""Cells of users outside the layers; a new cell is one line in `USER_CELLS` of `test_cells`.
 
-What a layer itself computes with a cell is `tests/test_cells.py`; here is who calls it: kernels,
-`vmap`, Hessians, generation, sweeps, truncated backpropagation, exported programs, and every dtype.
+Kernels, `vmap`, Hessians, generation, sweeps, truncated backpropagation, exported programs and
+dtypes.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from jaxrnn.generation import batch_major, beam_search, generate, token_step
 from jaxrnn.interop.export import export
 from jaxrnn.training import sweep, truncated_bptt
 from tests.test_cells import (
-    ALIKE,
     CELLS,
-    KINDS,
     LENGTHS,
+    MORE_CELLS,
     RESETS,
+    USER_CELLS,
     D,
     H,
     N,
     T,
     X,
-    alone,
     close,
-    made,
-    start,
+    initial_state,
+    make_layer,
+    unwrap,
 )
 
-every_kind = pytest.mark.parametrize("cell", KINDS, ids=lambda cell: type(cell).__name__)
+every_kind = pytest.mark.parametrize("cell", USER_CELLS, ids=lambda cell: type(cell).__name__)
 
 
 def split(cell: Any, **options: Any) -> tuple[Any, Any]:
-    """A layer as a function of its parameters, and these."""
-    graph, params = nnx.split(made(cell, **options))
+    """Return a layer as a function of its parameters, and the parameters."""
+    graph, params = nnx.split(make_layer(cell, **options))
     return lambda params, *args, **named: nnx.merge(graph, params)(*args, **named), params
 
 
-def served(cell: Any) -> bool:
-    """Whether the kernels for CPUs serve it; PyTorch's cells are in `tests/test_fused.py`."""
+def supported(cell: Any) -> bool:
+    """Return True if the CPU kernels support a cell; `tests/test_fused.py` has PyTorch's cells."""
     if type(cell).__module__ == "jaxrnn.cells.standard":
         return False
     asked = backends.Request(cell, jnp.dtype("float64"), T, N, D, H)
     return backends.unsupported_reason("kernel", asked, "cpu") is None
 
 
-@pytest.mark.parametrize("cell", [c for c in CELLS + ALIKE if served(c)], ids=repr)
-def test_a_kernel_is_the_scan(cell: Any) -> None:
-    """Value and gradients in two directions, with lengths and resets."""
-    hx, found = start(cell, 2), []
+@pytest.mark.parametrize("cell", [c for c in CELLS + MORE_CELLS if supported(c)], ids=repr)
+def test_kernels_equal_the_scan(cell: Any) -> None:
+    """Values and gradients in two directions, with lengths and resets."""
+    hx, found = initial_state(cell, 2), []
     for backend in ("kernel", "scan"):
         run, params = split(cell, bidirectional=True, backend=backend)
 
         def loss(params: Any, x: Any, hx: Any, run: Any = run) -> Any:
-            y, last = run(params, x, alone(hx), lengths=LENGTHS, resets=RESETS)
+            y, last = run(params, x, unwrap(hx), lengths=LENGTHS, resets=RESETS)
             return (y * jnp.cos(y)).sum() + sum((s**2).sum() for s in jax.tree.leaves(last))
 
         found.append(jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(params, X, hx))
@@ -73,20 +73,20 @@ def test_a_kernel_is_the_scan(cell: Any) -> None:
 
 
 @every_kind
-def test_over_models_and_inputs(cell: Any) -> None:
+def test_vmap_over_models_and_inputs(cell: Any) -> None:
     run, params = split(cell)
     call = lambda params, x: run(params, x, lengths=LENGTHS)  # noqa: E731
     models = jax.tree.map(lambda a: jnp.stack([a, -0.5 * a]), params)
     inputs = jnp.stack([X, X[::-1]])
-    ways = {"both": (0, 0), "models": (0, None), "inputs": (None, 0)}
+    axes_of = {"both": (0, 0), "models": (0, None), "inputs": (None, 0)}
 
     @jax.jit
     def mapped(models: Any, inputs: Any) -> Any:
         given = {0: (models, inputs), None: (params, X)}
-        return {n: jax.vmap(call, a)(given[a[0]][0], given[a[1]][1]) for n, a in ways.items()}
+        return {n: jax.vmap(call, a)(given[a[0]][0], given[a[1]][1]) for n, a in axes_of.items()}
 
     got, one = mapped(models, inputs), jax.jit(call)
-    for name, axes in ways.items():
+    for name, axes in axes_of.items():
         for index in range(2):
             model = params if axes[0] is None else jax.tree.map(lambda a, i=index: a[i], models)
             want = one(model, X if axes[1] is None else inputs[index])
@@ -95,7 +95,7 @@ def test_over_models_and_inputs(cell: Any) -> None:
 
 @every_kind
 def test_a_hessian(cell: Any) -> None:
-    """By features of the input: forward over reverse, twice in reverse, and by differences."""
+    """Forward over reverse, reverse over reverse and finite differences agree."""
     run, params = split(cell)
 
     def loss(scale: Any) -> Any:
@@ -114,45 +114,45 @@ def test_a_hessian(cell: Any) -> None:
 
 @every_kind
 def test_generation(cell: Any) -> None:
-    """The likeliest token, one drawn by temperature and the best sequence: as one call says."""
-    layer, key, first, length = made(cell), jax.random.key(5), jnp.array([0, 2]), 3
+    """Greedy decoding, sampling and beam search agree with one call on the whole sequence."""
+    layer, key, first, length = make_layer(cell), jax.random.key(5), jnp.array([0, 2]), 3
     weight = jnp.asarray(np.random.RandomState(4).normal(size=(layer.output_size, D)))
     head = nnx.Linear(layer.output_size, D, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     head.kernel[...] = 2 * weight
     step = token_step(layer, head)
-    begin = batch_major(alone(tuple(s[:, :2] for s in start(cell, 1))))
+    begin = batch_major(unwrap(tuple(s[:, :2] for s in initial_state(cell, 1))))
 
     @jax.jit
-    def told(tokens: Any, state: Any) -> Any:
-        """Logits (N, T, V) of one call, from the tokens that stand before each."""
+    def logits_of(tokens: Any, state: Any) -> Any:
+        """Return the logits (N, T, V) of one call."""
         x = jax.nn.one_hot(tokens, D, dtype=X.dtype)
         return head(layer(x.swapaxes(0, 1), batch_major(state))[0]).swapaxes(0, 1)
 
-    said = generate(step, begin, first, length, key=key, temperature=jnp.array([0.0, 1.5]))
-    logits = told(jnp.concatenate([first[:, None], said.tokens[:, :-1]], 1), begin)
+    decoded = generate(step, begin, first, length, key=key, temperature=jnp.array([0.0, 1.5]))
+    logits = logits_of(jnp.concatenate([first[:, None], decoded.tokens[:, :-1]], 1), begin)
     keys = [jax.random.fold_in(key, t) for t in range(length)]
     drawn = [jax.random.categorical(keys[t], logits[:, t] / 1.5)[1] for t in range(length)]
-    np.testing.assert_array_equal(said.tokens, [logits[0].argmax(-1).tolist(), drawn])
-    logs = jnp.take_along_axis(jax.nn.log_softmax(logits), said.tokens[..., None], -1)
-    close(said.log_probs, logs[..., 0])
+    np.testing.assert_array_equal(decoded.tokens, [logits[0].argmax(-1).tolist(), drawn])
+    logs = jnp.take_along_axis(jax.nn.log_softmax(logits), decoded.tokens[..., None], -1)
+    close(decoded.log_probs, logs[..., 0])
 
     count = D**2  # beams for every sequence of two tokens
     found = beam_search(step, begin, first, 2, beams=count, eos=None)
     every = jnp.stack(jnp.divmod(jnp.arange(count), D), 1)  # (V * V, 2)
-    for row in range(2):
-        tokens = jnp.stack([jnp.full(count, first[row]), every[:, 0]], 1)
-        state = jax.tree.map(lambda s, r=row: jnp.repeat(s[r : r + 1], count, 0), begin)
-        logs = jax.nn.log_softmax(told(tokens, state))
+    for n in range(2):
+        tokens = jnp.stack([jnp.full(count, first[n]), every[:, 0]], 1)
+        state = jax.tree.map(lambda s, n=n: jnp.repeat(s[n : n + 1], count, 0), begin)
+        logs = jax.nn.log_softmax(logits_of(tokens, state))
         total = jnp.take_along_axis(logs, every[..., None], -1)[..., 0].sum(1)
-        np.testing.assert_array_equal(found.tokens[row], every[jnp.argsort(-total)])
-        close(found.scores[row], jnp.sort(total)[::-1])
+        np.testing.assert_array_equal(found.tokens[n], every[jnp.argsort(-total)])
+        close(found.scores[n], jnp.sort(total)[::-1])
 
 
 @every_kind
 def test_a_sweep_of_truncated_backpropagation(cell: Any) -> None:
-    """Two rates at once, windows of 2, 2 and 1 steps: each as a loop by hand."""
+    """Two rates at once, windows of 2, 2 and 1 steps, compared with a loop."""
     run, params = split(cell)
-    hx, rates = alone(start(cell, 1)), jnp.array([0.1, 0.02])
+    hx, rates = unwrap(initial_state(cell, 1)), jnp.array([0.1, 0.02])
 
     def loss(params: Any, hx: Any, x: Any) -> Any:
         y, hx = run(params, x, hx)
@@ -175,27 +175,27 @@ def test_a_sweep_of_truncated_backpropagation(cell: Any) -> None:
 
 @every_kind
 def test_an_exported_program(cell: Any) -> None:
-    """With T and N open, with lengths and resets."""
-    layer = made(cell, layers=2)
+    """With symbolic T and N, lengths and resets."""
+    layer = make_layer(cell, layers=2)
     named: dict[str, Any] = {"lengths": "int32[N]", "resets": "bool[T, N]"}
     program = jax.export.deserialize(bytearray(export(layer, f"T, N, {D}", **named)))
-    for steps, rows in ((T, N), (2, 1)):
-        lengths = np.minimum(LENGTHS[:rows], steps).astype(np.int32)
-        given = {"lengths": lengths, "resets": jnp.asarray(RESETS[:steps, :rows])}
-        close(program.call(X[:steps, :rows], **given), layer(X[:steps, :rows], **given))
+    for steps, batch in ((T, N), (2, 1)):
+        lengths = np.minimum(LENGTHS[:batch], steps).astype(np.int32)
+        given = {"lengths": lengths, "resets": jnp.asarray(RESETS[:steps, :batch])}
+        close(program.call(X[:steps, :batch], **given), layer(X[:steps, :batch], **given))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 4e-2)])
 @pytest.mark.parametrize(
-    "cell", [c for c in (*CELLS, *ALIKE) if not c.gates], ids=lambda cell: type(cell).__name__
+    "cell", [c for c in (*CELLS, *MORE_CELLS) if not c.gates], ids=lambda cell: type(cell).__name__
 )
 def test_dtypes(cell: Any, dtype: str, tolerance: float) -> None:
-    """As in float64 with the same rounded weights, to a few roundings; every dtype as it should."""
-    exact, x = made(cell), jnp.asarray(X, dtype)
+    """Results equal float64 with the same rounded weights; outputs and states have their dtypes."""
+    exact, x = make_layer(cell), jnp.asarray(X, dtype)
     named = {n: jnp.asarray(a, dtype) for n, a in jaxrnn.state_dict(exact).items()}
 
     def layer(dtype: Any, **options: Any) -> tuple[Any, Any]:
-        """As a function of its parameters, and these, which are given and not drawn."""
+        """Return a layer of a dtype as a function of its parameters, and the parameters."""
         make = functools.partial(Recurrent, cell, D, H, param_dtype=dtype, **options)
         graph, params = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
         nnx.replace_by_pure_dict(params, {n: a.astype(dtype) for n, a in named.items()})

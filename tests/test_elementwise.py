@@ -1,4 +1,4 @@
-"""The derivative that is made of a cell's graph: JAX's own, and what is saved for it."""
+"""Graphs of elementwise steps: their derivatives equal JAX's, with few residuals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ H, N = 3, 2
 
 @dataclasses.dataclass(frozen=True)
 class Root(cells.Cell):
-    """Whose state is divided by in its derivative; an exponential, a maximum, a comparison."""
+    """A derivative that divides by a state; exponential, maximum and comparison."""
 
     gates, states = ("a", "b"), ("h", "s")
 
@@ -54,7 +54,7 @@ class Reversed(cells.Cell):
 
 @dataclasses.dataclass(frozen=True)
 class Grouped(cells.Cell):
-    """Not to be traced on two units."""
+    """A step that cannot be traced for two units."""
 
     gates = ("a",)
 
@@ -64,52 +64,52 @@ class Grouped(cells.Cell):
 
 
 @pytest.mark.parametrize(
-    ("cell", "saved"),
+    ("cell", "count"),
     [
-        (PlainLSTM(), 4),  # the gates; tanh(c) is computed again
-        (PlainGRU(), 4),  # the gates, and what the reset gate is multiplied with; not six inputs
+        (PlainLSTM(), 4),  # the gates; tanh(c) is recomputed
+        (PlainGRU(), 4),  # the gates and the operand of the reset gate, not six pre-activations
         (cells.CoupledLSTM(), 3),
         (cells.PeepholeLSTM(), 4),
-        (cells.IndRNN("tanh"), 0),  # all that is needed is the state after the step
-        (cells.IndRNN(), 1),  # relu has a derivative of its own
+        (cells.IndRNN("tanh"), 0),  # the new state suffices
+        (cells.IndRNN(), 1),  # relu has a custom derivative
         (Reversed(), 1),
         (Root(), 2),
     ],
     ids=str,
 )
-def test_what_is_saved(cell: cells.Cell, saved: int) -> None:
-    assert sum(cell_graphs(cell, jnp.dtype("float32")).residual_counts) == saved
+def test_residual_counts(cell: cells.Cell, count: int) -> None:
+    assert sum(cell_graphs(cell, jnp.dtype("float32")).residual_counts) == count
 
 
 @pytest.mark.parametrize(
     "cell", [PlainLSTM(), PlainGRU(), cells.PeepholeLSTM(), Root(), Reversed()], ids=str
 )
-def test_first_and_second_derivatives_are_those_of_jax(cell: cells.Cell) -> None:
-    """By all arguments of the step; whatever is saved, and rounded to nothing in between."""
+def test_first_and_second_derivatives_equal_jax(cell: cells.Cell) -> None:
+    """With respect to all arguments of the step, in double precision."""
     random = np.random.RandomState(0)
     array = lambda *s: jnp.asarray(random.uniform(-1, 1, s))  # noqa: E731
     gates = array(len(cell.gates) * H, N)
     z = (gates, array(*gates.shape)) if cell.split else gates
     old = tuple(array(H, N) for _ in cell.states)
     shapes = cell.cell_parameter_shapes(cells.Sizes(1, H, H))
-    own = ({n: array(*s, 1) for n, s in shapes.items()},) if shapes else ()
-    primals = (z, old, *own)
+    params = ({n: array(*s, 1) for n, s in shapes.items()},) if shapes else ()
+    primals = (z, old, *params)
     along, further = (jax.tree.map(lambda a: array(*a.shape), primals) for _ in range(2))
-    made = derivative_rule(cell)
+    rule = derivative_rule(cell)
 
-    def by_rule(z: Any, old: Any, *own: Any) -> Any:
-        new, saved = made.save(z, old, *own)
+    def by_rule(z: Any, old: Any, *params: Any) -> Any:
+        new, saved = rule.save(z, old, *params)
         dz, dold, *down = along
-        coefficients = made.linearize(saved, old, new, *own)
-        return new, made.tangent(coefficients, dz, dold, *own, *down)
+        coefficients = rule.linearize(saved, old, new, *params)
+        return new, rule.tangent(coefficients, dz, dold, *params, *down)
 
     by_jax = lambda *primals: jax.jvp(cell.step, primals, along)  # noqa: E731
     got, want = (jax.jvp(f, primals, further) for f in (by_rule, by_jax))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), got, want)
 
 
-def test_steps_that_are_not_a_row_s_own_give_no_nan() -> None:
-    """Where the state stays zero, and a derivative would be divided by it."""
+def test_padding_gives_no_nan() -> None:
+    """The state at padding is zero, and the derivative divides by the state."""
     weights = Weights(jnp.ones((2 * H, 1)), jnp.ones((2 * H, H)) / H)
     valid = jnp.array([[True, False]] * 4)
 
@@ -122,7 +122,7 @@ def test_steps_that_are_not_a_row_s_own_give_no_nan() -> None:
         assert any(np.abs(a).max() > 0.01 for a in found)
 
 
-def test_a_step_that_wants_more_units_is_run_by_its_own_derivative() -> None:
+def test_a_step_that_cannot_be_traced_has_the_default_rule() -> None:
     with pytest.raises(NotElementwise, match="cannot be traced for 2 units"):
         cell_graphs(Grouped(), jnp.dtype("float32"))
     assert derivative_rule(Grouped()).save.__func__ is cells.Cell.save
@@ -132,8 +132,8 @@ def test_a_step_that_wants_more_units_is_run_by_its_own_derivative() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Of(cells.Cell):
-    """Whose step is a function of its gate input."""
+class WithFunction(cells.Cell):
+    """A step with a given function of its pre-activation."""
 
     function: Any
     gates = ("a",)
@@ -152,15 +152,13 @@ class Of(cells.Cell):
     ],
     ids=["truncated", "rounded", "wrapped", "conditions"],
 )
-def test_what_a_vector_of_real_numbers_would_get_wrong_is_not_run_so(
-    function: Any, words: str
-) -> None:
+def test_conversions_without_a_vector_form(function: Any, words: str) -> None:
     with pytest.raises(NotElementwise, match=f"{words} has no vector form"):
-        cell_graphs(Of(function), jnp.dtype("float32"))
-    assert derivative_rule(Of(function)).save.__func__ is cells.Cell.save
+        cell_graphs(WithFunction(function), jnp.dtype("float32"))
+    assert derivative_rule(WithFunction(function)).save.__func__ is cells.Cell.save
 
 
-def test_a_parameter_that_is_not_one_of_each_unit() -> None:
+def test_a_parameter_that_is_not_elementwise() -> None:
     @dataclasses.dataclass(frozen=True)
     class Scaled(cells.Cell):
         gates, parameters = ("a",), {"scale": (1,)}
