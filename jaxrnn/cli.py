@@ -10,7 +10,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -24,11 +24,11 @@ _EXAMPLES["all"] = "jaxrnn.examples.run_all:main"
 """Functions of ``jaxrnn run``; their keyword arguments are the options."""
 
 _COMMANDS = {
-    "forecast": "jaxrnn.forecasting.command:Forecast",
-    "predict": "jaxrnn.forecasting.command:Predict",
-    "chars": "jaxrnn.text.command:Chars",
+    "forecast": "jaxrnn.forecasting.command:forecast",
+    "predict": "jaxrnn.forecasting.command:predict",
+    "chars": "jaxrnn.text.command:chars",
 }
-"""The other commands: dataclasses with a method `run`."""
+"""Functions of the other commands."""
 
 
 class _Option(NamedTuple):
@@ -56,32 +56,20 @@ def argument_descriptions(function: Callable[..., Any]) -> dict[str, str]:
     return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
 
 
-def _options(command: Any) -> list[_Option]:
-    """Return the options of a command: keyword arguments of a function, fields of a dataclass."""
-    if not dataclasses.is_dataclass(command):
-        hints, descriptions = get_type_hints(command), argument_descriptions(command)
-        parameters = inspect.signature(command).parameters
-        return [
-            _Option(
-                name,
-                hints[name],
-                parameters[name].default,
-                descriptions[name],
-                get_args(hints[name]) if get_origin(hints[name]) is Literal else None,
-            )
-            for name in parameters
-        ]
-    return [
-        _Option(
-            item.name,
-            type(item.default),
-            item.default,
-            item.metadata["help"],
-            item.metadata.get("choices"),
-            item.metadata.get("positional", False),
-        )
-        for item in dataclasses.fields(command)
-    ]
+def _options(command: Callable[..., Any]) -> Iterator[_Option]:
+    """Yield the options of a command: its arguments, and the fields of those that are dataclasses.
+
+    Positional arguments are those that need no keyword.
+    """
+    hints, descriptions = get_type_hints(command), argument_descriptions(command)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            yield from _options(kind)  # pyright: ignore[reportArgumentType]
+            continue
+        choices = get_args(kind) if get_origin(kind) is Literal else None
+        positional = parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+        yield _Option(name, kind, parameter.default, descriptions[name], choices, positional)
 
 
 def _add_options(parser: argparse.ArgumentParser, command: Any) -> None:
@@ -101,23 +89,23 @@ def _add_options(parser: argparse.ArgumentParser, command: Any) -> None:
             parser.add_argument(option, type=kind, metavar=name.upper(), **options)
 
 
-def _execute(command: Any, values: Mapping[str, Any]) -> None:
+def _execute(command: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Check the values of the options, and run the command.
 
-    The checks of a dataclass are in its constructor, those of a function in the annotations of its
-    arguments, ``Annotated[type, check]``, called as ``check(name, value)``.
+    Checks are annotations of the arguments, ``Annotated[type, check]``, called as
+    ``check(name, value)``, or in the constructor of a dataclass.
     """
-    if dataclasses.is_dataclass(command):
-        run = command(**values).run  # pyright: ignore
-        _check_memory(values)
-        run()
-        return
-    hints = get_type_hints(command, include_extras=True)
-    for name, value in values.items():
-        for check in getattr(hints[name], "__metadata__", ()):
-            check(name, value)
+    arguments = {}
+    for name, kind in get_type_hints(command, include_extras=True).items():
+        if dataclasses.is_dataclass(kind):
+            fields = dataclasses.fields(kind)
+            arguments[name] = kind(**{field.name: values[field.name] for field in fields})  # pyright: ignore
+        elif name != "return":
+            for check in getattr(kind, "__metadata__", ()):
+                check(name, values[name])
+            arguments[name] = values[name]
     _check_memory(values)
-    command(**values)
+    command(**arguments)
 
 
 def _add_commands(parsers: Any, commands: dict[str, str], used: Sequence[str]) -> None:
@@ -127,9 +115,9 @@ def _add_commands(parsers: Any, commands: dict[str, str], used: Sequence[str]) -
             parsers.add_parser(name)
             continue
         command: Any = resolve_name(path)
-        text = inspect.getdoc(command) or ""
-        if inspect.isfunction(command):  # its module has the long description
-            description = inspect.getdoc(inspect.getmodule(command)) or ""
+        text = (inspect.getdoc(command) or "").partition("\nArgs:\n")[0].strip()
+        if "\n" not in text:  # the module has the long description
+            description = inspect.getdoc(inspect.getmodule(command)) or text
         else:
             description = text
         parser = parsers.add_parser(

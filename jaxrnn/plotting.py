@@ -19,21 +19,6 @@ BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"  # the palette of Okabe
 PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 FORMATS = ("png", "svg", "pdf")
 
-__all__ = [
-    "HeatMap",
-    "Panel",
-    "characters",
-    "check_target",
-    "forecasts",
-    "heat_maps",
-    "hidden_states",
-    "plain_numbers",
-    "predictions",
-    "save",
-    "spread",
-    "text_windows",
-]
-
 
 def check_target(
     path: str | os.PathLike[str],

@@ -23,7 +23,7 @@ from jaxrnn import text as writing
 from jaxrnn.cli import main
 from jaxrnn.data import Vocabulary, sample
 from jaxrnn.layers.heads import CharacterModel
-from jaxrnn.text import command
+from jaxrnn.text import Trained, command
 from jaxrnn.text.model import NGRAMS
 
 ENTRY = "jaxrnn.characters"
@@ -54,8 +54,8 @@ def text(folder: Path) -> Path:
 def learned(folder: Path, text: Path) -> Any:
     """A run of the command on the small text, which left a model and a figure."""
     with jax.enable_x64(False):
-        return command.Chars(
-            file=str(text),
+        trained = command.chars(
+            str(text),
             hidden=8,
             embedding=4,
             steps=12,
@@ -65,7 +65,9 @@ def learned(folder: Path, text: Path) -> Any:
             seed=3,
             save=str(folder / "sea.safetensors"),
             out=str(folder / "sea.svg"),
-        ).run()
+        )
+        assert isinstance(trained, Trained)
+        return trained
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_the_same_seed_gives_the_same_words(
 
 
 def test_a_model_comes_back_bit_for_bit(learned: Any, kept: Path) -> None:
-    model = writing.load(kept)
+    model = writing.load_model(kept)
     before, after = jaxrnn.state_dict(learned.model), jaxrnn.state_dict(model)
     assert list(before) == list(after)
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -146,7 +148,7 @@ def test_a_model_comes_back_bit_for_bit(learned: Any, kept: Path) -> None:
 )
 def test_each_kind_of_model_comes_back(tmp_path: Path, sizes: dict[str, Any]) -> None:
     model = writing.make_model(Vocabulary("ab\néλ😀"), hidden=5, **sizes)
-    again = writing.load(writing.save(model, tmp_path / "model.safetensors"))
+    again = writing.load_model(writing.save_model(model, tmp_path / "model.safetensors"))
     assert repr(again.rnn) == repr(model.rnn)
     assert again.vocabulary == model.vocabulary
     before, after = jaxrnn.state_dict(model), jaxrnn.state_dict(again)
@@ -161,7 +163,7 @@ def test_a_relu_and_a_projection_come_back(tmp_path: Path) -> None:
         jaxrnn.LSTM(3, 5, proj_size=2, batch_first=True, rngs=rngs),
     ):
         model = CharacterModel(rnn, "abc", rngs=rngs)
-        again = writing.load(writing.save(model, tmp_path / "model.safetensors"))
+        again = writing.load_model(writing.save_model(model, tmp_path / "model.safetensors"))
         before, after = jaxrnn.state_dict(model), jaxrnn.state_dict(again)
         assert all(np.array_equal(before[name], after[name]) for name in before)
         assert repr(again.rnn) == repr(rnn)
@@ -394,7 +396,7 @@ def test_only_what_can_be_read_again_is_written(tmp_path: Path) -> None:
         jaxrnn.GRU(2, 4, rngs=rngs), "abc", lambda n: n[..., None] * np.ones(2), rngs=rngs
     )
     with pytest.raises(ValueError, match=r"must be an nnx\.Embed or None"):
-        writing.save(model, path)
+        writing.save_model(model, path)
     assert not path.exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import errno
 import io
 import re
@@ -21,9 +20,9 @@ from safetensors.numpy import save_file
 import jaxrnn
 from jaxrnn import _files as files
 from jaxrnn import data
-from jaxrnn.cli import main
-from jaxrnn.forecasting import Forecaster, command, train
-from jaxrnn.forecasting.command import Forecast, Predict
+from jaxrnn.cli import argument_descriptions, main
+from jaxrnn.forecasting import Forecaster, Options, command, train
+from jaxrnn.forecasting.command import forecast, predict
 
 CO2 = str(data.sample("co2.csv"))
 NAMES = ["forecasts.csv", "forecast.png", "model.safetensors"]
@@ -49,10 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def air(folder: Path) -> Any:
     """A run of the command on the real series, which left its files in a folder."""
     with jax.enable_x64(False):
-        return Forecast(
-            **{"file": CO2, "column": "co2", "horizon": 12, "hidden_size": 32, "epochs": 40},
-            **{"learning_rate": 0.01, "ahead": 15, "out": str(folder / "air")},
-        ).run()
+        options = Options(horizon=12, hidden_size=32, epochs=40, learning_rate=0.01)
+        return forecast(CO2, column="co2", ahead=15, out=str(folder / "air"), options=options)
 
 
 def written(path: Path, rows: int = 60, **columns: list[str] | str) -> Path:
@@ -150,14 +147,11 @@ def test_predict_takes_another_file_with_the_column(
     later = ["station;co2", *(f"mlo;{line.split(',')[1]}" for line in lines[401:431])]
     path = tmp_path / "later.csv"
     path.write_text("\n".join(later), encoding="utf-8")
-    settings = Predict(
-        model=str(tmp_path), file=str(path), delimiter=";", ahead=3, out=str(tmp_path / "out.csv")
-    )
-    predicted = settings.run()
+    out = tmp_path / "out.csv"
+    forecasts = predict(str(tmp_path), str(path), delimiter=";", ahead=3, out=str(out))
     values = data.read_csv(CO2, ["co2"]).values
-    np.testing.assert_array_equal(predicted.ahead, air.forecaster.predict(values[:430], 3))
-    assert np.abs(predicted.ahead - values[430:433, 0]).max() < 3
-    assert predicted.steps == 30
+    np.testing.assert_array_equal(forecasts, air.forecaster.predict(values[:430], 3))
+    assert np.abs(forecasts - values[430:433, 0]).max() < 3
     rows = rows_of(tmp_path / "out.csv")
     assert [(row["row"], row["rows_ahead"]) for row in rows] == [
         ("31", "1"),
@@ -219,8 +213,7 @@ def test_other_columns_are_read_by_their_names(
     other = tmp_path / "other.csv"
     other.write_text("\n".join(",".join(line.split(",")[::-1]) for line in lines))
     model = str(folder / "load")
-    settings = [Predict(model=model, file=str(path)) for path in (load, other)]
-    first, second = (one.run().ahead for one in settings)
+    first, second = (predict(model, str(path)) for path in (load, other))
     np.testing.assert_array_equal(first, second)
     capsys.readouterr()
     line = refused(capsys, "predict", model, str(load), "--ahead", "3")
@@ -446,17 +439,20 @@ def test_a_full_disk_leaves_what_was_there(
         assert {path.read_text() for path in folder.iterdir()} == {"of before"}
 
 
-@pytest.mark.parametrize("module", [Forecast, Predict], ids=["forecast", "predict"])
-def test_help_has_each_option(capsys: pytest.CaptureFixture[str], module: Any) -> None:
-    name = module.__name__.lower()
+@pytest.mark.parametrize("command", [forecast, predict], ids=["forecast", "predict"])
+def test_help_documents_each_option(capsys: pytest.CaptureFixture[str], command: Any) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([name, "--help"])
+        main([command.__name__, "--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for option in dataclasses.fields(module):
-        shown = option.name.upper() if option.metadata.get("positional") else f"--{option.name}"
-        assert re.search(rf"{shown.replace('_', '-')}\b", text)
-        assert option.metadata["help"] in text
+    arguments = argument_descriptions(command)
+    if arguments.pop("options", None):
+        arguments |= argument_descriptions(Options)
+    for name, description in arguments.items():
+        positional = name == "file" or name == "model"
+        shown = name.upper() if positional else f"--{name.replace('_', '-')}"
+        assert re.search(rf"{shown}\b", text)
+        assert description in text
 
 
 class Closed(io.StringIO):

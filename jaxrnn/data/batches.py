@@ -25,11 +25,7 @@ class Batches(NamedTuple):
 
 
 def epoch(
-    examples: int | range,
-    size: int,
-    *,
-    key: jax.Array | None = None,
-    drop_last: bool = False,
+    examples: int | range, size: int, *, key: jax.Array | None = None, drop_last: bool = False
 ) -> Batches:
     """Return batches with every example once; a pure function of the key.
 
@@ -57,13 +53,7 @@ def epoch(
         >>> index.tolist(), mask.tolist()
         ([[0, 1], [2, 3], [4, 0]], [[True, True], [True, True], [True, False]])
 
-        Ten epochs, each with its permutation:
-
-        >>> keys = jax.random.split(jax.random.key(0), 10)
-        >>> epochs = jax.vmap(lambda key: epoch(range(100, 147), 32, key=key))(keys)
-        >>> batches = jax.tree.map(lambda a: a.reshape(-1, 32), epochs)
-        >>> batches.index.shape, batches.mask.sum().item()
-        ((20, 32), 470)
+        Ten epochs: ``jax.vmap(lambda key: epoch(5, 2, key=key))(jax.random.split(key, 10))``.
     """
     indices = examples if isinstance(examples, range) else range(examples)
     checks.at_least("size", size, 1)

@@ -40,7 +40,7 @@ class Windows:
         y_k = series[s + size : s + size + horizon, targets]
         y_k = series[s + horizon : s + horizon + size, targets]       with every_step
 
-    The object is hashable and has no data, so it is a static argument of `jax.jit`.
+    Windows are hashable, so they are a static argument of `jax.jit`.
 
     Args:
         size: number of input steps.
@@ -103,9 +103,9 @@ class Windows:
 
         Args:
             part: consecutive steps, as returned by `split`.
-            context: If True, only the targets must lie in the part, and inputs may precede it. This
-                uses no future values: when the first step of a test set is predicted, the steps
-                before it are known. Not available with `every_step`.
+            context: If True, only the targets must lie in the part, and inputs may precede it: when
+                the first step of a test set is predicted, the steps before it are known. Not
+                available with `every_step`.
 
         Returns:
             The indices. Without `context`, windows of different parts share no step.
@@ -167,11 +167,7 @@ class Windows:
         return x, y
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Check that a series of this shape has windows.
-
-        Raises:
-            ValueError: if it has no windows.
-        """
+        """Check that a series of this shape has windows, or raise a ValueError."""
         columns = [*(self.features or ()), *(self.targets or ())]
         if len(shape) not in (1, 2) or (columns and len(shape) == 1):
             axes = "(T, C)" if columns else "(T,) or (T, C)"
@@ -245,15 +241,12 @@ class WindowSource:
         (776, [(2, 24, 3), (2, 1, 1)])
         >>> del series, source; folder.cleanup()
 
-        Grain (``pip install grain``) shuffles, batches and prefetches, in worker processes too.
-        `jaxrnn.training.fit` takes its iterators and stores their position in checkpoints:
+        `jaxrnn.training.fit` takes the iterators of Grain and stores their position in checkpoints:
 
         .. code-block:: python
 
             loader = grain.MapDataset.source(source).seed(0).shuffle().repeat().batch(64)
             fit(loss, optimizer, model, iter(loader.to_iter_dataset()), steps=10_000)
-
-    Pickling sends a whole memory map to worker processes as the name of its file.
     """
 
     def __init__(
@@ -287,7 +280,8 @@ class WindowSource:
 
     def __getstate__(self) -> dict[str, Any]:
         series, state = self.series, self.__dict__.copy()
-        # NumPy pickles a memory map as an array. The offset of a slice is unknown.
+        # NumPy pickles a memory map as an array; a whole one is sent to worker processes as the
+        # name of its file. The offset of a slice is unknown.
         whole = isinstance(series, np.memmap) and isinstance(series.base, mmap.mmap)
         if whole and series.filename is not None and series.flags.c_contiguous:
             file = (str(series.filename), series.dtype, "r", series.offset, series.shape)

@@ -61,19 +61,16 @@ class Vocabulary:
         Raises:
             ValueError: for a character outside the vocabulary.
         """
-        known, codes = _code_points(self.characters), _code_points(text)
-        order = np.argsort(known)
-        places = np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)
-        ids = order[places].astype(np.int32)
-        unknown = np.flatnonzero(known[ids] != codes)
-        if unknown.size:
-            place = int(unknown[0])
+        ids = {character: number for number, character in enumerate(self.characters)}
+        try:
+            return np.fromiter(map(ids.__getitem__, text), np.int32, len(text))
+        except KeyError as error:
+            unknown = error.args[0]
             shown = self.characters if len(self) <= 40 else self.characters[:40] + "..."
             raise ValueError(
-                f"character {text[place]!r} at position {place} is not in the vocabulary of "
-                f"{len(self)} characters {shown!r}"
-            )
-        return ids
+                f"character {unknown!r} at position {text.index(unknown)} is not in the vocabulary "
+                f"of {len(self)} characters {shown!r}"
+            ) from None
 
     def decode(self, ids: Any) -> str:
         """Return the text of ids (T,).
@@ -116,8 +113,3 @@ def next_characters(text: str) -> tuple[str, jax.Array, jax.Array]:
     vocabulary = Vocabulary.of(text)
     ids = jnp.asarray(vocabulary.encode(text))
     return vocabulary.characters, vocabulary.one_hot(ids[:-1]), ids[1:]
-
-
-def _code_points(text: str) -> np.ndarray:
-    """Return the code points of a text, which may have unpaired surrogates."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -7,8 +7,8 @@
                 Forecaster      the model in the units of the data, and its file
     train       prepare         training, validation and test set
                 fit_forecaster  training, and evaluation against two baselines
-    command     Forecast        the command ``jaxrnn forecast``
-                Predict         the command ``jaxrnn predict``
+    command     forecast        the command ``jaxrnn forecast``
+                predict         the command ``jaxrnn predict``
 
 Example:
     >>> import os, tempfile

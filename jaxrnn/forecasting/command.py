@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,13 +20,22 @@ from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
 from jaxrnn._files import write_atomically
 from jaxrnn.data.csv import list_columns, read_header
-from jaxrnn.forecasting.forecaster import MODEL_FILE, Forecaster, Options, check_ahead, option
+from jaxrnn.forecasting.forecaster import MODEL_FILE, Forecaster, Options, check_ahead
 from jaxrnn.forecasting.train import LINEAR, PERSISTENCE, Fitted, fit_forecaster
 from jaxrnn.plotting import BLUE, GREY, PALETTE, VERMILLION, plain, plain_numbers
 
 
-@dataclass(frozen=True)
-class Forecast(Options):
+def forecast(
+    file: str = "",
+    *,
+    column: str = "",
+    features: str = "",
+    delimiter: str = ",",
+    ahead: int = 0,
+    out: str = "forecast",
+    figure: Literal["png", "svg", "pdf"] = "png",
+    options: Options = Options(),
+) -> Fitted:
     """Train a forecaster on a CSV file and forecast beyond its end.
 
     ``jaxrnn forecast FILE --column NAME`` trains a recurrent network on the first part of a CSV
@@ -40,121 +47,89 @@ class Forecast(Options):
     On the sample file ``co2.csv``, 12 months ahead, the LSTM has 0.19 of the error of persistence
     with each of the seeds 0 to 4, linear regression 0.17: a trend with a season is almost linear in
     the values of the past two years. On other series the order may differ.
+
+    Args:
+        file: CSV file.
+        column: column to forecast.
+        features: additional input columns, separated by commas.
+        delimiter: character between the cells of the file.
+        ahead: number of steps to forecast beyond the end; 0 for the horizon.
+        out: output folder for forecasts, figure and model.
+        figure: format of the figure.
+        options: hyperparameters.
     """
-
-    file: str = option("", "CSV file", positional=True)
-    column: str = option("", "column to forecast")
-    features: str = option("", "additional input columns, separated by commas")
-    delimiter: str = option(",", "character between the cells of the file")
-    ahead: int = option(0, "number of steps to forecast beyond the end; 0 for the horizon")
-    out: str = option("forecast", "output folder for forecasts, figure and model")
-    figure: str = option("png", "format of the figure", choices=plotting.FORMATS)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.file:
-            raise ValueError("a CSV FILE and the --column to forecast are required")
-        if not self.column:
-            names = list_columns(read_header(self.file, delimiter=self.delimiter))
-            raise ValueError(f"--column is required: {self.file} has the columns {names}")
-        checks.at_least("ahead", self.ahead, 0)
-        checks.choice("figure", self.figure, plotting.FORMATS)
-        if not self.out:
-            raise ValueError("`out` must be a folder, got ''")
-        if len(set(self.columns)) < len(self.columns) or "" in self.columns:
-            raise ValueError(
-                f"`column` and `features` must be distinct names, got {', '.join(self.columns)!r}"
-            )
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns to read, the target column first."""
-        features = self.features.split(",") if self.features else []
-        return self.column, *(name.strip() for name in features)
-
-    def run(self) -> Fitted:
-        """Train, evaluate and forecast; write the files and print the report."""
-        names = ["forecasts.csv", f"forecast.{self.figure}", MODEL_FILE]
-        folder = _check_folder(self.out, names, self.file)
-        table = data.read_csv(self.file, self.columns, delimiter=self.delimiter)
-        options = Options(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Options)})
-        fitted = fit_forecaster(
-            table.values, table.names, options, ahead=self.ahead or None, name=self.file
+    if not file:
+        raise ValueError("a CSV FILE and the --column to forecast are required")
+    if not column:
+        names = list_columns(read_header(file, delimiter=delimiter))
+        raise ValueError(f"--column is required: {file} has the columns {names}")
+    checks.at_least("ahead", ahead, 0)
+    checks.choice("figure", figure, plotting.FORMATS)
+    if not out:
+        raise ValueError("`out` must be a folder, got ''")
+    columns = [column, *(name.strip() for name in features.split(",") if features)]
+    if len(set(columns)) < len(columns) or "" in columns:
+        raise ValueError(
+            f"`column` and `features` must be distinct names, got {', '.join(columns)!r}"
         )
-        title = f"{self.column} of {Path(self.file).name}, {self.horizon} steps ahead"
-        writers: list[Callable[[Path], Any]] = [
-            lambda path: _write_csv(path, _forecast_lines(fitted)),
-            lambda path: plotting.save(draw(fitted, title), path),
-            fitted.forecaster.save,
-        ]
-        try:  # write before printing, since the reader of the output may be gone
-            paths = _write_all(folder, dict(zip(names, writers, strict=True)))
-        finally:
-            _report(fitted)
-        for kind, path in zip(("forecasts", "figure", "model"), paths):
-            print(f"{kind}: {path}")
-        return fitted
+    names = ["forecasts.csv", f"forecast.{figure}", MODEL_FILE]
+    folder = _check_folder(out, names, file)
+    table = data.read_csv(file, columns, delimiter=delimiter)
+    fitted = fit_forecaster(table.values, table.names, options, ahead=ahead or None, name=file)
+    title = f"{column} of {Path(file).name}, {options.horizon} steps ahead"
+    writers: list[Callable[[Path], Any]] = [
+        lambda path: _write_csv(path, _forecast_lines(fitted)),
+        lambda path: plotting.save(draw(fitted, title), path),
+        fitted.forecaster.save,
+    ]
+    try:  # write before printing, since the reader of the output may be gone
+        paths = _write_all(folder, dict(zip(names, writers, strict=True)))
+    finally:
+        _report(fitted)
+    for kind, path in zip(("forecasts", "figure", "model"), paths):
+        print(f"{kind}: {path}")
+    return fitted
 
 
-class Predicted(NamedTuple):
-    """Result of ``jaxrnn predict``.
-
-    Attributes:
-        forecaster: the model.
-        steps: number of steps in the file.
-        ahead: the forecasts beyond its end (ahead,), in the units of the data.
-    """
-
-    forecaster: Forecaster
-    steps: int
-    ahead: np.ndarray
-
-
-@dataclass(frozen=True)
-class Predict:
+def predict(
+    model: str = "", file: str = "", *, delimiter: str = ",", ahead: int = 0, out: str = ""
+) -> np.ndarray:
     """Forecast beyond the end of a CSV file with a trained model.
 
     ``jaxrnn predict MODEL FILE`` reads the columns of the model and forecasts the steps after the
     last line: for the file of the training, the numbers that ``jaxrnn forecast`` printed, bitwise;
-    or for a longer or another file. MODEL is the output folder of ``jaxrnn forecast``, or its
-    ``model.safetensors``.
+    or for a longer or another file.
+
+    Args:
+        model: output folder of 'jaxrnn forecast', or its model.safetensors.
+        file: CSV file.
+        delimiter: character between the cells of the file.
+        ahead: number of steps to forecast; 0 for as many as in the training.
+        out: output file for the forecasts, .csv.
+
+    Returns:
+        The forecasts (ahead,), in the units of the data.
     """
-
-    model: str = option(
-        "", "output folder of 'jaxrnn forecast', or its model.safetensors", positional=True
-    )
-    file: str = option("", "CSV file", positional=True)
-    delimiter: str = option(",", "character between the cells of the file")
-    ahead: int = option(0, "number of steps to forecast; 0 for as many as in the training")
-    out: str = option("", "output file for the forecasts, .csv")
-
-    def __post_init__(self) -> None:
-        if not self.model or not self.file:
-            raise ValueError("a MODEL of 'jaxrnn forecast' and a CSV FILE are required")
-        checks.at_least("ahead", self.ahead, 0)
-
-    def run(self) -> Predicted:
-        """Print the forecasts, and write them to the output file if there is one."""
-        inputs = [self.file, self.model]
-        target = self.out and plotting.check_target(self.out, ("csv",), "forecasts", inputs=inputs)
-        forecaster = Forecaster.load(self.model)
-        ahead = self.ahead or forecaster.ahead
-        check_ahead(ahead, forecaster.windows.horizon, forecaster.columns)
-        table = data.read_csv(
-            self.file, forecaster.columns, delimiter=self.delimiter, allow_constant=True
-        )
-        steps = len(table.values)
-        try:
-            forecasts = forecaster.predict(table.values, ahead)
-        except ValueError as error:
-            raise ValueError(f"{self.file}: {error}") from None
-        print(f"{forecaster.columns[0]} beyond step {steps}, the last")
-        Console().print(_ahead_table({forecaster.name: forecasts}, steps))
-        if target:
-            lines = [[steps + h, h, float(value)] for h, value in enumerate(forecasts, 1)]
-            lines = [["row", "rows_ahead", "forecast"], *lines]
-            print(f"forecasts: {write_atomically(target, lambda path: _write_csv(path, lines))}")
-        return Predicted(forecaster, steps, forecasts)
+    if not model or not file:
+        raise ValueError("a MODEL of 'jaxrnn forecast' and a CSV FILE are required")
+    checks.at_least("ahead", ahead, 0)
+    target = out and plotting.check_target(out, ("csv",), "forecasts", inputs=[file, model])
+    forecaster = Forecaster.load(model)
+    ahead = ahead or forecaster.ahead
+    check_ahead(ahead, forecaster.windows.horizon, forecaster.columns)
+    table = data.read_csv(file, forecaster.columns, delimiter=delimiter, allow_constant=True)
+    steps = len(table.values)
+    try:
+        forecasts = forecaster.predict(table.values, ahead)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    print(f"{forecaster.columns[0]} beyond step {steps}, the last")
+    Console().print(_ahead_table({forecaster.name: forecasts}, steps))
+    if target:
+        lines = [[steps + h, h, float(value)] for h, value in enumerate(forecasts, 1)]
+        lines = [["row", "rows_ahead", "forecast"], *lines]
+        print(f"forecasts: {write_atomically(target, lambda path: _write_csv(path, lines))}")
+    return forecasts
 
 
 def _check_folder(path: str, names: Sequence[str], source: str) -> Path:

@@ -6,9 +6,9 @@ import functools
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,45 +29,40 @@ _ENTRY = "jaxrnn.forecaster"  # key of the description in the header of a model 
 _MIN_DEVIATION, _MAX_VALUE, _MAX_Z = 1e-100, 1e100, 1e30  # what float32 and squares can hold
 
 
-def option(default: Any, text: str, **metadata: Any) -> Any:
-    """Return a dataclass field that is a command line option with a help text."""
-    return field(default=default, metadata={"help": text, **metadata})
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """Hyperparameters of a forecaster and its training; the options of ``jaxrnn forecast``.
+    """Hyperparameters of a forecaster and its training.
 
-    Attributes:
+    Args:
         window: number W of input steps, at least 2.
         horizon: number H of steps that one call of the model forecasts.
-        cell: "rnn", "lstm" or "gru".
+        cell: recurrent cell, "rnn", "lstm" or "gru".
         layers: number of recurrent layers.
         hidden_size: size of the hidden state.
         epochs: maximal number of epochs.
         batch_size: number of windows in a batch.
-        learning_rate: initial learning rate of Adam. It decays to 0 along a cosine.
-        patience: number of epochs without improvement on the validation set before training stops.
+        learning_rate: initial learning rate of Adam, which decays to 0 along a cosine.
+        patience: epochs without improvement on the validation set before training stops.
         validation: fraction of the validation set, which precedes the test set.
         held_out: fraction of the test set, at the end of the series.
-        seed: seed of the weights and of the order of the windows.
+        seed: random seed of the weights and of the order of the windows.
 
     Raises:
         ValueError: for an invalid value.
     """
 
-    window: int = option(24, "number of input steps")
-    horizon: int = option(12, "number of steps that one call of the model forecasts")
-    cell: str = option("lstm", "recurrent cell", choices=tuple(LAYERS))
-    layers: int = option(1, "number of recurrent layers")
-    hidden_size: int = option(64, "size of the hidden state")
-    epochs: int = option(200, "maximal number of epochs")
-    batch_size: int = option(32, "number of windows in a batch")
-    learning_rate: float = option(0.003, "initial learning rate of Adam")
-    patience: int = option(15, "epochs without improvement before training stops")
-    validation: float = option(0.15, "fraction of the validation set")
-    held_out: float = option(0.2, "fraction of the test set, at the end")
-    seed: int = option(0, "random seed")
+    window: int = 24
+    horizon: int = 12
+    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    layers: int = 1
+    hidden_size: int = 64
+    epochs: int = 200
+    batch_size: int = 32
+    learning_rate: float = 0.003
+    patience: int = 15
+    validation: float = 0.15
+    held_out: float = 0.2
+    seed: int = 0
 
     def __post_init__(self) -> None:
         checks.at_least("window", self.window, 2)

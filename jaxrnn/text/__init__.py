@@ -4,10 +4,11 @@
 
     model     read_text, prepare    a text as training, validation and test set
               make_model            a `CharacterModel`
-              save, load            its file
+              save_model            its file
+              load_model
               ngram_loss            the baseline
               train                 training, and evaluation against the baseline
-    command   Chars                 the command ``jaxrnn chars``
+    command   chars                 the command ``jaxrnn chars``
 
 Example:
     >>> import tempfile
@@ -18,32 +19,32 @@ Example:
     1.97
     >>> model = text.make_model(novel.vocabulary)  # for text.train(novel, model)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     text.load(text.save(model, folder + "/alice.safetensors")).rnn
+    ...     text.load_model(text.save_model(model, folder + "/alice.safetensors")).rnn
     LSTM(32, 128)
 """
 
 from jaxrnn.text.model import (
     Text,
     Trained,
-    load,
+    load_model,
     make_model,
     mean_loss,
     ngram_loss,
     prepare,
     read_text,
-    save,
+    save_model,
     train,
 )
 
 __all__ = [
     "Text",
     "Trained",
-    "load",
+    "load_model",
     "make_model",
     "mean_loss",
     "ngram_loss",
     "prepare",
     "read_text",
-    "save",
+    "save_model",
     "train",
 ]

@@ -1,11 +1,10 @@
-"""The command ``jaxrnn chars``, its tables and figure."""
+"""The command ``jaxrnn chars``, its table and figure."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from matplotlib.figure import Figure
@@ -15,131 +14,138 @@ from rich.table import Table
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
 from jaxrnn.data import Vocabulary
-from jaxrnn.layers.heads import LAYERS, CharacterModel
+from jaxrnn.layers.heads import CharacterModel
 from jaxrnn.text.model import (
     Text,
     Trained,
     check_share,
     check_sizes,
-    load,
+    load_model,
     make_model,
     prepare,
     read_text,
-    save,
+    save_model,
     train,
 )
 
 
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    """Return a dataclass field that is a command line option with a help text."""
-    return field(default=default, metadata={"help": text, **metadata})
-
-
-@dataclass(frozen=True)
-class Chars:
+def chars(
+    file: str = "",
+    *,
+    cell: Literal["rnn", "lstm", "gru"] = "lstm",
+    layers: int = 1,
+    hidden: int = 128,
+    embedding: int = 32,
+    dropout: float = 0.0,
+    window: int = 64,
+    batch_size: int = 16,
+    steps: int = 1000,
+    every: int = 50,
+    patience: int = 5,
+    share: float = 0.1,
+    lr: float = 0.01,
+    seed: int = 0,
+    prompt: str = "",
+    length: int = 500,
+    temperature: float = 0.7,
+    top_k: int = 0,
+    save: str = "",
+    load: str = "",
+    out: str = "",
+) -> Trained | CharacterModel:
     """Train a character model on a text file and generate text.
 
     ``jaxrnn chars FILE`` trains a recurrent network on a UTF-8 text file, compares its loss on the
     test set, the last part of the text, with n-gram models, and generates text. With
     ``--save MODEL.safetensors`` the model is saved, and ``jaxrnn chars --load MODEL.safetensors``
     generates text without training. Results are reproducible from text and options.
+
+    Args:
+        file: UTF-8 text file.
+        cell: recurrent cell.
+        layers: number of recurrent layers.
+        hidden: size of the hidden state.
+        embedding: size of the character embedding; 0 for one-hot vectors.
+        dropout: dropout probability between layers.
+        window: steps of truncated backpropagation through time.
+        batch_size: number of streams that the text is cut into.
+        steps: number of training steps.
+        every: steps between validations.
+        patience: validations without improvement before training stops.
+        share: fraction of the validation set, and of the test set.
+        lr: initial learning rate of Adam.
+        seed: random seed of the weights and of the generated text.
+        prompt: start of the generated text; a new line if empty.
+        length: number of characters to generate.
+        temperature: sampling temperature; 0 for greedy decoding.
+        top_k: sample from the k most likely characters; 0 for all.
+        save: model file to write, .safetensors.
+        load: model file to generate with, without training.
+        out: figure of the losses, a .png, .svg or .pdf file.
     """
+    if bool(file) == bool(load):
+        given = "both" if file else "neither"
+        raise ValueError(f"either a text FILE or --load is required, got {given}")
+    for name, path in (("save", save), ("out", out)):
+        if load and path:
+            raise ValueError(f"--{name} requires training, which --load skips")
+    check_sizes(cell, layers, hidden, embedding, dropout)
+    integers = {"window": window, "batch_size": batch_size, "steps": steps, "every": every}
+    for name, value in {**integers, "patience": patience, "length": length}.items():
+        checks.at_least(name, value, 1)
+    check_share(share)
+    checks.positive("lr", lr)
+    checks.seed(seed)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"`temperature` must be in [0, inf), got {temperature}")
+    checks.at_least("top_k", top_k, 0)
 
-    file: str = _option("", "UTF-8 text file", positional=True)
-    cell: str = _option("lstm", "recurrent cell", choices=tuple(LAYERS))
-    layers: int = _option(1, "number of recurrent layers")
-    hidden: int = _option(128, "size of the hidden state")
-    embedding: int = _option(32, "size of the character embedding; 0 for one-hot vectors")
-    dropout: float = _option(0.0, "dropout probability between layers")
-    window: int = _option(64, "steps of truncated backpropagation through time")
-    batch_size: int = _option(16, "number of streams that the text is cut into")
-    steps: int = _option(1000, "number of training steps")
-    every: int = _option(50, "steps between validations")
-    patience: int = _option(5, "validations without improvement before training stops")
-    share: float = _option(0.1, "fraction of the validation set, and of the test set")
-    lr: float = _option(0.01, "initial learning rate of Adam")
-    seed: int = _option(0, "random seed of the weights and of the generated text")
-    prompt: str = _option("", "start of the generated text; a new line if empty")
-    length: int = _option(500, "number of characters to generate")
-    temperature: float = _option(0.7, "sampling temperature; 0 for greedy decoding")
-    top_k: int = _option(0, "sample from the k most likely characters; 0 for all")
-    save: str = _option("", "model file to write, .safetensors")
-    load: str = _option("", "model file to generate with, without training")
-    out: str = _option("", "figure of the losses, a .png, .svg or .pdf file")
+    def _generate(model: CharacterModel) -> str:
+        start = _start(prompt, top_k, model.vocabulary)
+        sampling = {"temperature": temperature, "top_k": top_k or None}
+        text = model.generate(start, length, key=jax.random.key(seed), **sampling)
+        return (start + text).removeprefix("\n")
 
-    def __post_init__(self) -> None:
-        if bool(self.file) == bool(self.load):
-            given = "both" if self.file else "neither"
-            raise ValueError(f"either a text FILE or --load is required, got {given}")
-        for name in ("save", "out"):
-            if self.load and getattr(self, name):
-                raise ValueError(f"--{name} requires training, which --load skips")
-        check_sizes(self.cell, self.layers, self.hidden, self.embedding, self.dropout)
-        for name in ("window", "batch_size", "steps", "every", "patience", "length"):
-            checks.at_least(name, getattr(self, name), 1)
-        check_share(self.share)
-        checks.positive("lr", self.lr)
-        checks.seed(self.seed)
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` must be in [0, inf), got {self.temperature}")
-        checks.at_least("top_k", self.top_k, 0)
+    if load:
+        model = load_model(load)
+        print(_generate(model))
+        return model
+    model_file = save and plotting.check_target(save, ("safetensors",), "model", inputs=[file])
+    figure_file = out and plotting.check_target(out, inputs=[file])
+    text = prepare(read_text(file), window=window, batch_size=batch_size, share=share, name=file)
+    _start(prompt, top_k, text.vocabulary)
+    sizes = {"layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout}
+    model = make_model(text.vocabulary, cell=cell, seed=seed, **sizes)
+    trained = train(text, model, steps=steps, every=every, patience=patience, lr=lr, seed=seed)
+    files: list[str] = []
+    try:  # write before printing, since the reader of the output may be gone
+        if model_file:
+            files.append(f"model: {save_model(model, model_file)}")
+        if figure_file:
+            title = f"Training on {Path(file).name}: {model.rnn} + linear"
+            files.append(f"figure: {plotting.save(draw(trained, title), figure_file)}")
+    finally:
+        _report(trained, text)
+    print(*files, "", sep="\n")
+    print(_generate(model))
+    return trained
 
-    def run(self) -> Trained | CharacterModel:
-        """Train, evaluate, save and generate; or load and generate."""
-        if self.load:
-            model = load(self.load)
-            print(self.generate(model))
-            return model
-        inputs = [self.file]
-        model_file = self.save and plotting.check_target(
-            self.save, ("safetensors",), "model", inputs=inputs
+
+def _start(prompt: str, top_k: int, vocabulary: Vocabulary) -> str:
+    """Return the prompt, or a new line, or the first character of the vocabulary.
+
+    Raises:
+        ValueError: for characters outside the vocabulary, or a `top_k` that exceeds its size.
+    """
+    if top_k > len(vocabulary):
+        raise ValueError(
+            f"`top_k` must be <= {len(vocabulary)}, the size of the vocabulary, got {top_k}"
         )
-        target = self.out and plotting.check_target(self.out, inputs=inputs)
-        sizes = {"window": self.window, "batch_size": self.batch_size, "share": self.share}
-        text = prepare(read_text(self.file), name=self.file, **sizes)
-        self._start(text.vocabulary)
-        names = ("cell", "layers", "hidden", "embedding", "dropout", "seed")
-        model = make_model(text.vocabulary, **{name: getattr(self, name) for name in names})
-        names = ("steps", "every", "patience", "lr", "seed")
-        trained = train(text, model, **{name: getattr(self, name) for name in names})
-        files: list[str] = []
-        try:  # write before printing, since the reader of the output may be gone
-            if model_file:
-                files.append(f"model: {save(model, model_file)}")
-            if target:
-                title = f"Training on {Path(self.file).name}: {model.rnn} + linear"
-                files.append(f"figure: {plotting.save(draw(trained, title), target)}")
-        finally:
-            _report(trained, text)
-        print(*files, "", sep="\n")
-        print(self.generate(model))
-        return trained
-
-    def generate(self, model: CharacterModel) -> str:
-        """Return the prompt and the text that the model generates after it."""
-        prompt = self._start(model.vocabulary)
-        key, top_k = jax.random.key(self.seed), self.top_k or None
-        text = model.generate(
-            prompt, self.length, key=key, temperature=self.temperature, top_k=top_k
-        )
-        return (prompt + text).removeprefix("\n")
-
-    def _start(self, vocabulary: Vocabulary) -> str:
-        """Return the prompt, or a new line, or the first character of the vocabulary.
-
-        Raises:
-            ValueError: for characters outside the vocabulary, or a `top_k` that exceeds its size.
-        """
-        if self.top_k > len(vocabulary):
-            raise ValueError(
-                f"`top_k` must be <= {len(vocabulary)}, the size of the vocabulary, got "
-                f"{self.top_k}"
-            )
-        try:
-            vocabulary.encode(self.prompt)
-        except ValueError as error:
-            raise ValueError(f"prompt: {error}") from None
-        return self.prompt or ("\n" if "\n" in vocabulary.characters else vocabulary.characters[0])
+    try:
+        vocabulary.encode(prompt)
+    except ValueError as error:
+        raise ValueError(f"prompt: {error}") from None
+    return prompt or ("\n" if "\n" in vocabulary.characters else vocabulary.characters[0])
 
 
 def _report(trained: Trained, text: Text) -> None:

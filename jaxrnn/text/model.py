@@ -402,7 +402,7 @@ def _evaluate(model: CharacterModel, windows: Any) -> dict[str, jax.Array]:
     return {"loss": mean_loss(model, *windows)}
 
 
-def save(model: CharacterModel, path: str | os.PathLike[str]) -> Path:
+def save_model(model: CharacterModel, path: str | os.PathLike[str]) -> Path:
     """Write a model to a safetensors file, atomically.
 
     The tensors are the parameters under PyTorch's names. The header holds the vocabulary, the layer
@@ -421,7 +421,7 @@ def save(model: CharacterModel, path: str | os.PathLike[str]) -> Path:
         >>> import os, tempfile
         >>> model = make_model(Vocabulary.of("hello"), hidden=8, layers=2, embedding=0)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     loaded = load(save(model, os.path.join(folder, "hello.safetensors")))
+        ...     loaded = load_model(save_model(model, os.path.join(folder, "hello.safetensors")))
         >>> loaded.rnn, loaded.vocabulary
         (LSTM(4, 8, num_layers=2), Vocabulary(characters='helo'))
         >>> loaded.generate("he", 8, temperature=0) == model.generate("he", 8, temperature=0)
@@ -445,8 +445,8 @@ def save(model: CharacterModel, path: str | os.PathLike[str]) -> Path:
     return write_safetensors(path, state_dict(model), **{_ENTRY: json.dumps(description)})
 
 
-def load(path: str | os.PathLike[str]) -> CharacterModel:
-    """Read a model that `save` has written, in evaluation mode.
+def load_model(path: str | os.PathLike[str]) -> CharacterModel:
+    """Read a model that `save_model` has written, in evaluation mode.
 
     Raises:
         OSError: if the file can't be read.
