@@ -92,7 +92,9 @@ def load(csv: str, target: str, delimiter: str, window: int, share: float, seed:
     if csv:
         # The training set needs a window and its target, the test set one day, both rounded.
         days = max((window + 1) / share, 0.5 / (1 - share))
-        table = data.read_csv(csv, delimiter=delimiter, min_rows=math.ceil(days) + 1, constant=True)
+        table = data.read_csv(
+            csv, delimiter=delimiter, min_rows=math.ceil(days) + 1, allow_constant=True
+        )
     else:
         table = synthetic_prices(732, seed)
     name, target = csv or "synthetic prices", target or table.names[-1]
