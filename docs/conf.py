@@ -53,7 +53,7 @@ napoleon_use_rtype = False
 INSIDE = {
     "__main__", "blocks", "calls", "checks", "cli", "described", "devices", "experiments", "files",
     "fused", "fused_loops", "initial_weights", "instead", "kernels", "layers", "loops", "native",
-    "operands", "operations", "parallel", "parameters", "plan", "pointwise", "products", "ragged",
+    "operands", "operations", "parallel", "parameters", "plan", "products", "ragged",
     "single", "states", "step", "torch_checks", "weight_arrays",
 }  # fmt: skip
 
