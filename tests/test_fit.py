@@ -395,7 +395,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "all of no examples": ({"data": ALONE[:0]}, ValueError, ["no examples", "(0,)"]),
     "examples": ({"examples": 9, "batch_size": 2}, ValueError, ["examples=9", "6"]),
     "an optimiser not called": (
-        {"optimizer": optax.adam}, TypeError, ["optimizer", "the function adam", "Call it: adam("]),
+        {"optimizer": optax.adam}, TypeError, ["optimizer", "adam", "Call it: adam("]),
     "no optimiser": ({"optimizer": 0.1}, TypeError, ["optimizer", "float"]),
     "no loss": ({"loss": "mse"}, TypeError, ["loss", "str"]),
     "a folder alone": ({"checkpoints": "folder"}, TypeError, ["Checkpoints(", "'folder'"]),

@@ -181,7 +181,6 @@ class Checkpoints:
         )
         try:
             with _quiet():
-                _reserve(self._folder, sum(a.nbytes for a in arrays.values()))
                 with self._manager() as manager:
                     for old in self.steps():
                         if old >= step:  # damaged, or of an abandoned continuation
@@ -276,6 +275,16 @@ class _Saved(NamedTuple):
     record: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
+    def check_settings(self, settings: dict[str, Any]) -> None:
+        """Check that the checkpoint is from a training with these settings."""
+        for name, value in settings.items():
+            before = self.record["settings"].get(name)
+            unknown = name == "checksum of the data" and None in (before, value)
+            if before != value and not unknown:
+                raise ValueError(
+                    f"checkpoint {self.path} is from a training with {name}={before}, not {value}"
+                )
+
     def arrays_under(self, prefix: str) -> dict[str, np.ndarray]:
         """Return the arrays whose names have a prefix, without it."""
         return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
@@ -326,13 +335,6 @@ def _leaf_record(array: np.ndarray) -> list[Any]:
 
 def _record_checksum(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _reserve(folder: Path, size: int) -> None:
-    """Check the space for an array file: Orbax does not recover from a full disk while writing."""
-    if hasattr(os, "posix_fallocate"):
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size + (1 << 16))
 
 
 def _explain(error: Exception) -> tuple[int, str]:

@@ -6,8 +6,8 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict, Unpack, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -54,25 +54,18 @@ class NonFiniteLoss(FloatingPointError):
 class EarlyStopping:
     r"""Rule that stops a training when a metric of the evaluation no longer improves.
 
-    An evaluation with metric m improves on the best value m* if
-
-    .. math::
-
-        m^* - m > \mathrm{min\_delta} \quad (\mathrm{mode = min})
-        \qquad \text{or} \qquad
-        m - m^* > \mathrm{min\_delta} \quad (\mathrm{mode = max})
-
-    Training ends with the parameters of the best evaluation, whether it was stopped or not.
+    A value m improves on the best value m* if :math:`m^* - m > \mathrm{min\_delta}` in mode "min",
+    or :math:`m - m^* > \mathrm{min\_delta}` in mode "max". Training ends with the parameters of the
+    best evaluation, whether it was stopped or not.
 
     Args:
         metric: the name of a metric of `evaluate`.
         patience: number of successive evaluations without improvement that stop the training.
-        mode: "min" if smaller is better, "max" if larger is better.
+        mode: "min" or "max".
         min_delta: the least improvement, in the unit of the metric.
 
     Raises:
-        ValueError: if `patience` is below 1, `mode` is unknown, or `min_delta` is negative or
-            infinite.
+        ValueError: if `patience` < 1, `mode` is unknown, or `min_delta` is negative or infinite.
 
     Example:
         >>> EarlyStopping("accuracy", patience=3, mode="max").better(0.9, than=0.8)
@@ -88,14 +81,12 @@ class EarlyStopping:
         checks.at_least("patience", self.patience, 1)
         checks.choice("mode", self.mode, ("min", "max"))
         if not 0 <= self.min_delta < math.inf:
-            raise ValueError(f"`min_delta` must be a finite number >= 0, got {self.min_delta!r}.")
+            raise ValueError(f"`min_delta` must be a finite number >= 0, got {self.min_delta!r}")
 
     def better(self, value: float, than: float | None) -> bool:
         """Return True if a value is an improvement; the first value is, NaN never is."""
-        if math.isnan(value):
-            return False
-        if than is None:
-            return True
+        if math.isnan(value) or than is None:
+            return not math.isnan(value)
         return (than - value if self.mode == "min" else value - than) > self.min_delta
 
 
@@ -121,31 +112,27 @@ class FitOptions(TypedDict, total=False):
     """Further options of `fit`.
 
     Attributes:
-        shuffle: if True, draw a new order of the examples for each epoch. Defaults to True.
+        shuffle: If True, the default, draw a new order of the examples for each epoch.
         take: ``take(data, indices) -> batch`` builds a batch from the indices of its examples
-            (B,), e.g. windows of a series. It is compiled. None, the default, indexes the first
-            axes.
+            (B,), e.g. windows of a series; it is compiled. Defaults to indexing the first axes.
         examples: S if `take` builds the examples. Defaults to the length of the first axes.
         opt_state: the optimizer state to start from. Defaults to ``optimizer.init(params)``.
         wrt: the variables of a Flax module to train, an `nnx` filter; other variables are state.
             Defaults to ``nnx.Param``.
-        evaluate_every: steps between two evaluations; there is one after the last step too.
-            Defaults to one epoch, or to one evaluation after the last step if the number of
-            batches is unknown.
-        early_stopping: the rule that ends the training early, with the best parameters. Defaults
-            to None.
-        resume: if True, continue from the newest checkpoint if one exists. All other arguments
+        evaluate_every: steps between two evaluations, besides the one after the last step.
+            Defaults to one epoch of arrays.
+        early_stopping: rule that ends the training early, with the best parameters.
+        resume: If True, continue from the newest checkpoint if one exists. All other arguments
             must be unchanged; `steps` may be larger. Defaults to False.
         chunk: steps per compiled call. The progress bar, the check of the losses and Ctrl-C act
             between calls. Defaults to at most 100, fewer where the intervals require it.
-        mesh: the devices, a ``jax.sharding.Mesh`` with axes "data" and "model", or a number of
-            ``jax.devices()``. Every batch is split over all devices along its first axis.
-            Parameters are replicated; along "model", recurrent weights and their optimizer state
-            are stored in shards and gathered for each step. Afterwards every array is back on its
-            former device. With several processes, each calls `fit` with the same arguments; an
-            iterable yields the process's part of each batch. Defaults to None, one device.
-        progress: True for a progress bar on standard error if that is a terminal, False for none,
-            or a `Progress`. Defaults to True.
+        mesh: a ``jax.sharding.Mesh`` with axes "data" and "model", or a number of devices. Batches
+            are split over all devices along their first axis, parameters are replicated; along
+            "model", recurrent weights and their optimizer state are sharded, and gathered for each
+            step. Afterwards every array is back on its former device. With several processes, an
+            iterable yields the process's part of each batch. Defaults to one device.
+        progress: True, the default, for a progress bar on standard error if that is a terminal,
+            False for none, or a `Progress`.
     """
 
     shuffle: bool
@@ -159,21 +146,6 @@ class FitOptions(TypedDict, total=False):
     chunk: int | None
     mesh: Any
     progress: Progress | bool
-
-
-_DEFAULTS = FitOptions(
-    shuffle=True,
-    take=None,
-    examples=None,
-    opt_state=None,
-    wrt=nnx.Param,
-    evaluate_every=None,
-    early_stopping=None,
-    resume=False,
-    chunk=None,
-    mesh=None,
-    progress=True,
-)
 
 
 def fit(
@@ -273,75 +245,78 @@ def fit(
     Differs from PyTorch: PyTorch has no such function. Shuffling and batches follow
     ``torch.utils.data.DataLoader``, except that a batch may span two epochs.
     """
-    unknown = sorted(options.keys() - _DEFAULTS.keys())
+    unknown = options.keys() - FitOptions.__optional_keys__
     if unknown:
         raise TypeError(
-            f"`fit` must be called with options among {', '.join(_DEFAULTS)}, got "
-            f"{', '.join(unknown)}."
+            f"Options of `fit` must be among {', '.join(FitOptions.__annotations__)}, got "
+            f"{', '.join(sorted(unknown))}"
         )
-    options = cast(FitOptions, _DEFAULTS | options)
-    chunk, resume, opt_state = options["chunk"], options["resume"], options["opt_state"]
-    early_stopping, every = options["early_stopping"], options["evaluate_every"]
     _check_types(optimizer, loss, checkpoints)
-    layout = distributed._make_layout(options["mesh"])
+    if options.get("resume") and checkpoints is None:
+        raise ValueError("`resume` must be combined with `checkpoints`, got checkpoints=None")
+    layout = distributed._make_layout(options.get("mesh"))
     with distributed._detect_lost_process():
         root = _make_key(key)
         shuffle_key, step_key = jax.random.split(root)
-        order = options["shuffle"], options["take"], options["examples"]
-        source = _make_source(data, batch_size, *order, shuffle_key, layout)
+        source = _make_source(
+            data,
+            batch_size,
+            options.get("shuffle", True),
+            options.get("take"),
+            options.get("examples"),
+            shuffle_key,
+            layout,
+        )
         steps = _count_steps(steps, epochs, source.epoch_steps)
-        if chunk is not None:
-            checks.at_least("chunk", chunk, 1)
-        if resume and checkpoints is None:
-            raise ValueError("`resume` must be combined with `checkpoints`, got checkpoints=None.")
-        form, evaluation_form = _forms(model, options["wrt"])
-        parts = form.split(model)
-        if not jax.tree.leaves(parts.params):
-            raise ValueError("`model` must have parameters to train, got no parameters.")
-        layout.check_model(parts.params)
+        form, evaluation_form = _forms(model, options.get("wrt", nnx.Param))
+        params, variables, random = form.split(model)
+        if not jax.tree.leaves(params):
+            raise ValueError("`model` must have parameters to train, got no parameters")
+        layout.check_model(params)
+        opt_state = options.get("opt_state")
         if opt_state is None:
-            opt_state = optimizer.init(parts.params)
-        elif _shapes(opt_state) != _shapes(jax.eval_shape(optimizer.init, parts.params)):
+            opt_state = optimizer.init(params)
+        elif _shapes(opt_state) != _shapes(jax.eval_shape(optimizer.init, params)):
             raise ValueError(
                 "`opt_state` must be a state of `optimizer` for the parameters of the model, got "
-                f"shapes {_shapes(opt_state)}."
+                f"shapes {_shapes(opt_state)}"
             )
+        stopping, every = options.get("early_stopping"), options.get("evaluate_every")
         evaluation = None
         if evaluate is not None or validation is not None:
-            if every is not None:
-                checks.at_least("evaluate_every", every, 1)
-            elif source.epoch_steps is not None:
-                every = math.ceil(source.epoch_steps)
-            evaluation = _Evaluation(
-                evaluation_form,
-                evaluate or _mean_loss(loss, carry is not None, validation, batch_size),
-                () if validation is None else (layout.replicate(validation),),
-                every or _NEVER,
-                layout.replicate(step_key),
-            )
-            evaluation.check(parts, early_stopping)
-        elif early_stopping is not None or every is not None:
+            if every is None:
+                every = math.ceil(source.epoch_steps or _NEVER)
+            checks.at_least("evaluate_every", every, 1)
+            evaluate = evaluate or _MeanLoss(loss, carry is not None, batch_size)
+            sets = () if validation is None else (layout.replicate(validation),)
+            key = layout.replicate(step_key)
+            evaluation = _Evaluation(evaluation_form, evaluate, sets, every, key)
+            evaluation.check(params, variables, random, stopping)
+        elif stopping is not None or every is not None:
             raise ValueError(
                 "`early_stopping` and `evaluate_every` must be combined with `evaluate` or "
-                "`validation`, got neither."
+                "`validation`, got neither"
             )
         due = [timed.every for timed in (evaluation, checkpoints) if timed and timed.every < steps]
+        chunk = options.get("chunk")
         due.append(_chunk_size(steps, due) if chunk is None else chunk)
+        checks.at_least("chunk", due[-1], 1)
 
-        original = (parts.params, opt_state, (parts.state, carry))
+        original = _State(params, opt_state, (variables, carry))
         intervals = (steps, batch_size, due)
         distributed._check_equal(parameters=original, key=root, steps=intervals, data=source.data)
-        params, opt_state, carries = jax.tree.map(lambda a: jnp.array(a, copy=True), original)
-        weights = layout.shard_weights((params, opt_state))
-        state = _State(*weights, layout.replicate(carries))
-        job = _Job(form, loss, optimizer, source.sampler, carry is not None, None)
+        copied = jax.tree.map(lambda a: jnp.array(a, copy=True), original)
+        params, opt_state = layout.shard_weights((copied.params, copied.opt_state))
+        state = _State(params, opt_state, layout.replicate(copied.carry))
+        shardings = None
         if layout.mesh is not None:
             shardings = tuple(leaf.sharding for leaf in jax.tree.leaves(state))
-            job = job._replace(shardings=shardings)
-        random, step_key = layout.replicate((parts.random, step_key))
-        run = _Run(job, source, random, step_key, evaluation, early_stopping, checkpoints, state)
-        run.start(root, steps, resume)
-        progress = options["progress"]
+        job = _Job(form, loss, optimizer, source.sampler, carry is not None, shardings)
+        random, step_key = layout.replicate((random, step_key))
+        run = _Run(job, source, random, step_key, evaluation, checkpoints, state, _Best(stopping))
+        if checkpoints is not None:
+            run.open_checkpoints(root, steps, options.get("resume", False))
+        progress = options.get("progress", True)
         bar = Progress("fit", steps) if progress is True else progress or None
         if not distributed._is_first():
             bar = None
@@ -361,18 +336,18 @@ def fit(
 
 def _check_types(optimizer: Any, loss: Any, checkpoints: Any) -> None:
     """Check the types of the arguments of `fit`."""
+    optimizer_name, loss_name = (
+        getattr(value, "__name__", type(value).__name__) for value in (optimizer, loss)
+    )
     if not callable(loss):
-        raise TypeError(f"`loss` must be a function, got {_type_name(loss)}.")
+        raise TypeError(f"`loss` must be a function, got {loss_name}")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        name = _type_name(optimizer)
-        fix = f"the function {name}. Call it: {name}(1e-3)" if callable(optimizer) else name
-        raise TypeError(f"`optimizer` must be an optax.GradientTransformation, got {fix}.")
+        fix = f". Call it: {optimizer_name}(1e-3)" if callable(optimizer) else ""
+        raise TypeError(
+            f"`optimizer` must be an optax.GradientTransformation, got {optimizer_name}{fix}"
+        )
     if not isinstance(checkpoints, Checkpoints | None):
-        raise TypeError(f"`checkpoints` must be Checkpoints(folder, every), got {checkpoints!r}.")
-
-
-def _type_name(value: Any) -> str:
-    return getattr(value, "__name__", type(value).__name__)
+        raise TypeError(f"`checkpoints` must be Checkpoints(folder, every), got {checkpoints!r}")
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
@@ -381,12 +356,12 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 def _make_key(key: Any) -> jax.Array:
     """Return the root key of a training."""
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if distributed._is_key(key):
         if key.shape:
-            raise ValueError(f"`key` must be one key, got shape {key.shape}.")
+            raise ValueError(f"`key` must be one key, got shape {key.shape}")
         return key
     if not isinstance(key, int):
-        raise TypeError(f"`key` must be a seed or a key of jax.random.key, got {key!r}.")
+        raise TypeError(f"`key` must be a seed or a key of jax.random.key, got {key!r}")
     checks.seed(key)
     return jax.random.key(key)
 
@@ -395,24 +370,15 @@ def _count_steps(steps: Any, epochs: Any, epoch_steps: float | None) -> int:
     """Return the number of steps of a training."""
     if (steps is None) == (epochs is None):
         raise ValueError(
-            f"Exactly one of `steps` and `epochs` must be set, got steps={steps} and "
-            f"epochs={epochs}."
+            f"Exactly one of `steps` and `epochs` must be set, got steps={steps}, epochs={epochs}"
         )
+    name, count = ("epochs", epochs) if steps is None else ("steps", steps)
+    checks.at_least(name, count, 1)
     if steps is not None:
-        checks.at_least("steps", steps, 1)
         return steps
-    checks.at_least("epochs", epochs, 1)
     if epoch_steps is None:
         raise ValueError("`epochs` must be None if `data` is an iterable. Use steps instead.")
     return math.ceil(epochs * epoch_steps)
-
-
-class _Parts(NamedTuple):
-    """Trained parameters of a model, its other variables, and its random streams."""
-
-    params: Any
-    state: Any
-    random: Any
 
 
 class _Form(NamedTuple):
@@ -421,63 +387,49 @@ class _Form(NamedTuple):
     graph: Any
     wrt: Any
 
-    def split(self, model: Any) -> _Parts:
-        """Split a model into its parts."""
+    def split(self, model: Any) -> tuple[Any, Any, Any]:
+        """Split a model into parameters, other variables and random streams."""
         if self.graph is None:
-            return _Parts(model, None, None)
-        _, params, random, state = nnx.split(model, self.wrt, nnx.RngState, ...)
-        return _Parts(params, state, random)
+            return model, None, None
+        _, params, random, variables = nnx.split(model, self.wrt, nnx.RngState, ...)
+        return params, variables, random
 
-    def merge(self, parts: _Parts, key: Any) -> Any:
-        """Merge the parts to a model whose random streams start from `key`."""
+    def merge(self, params: Any, variables: Any, random: Any, key: Any) -> Any:
+        """Merge a model whose n-th random stream starts from ``fold_in(key, n)``."""
         if self.graph is None:
-            return parts.params
-        streams = _fresh_streams(parts.random, key)
+            return params
+        leaves, structure = jax.tree.flatten(random)
+        count = 0
+        for index, leaf in enumerate(leaves):
+            leaves[index] = jnp.zeros_like(leaf)  # the number of keys drawn
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                stream = jax.random.fold_in(key, count)
+                leaves[index] = jax.random.split(stream, leaf.shape) if leaf.shape else stream
+                count += 1
+        random = jax.tree.unflatten(structure, leaves)
         # A copy, so that a differentiated loss may change the variables.
-        return nnx.merge(self.graph, parts.params, streams, parts.state, copy=True)
+        return nnx.merge(self.graph, params, random, variables, copy=True)
 
 
 def _forms(model: Any, wrt: Any) -> tuple[_Form, _Form]:
     """Return the forms of a model in training and in evaluation mode."""
-    if not isinstance(model, nnx.Module):
-        for leaf in jax.tree.leaves(model):
-            if not isinstance(leaf, (jax.Array, np.ndarray)):
-                raise TypeError(
-                    "`model` must be a Flax module or a pytree of arrays, got a leaf of type "
-                    f"{type(leaf).__name__}."
-                )
-        return _Form(None, None), _Form(None, None)
-    copy = nnx.clone(model)
-    copy.train()
-    graph = nnx.graphdef(copy)
-    copy.eval()
-    return _Form(graph, wrt), _Form(nnx.graphdef(copy), wrt)
-
-
-def _fresh_streams(random: Any, key: Any) -> Any:
-    """Return unused random streams, with the key ``fold_in(key, n)`` for stream n."""
-    leaves, structure = jax.tree.flatten(random)
-    count = 0
-    for index, leaf in enumerate(leaves):
-        leaves[index] = jnp.zeros_like(leaf)  # the number of keys drawn
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            stream = jax.random.fold_in(key, count)
-            leaves[index] = jax.random.split(stream, leaf.shape) if leaf.shape else stream
-            count += 1
-    return jax.tree.unflatten(structure, leaves)
+    if isinstance(model, nnx.Module):
+        copy = nnx.clone(model)
+        copy.train()
+        graph = nnx.graphdef(copy)
+        copy.eval()
+        return _Form(graph, wrt), _Form(nnx.graphdef(copy), wrt)
+    for leaf in jax.tree.leaves(model):
+        if not isinstance(leaf, (jax.Array, np.ndarray)):
+            raise TypeError(
+                "`model` must be a Flax module or a pytree of arrays, got a leaf of type "
+                f"{type(leaf).__name__}"
+            )
+    return _Form(None, None), _Form(None, None)
 
 
 class _Job(NamedTuple):
-    """Static arguments of a compiled chunk of steps; hashable, so that JAX caches the program.
-
-    Attributes:
-        form: form of the model.
-        loss: loss function.
-        optimizer: optax optimizer.
-        sampler: batches inside the compiled call.
-        has_carry: True if the loss has a carry.
-        shardings: shardings of the arrays of the state on a mesh; None for one device.
-    """
+    """Static arguments of a compiled chunk of steps; hashable, so that JAX caches the program."""
 
     form: _Form
     loss: Loss
@@ -488,7 +440,7 @@ class _Job(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Arrays that a step updates; the carry is (other variables of the model, user's carry)."""
+    """Arrays that a step updates; the carry is (other variables of the model, the loss's carry)."""
 
     params: Any
     opt_state: Any
@@ -504,11 +456,12 @@ def _run_steps(
 
     def _loss(params: Any, carry: Any, batch: Any) -> Any:
         (variables, carry), (step, inputs) = carry, batch
-        parts = _Parts(distributed._gather_weights(params), variables, random)
-        model = job.form.merge(parts, jax.random.fold_in(key, step))
+        params = distributed._gather_weights(params)
+        model = job.form.merge(params, variables, random, jax.random.fold_in(key, step))
         batch = sharding.shard_batch(job.sampler.batch(data, sharding.shard_batch(inputs)))
         value, (carry, metrics) = adapted(model, carry, batch, step)
-        return value, ((job.form.split(model).state, carry), _check_loss_metrics(metrics))
+        _, variables, _ = job.form.split(model)
+        return value, ((variables, carry), _check_metrics("loss", metrics))
 
     params, opt_state, carry = state
     batches = start + jnp.arange(count, dtype=jnp.int32), job.sampler.inputs(feed, count)
@@ -518,95 +471,83 @@ def _run_steps(
 
 
 def _check_metrics(source: str, metrics: Any) -> dict[str, Any]:
-    """Check that metrics are a dict of scalars."""
+    """Check that the metrics of `loss` or `evaluate` are a dict of scalars."""
     metrics = {} if metrics is None else metrics
     if not isinstance(metrics, dict):
-        raise TypeError(f"Metrics of {source} must be a dict, got {type(metrics).__name__}.")
+        raise TypeError(f"Metrics of `{source}` must be a dict, got {type(metrics).__name__}")
+    if source == "loss" and "loss" in metrics:
+        raise ValueError('Metrics of `loss` must have other names, got "loss"')
     for name, value in metrics.items():
         if not isinstance(name, str) or not _is_number(value) or jnp.shape(value) != ():
             got = f"shape {jnp.shape(value)}" if _is_number(value) else type(value).__name__
-            raise TypeError(f"Metric {name!r} of {source} must be a scalar, got {got}.")
-    return metrics
-
-
-def _check_loss_metrics(metrics: Any) -> dict[str, Any]:
-    metrics = _check_metrics("`loss`", metrics)
-    if "loss" in metrics:
-        raise ValueError('Metrics of `loss` must have names other than "loss", the loss itself.')
+            raise TypeError(f"Metric {name!r} of `{source}` must be a scalar, got {got}")
     return metrics
 
 
 class _MeanLoss(NamedTuple):
-    """Evaluation of a loss and its metrics as means over examples, `size` at a time; None: all."""
+    """Evaluation of a loss and its metrics as means over all examples, `size` at a time."""
 
     loss: Loss
+    has_carry: bool
     size: int | None
 
     def __call__(self, model: Any, data: Any) -> dict[str, Any]:
+        if self.has_carry:
+            raise ValueError("`evaluate` must be a function if the loss has a carry, got None")
+        if not any(map(math.prod, _shapes(data))):
+            raise ValueError(f"`validation` must have examples, got shapes {_shapes(data)}")
         adapted = _adapt_loss(self.loss, False, jax.random.key(0))
 
         def _measure(batch: Any) -> dict[str, Any]:
             value, (_, metrics) = adapted(model, None, sharding.shard_batch(batch), 0)
-            return {"loss": jnp.asarray(value), **_check_loss_metrics(metrics)}
+            return {"loss": jnp.asarray(value), **_check_metrics("loss", metrics)}
 
         if self.size is None:
             return _measure(data)
         examples = checks.leading_axis("validation", data, "examples")
-        whole, remainder = divmod(examples, self.size)
+        size = min(self.size, examples)
+        count, remainder = divmod(examples, size)
         cut = examples - remainder
-        parts: list[Any] = []
-        if whole:
-            batches = jax.tree.map(lambda a: a[:cut].reshape(whole, self.size, *a.shape[1:]), data)
-            measured = lax.map(_measure, batches)
-            parts.append(jax.tree.map(lambda a: a.mean(0) * (cut / examples), measured))
-        if remainder:
-            measured = _measure(jax.tree.map(lambda a: a[cut:], data))
-            parts.append(jax.tree.map(lambda a: a * (remainder / examples), measured))
-        return jax.tree.map(lambda *values: sum(values), *parts)
-
-
-def _mean_loss(loss: Loss, has_carry: bool, validation: Any, size: int | None) -> _MeanLoss:
-    """Return the default evaluation of `fit`."""
-    if has_carry:
-        raise ValueError("`evaluate` must be a function if the loss has a carry, got None.")
-    shapes = _shapes(validation)
-    if not any(map(math.prod, shapes)):
-        raise ValueError(f"`validation` must have examples, got shapes {shapes}.")
-    return _MeanLoss(loss, size)
+        batches = jax.tree.map(lambda a: a[:cut].reshape(count, size, *a.shape[1:]), data)
+        mean = jax.tree.map(lambda a: a.mean(0), lax.map(_measure, batches))
+        if not remainder:
+            return mean
+        rest = _measure(jax.tree.map(lambda a: a[cut:], data))
+        weights = cut / examples, remainder / examples
+        return jax.tree.map(lambda a, b: a * weights[0] + b * weights[1], mean, rest)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_evaluation(
-    form: _Form, evaluate: Callable[..., Any], parts: _Parts, validation: Any, key: jax.Array
-) -> dict[str, jax.Array]:
-    """Return the metrics of a model."""
-    parts = parts._replace(params=distributed._gather_weights(parts.params))
-    metrics = _check_metrics("`evaluate`", evaluate(form.merge(parts, key), *validation))
+def _run_evaluation(form: _Form, evaluate: Any, model: Any, sets: Any, key: Any) -> dict[str, Any]:
+    """Return the metrics of a model, given as parameters, other variables and random streams."""
+    params, variables, random = model
+    model = form.merge(distributed._gather_weights(params), variables, random, key)
+    metrics = _check_metrics("evaluate", evaluate(model, *sets))
     return sharding.replicate({name: jnp.asarray(value) for name, value in metrics.items()})
 
 
 class _Evaluation(NamedTuple):
-    """Evaluation function, its data and its interval."""
+    """Evaluation function, its validation set if there is one, and its interval."""
 
     form: _Form
     function: Callable[..., Any]
-    validation: tuple[Any, ...]
+    sets: tuple[Any, ...]
     every: int
     key: Any
 
-    def check(self, parts: _Parts, stopping: EarlyStopping | None) -> None:
+    def check(self, params: Any, variables: Any, random: Any, rule: EarlyStopping | None) -> None:
         """Trace the evaluation before the training, so that its errors appear early."""
-        arguments = self.form, self.function, parts, self.validation, self.key
-        names = sorted(_run_evaluation.eval_shape(*arguments))
-        if stopping is not None and stopping.metric not in names:
+        model = params, variables, random
+        metrics = _run_evaluation.eval_shape(self.form, self.function, model, self.sets, self.key)
+        if rule is not None and rule.metric not in metrics:
             raise ValueError(
-                f"The metric of `early_stopping` must be among {', '.join(map(repr, names))}, got "
-                f"{stopping.metric!r}."
+                f"The metric of `early_stopping` must be among {sorted(metrics)}, got "
+                f"{rule.metric!r}"
             )
 
-    def measure(self, parts: _Parts) -> dict[str, np.ndarray]:
-        """Return the metrics on the host."""
-        metrics = _run_evaluation(self.form, self.function, parts, self.validation, self.key)
+    def measure(self, *model: Any) -> dict[str, np.ndarray]:
+        """Return the metrics of (parameters, other variables, random streams) on the host."""
+        metrics = _run_evaluation(self.form, self.function, model, self.sets, self.key)
         return {name: np.asarray(value) for name, value in metrics.items()}
 
 
@@ -636,32 +577,28 @@ class _Best:
         return self.rule is not None and self.since >= self.rule.patience
 
 
+@dataclass
 class _Run:
     """Training in progress: compiled chunks of steps, and evaluations and checkpoints between."""
 
-    def __init__(
-        self,
-        job: _Job,
-        source: _ArraySource | _IterableSource,
-        random: Any,
-        key: jax.Array,
-        evaluation: _Evaluation | None,
-        early_stopping: EarlyStopping | None,
-        checkpoints: Checkpoints | None,
-        state: _State,
-    ):
-        self.job, self.source, self.random, self.key = job, source, random, key
-        self.evaluation, self.checkpoints, self.state = evaluation, checkpoints, state
-        self.step, self.best, self.recorder = 0, _Best(early_stopping), _Recorder()
-        self._settings: dict[str, Any] = {}
+    job: _Job
+    source: _ArraySource | _IterableSource
+    random: Any
+    key: jax.Array
+    evaluation: _Evaluation | None
+    checkpoints: Checkpoints | None
+    state: _State
+    best: _Best
+    step: int = 0
+    recorder: _Recorder = field(default_factory=_Recorder)
+    settings: dict[str, Any] = field(default_factory=dict)
 
-    def start(self, root: jax.Array, steps: int, resume: bool) -> None:
+    def open_checkpoints(self, root: jax.Array, steps: int, resume: bool) -> None:
         """Prepare the folder of checkpoints, and continue from the newest one."""
-        if self.checkpoints is None:
-            return
+        assert self.checkpoints is not None
         arrays = jax.tree.leaves(self.source.data)
         complete = arrays and all(map(distributed._is_local, arrays))
-        self._settings = {
+        self.settings = {
             "key": jax.random.key_data(root).tolist(),
             **self.source.settings,
             "checksum of the data": distributed._tree_checksum(arrays) if complete else None,
@@ -680,33 +617,22 @@ class _Run:
         if saved is None:
             return
         if saved.step > steps:
-            raise ValueError(
-                f"`steps` must be at least {saved.step}, of {saved.path}, got {steps}."
-            )
-        for name, value in self._settings.items():
-            before = saved.record["settings"].get(name)
-            unknown = name == "checksum of the data" and None in (before, value)
-            if before != value and not unknown:
-                raise ValueError(
-                    f"checkpoint {saved.path} is from a training with {name}={before}, not {value}"
-                )
+            raise ValueError(f"`steps` must be at least {saved.step} ({saved.path}), got {steps}")
+        saved.check_settings(self.settings)
         self.source.seek(saved.step, saved.record["data"])
-        trees, rule = self._trees(), self.best.rule
-        if rule is not None and any(name.startswith("best_params") for name in saved.arrays):
+        trees = self._trees()
+        if self.best.rule is not None and saved.arrays_under("best_"):
             trees |= {"best_params": trees["params"], "best_state": trees["state"]}
         trees = saved.restore(trees)
         self.step = saved.step
         self.state = _State(trees["params"], trees["opt_state"], (trees["state"], trees["carry"]))
-        history = History(
-            saved.arrays_under("history/train/"),
-            saved.arrays_under("history/validation/"),
-            saved.arrays["history/evaluated"],
-        )
-        self.recorder.load(history)
+        evaluated = saved.arrays["history/evaluated"]
+        train, validation = (saved.arrays_under(f"history/{n}/") for n in ("train", "validation"))
+        self.recorder = _Recorder(History(train, validation, evaluated))
         if "best_params" in trees:
             self.best.variables = trees["best_params"], trees["best_state"]
-            for index in range(len(history.evaluated)):
-                self.best.update({name: a[index] for name, a in history.validation.items()})
+            for index in range(len(evaluated)):
+                self.best.update({name: a[index] for name, a in validation.items()})
 
     def train(self, steps: int, due: list[int], bar: Progress | None) -> None:
         """Train until `steps` steps are complete or early stopping ends the training."""
@@ -741,10 +667,10 @@ class _Run:
         state = self.state
         if any(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.carry[0]))):
             return model  # interrupted inside a call, which owns the buffers
-        self.state = state = _State(*layout.restore(tuple(state), original))
+        self.state = state = layout.restore(state, original)
         variables = state.params, state.carry[0]
         if best and self.best.variables is not None:
-            targets = original[0], original[2][0]
+            targets = original.params, original.carry[0]
             variables = layout.restore(self.best.variables, targets)
         if self.job.form.graph is None:
             return variables[0]
@@ -764,17 +690,16 @@ class _Run:
                 bar.update(start + len(losses), float(losses[-1]))
 
     def _fail(self, step: int, value: float) -> None:
-        words = f"The loss must be finite, got {value} at step {step}. The model is unchanged."
+        words = f"The loss must be finite, got {value} at step {step}. The model is unchanged"
         if self.checkpoints is not None and (existing := self.checkpoints.steps()):
-            folder = self.checkpoints.folder
-            words += f" There is a checkpoint of step {existing[-1]} in {folder}."
+            words += f"; {self.checkpoints.folder} has a checkpoint of step {existing[-1]}"
         raise NonFiniteLoss(words, step, value)
 
     def _evaluate(self) -> None:
         """Evaluate the model, and copy its variables if they are the best."""
         assert self.evaluation is not None
         variables = self.state.params, self.state.carry[0]
-        metrics = self.evaluation.measure(_Parts(*variables, self.random))
+        metrics = self.evaluation.measure(*variables, self.random)
         self.recorder.add_evaluation(self.step, metrics)
         if self.best.update(metrics):
             self.best.variables = jax.tree.map(lambda a: jnp.array(a, copy=True), variables)
@@ -796,6 +721,6 @@ class _Run:
             for prefix, tree in trees.items()
             for name, leaf in distributed._named_leaves(tree, prefix).items()
         }
-        record = {"settings": self._settings, "data": self.source.position()}
+        record = {"settings": self.settings, "data": self.source.position()}
         if distributed._is_first():
             self.checkpoints._save(self.step, arrays, record)

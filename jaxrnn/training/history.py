@@ -101,16 +101,10 @@ def _summary(series: dict[str, np.ndarray]) -> str:
 class _Recorder:
     """History that grows chunk by chunk."""
 
-    def __init__(self) -> None:
-        self._train: list[dict[str, np.ndarray]] = []
-        self._validation: list[dict[str, np.ndarray]] = []
-        self._evaluated: list[int] = []
-
-    def load(self, history: History) -> None:
-        """Start from an earlier history."""
-        self._train = [history.train]
-        self._validation = [history.validation] if history.validation else []
-        self._evaluated = history.evaluated.tolist()
+    def __init__(self, history: History | None = None):
+        self._train = [history.train] if history else []
+        self._validation = [history.validation] if history and history.validation else []
+        self._evaluated = history.evaluated.tolist() if history else []
 
     def add_steps(self, metrics: dict[str, np.ndarray]) -> None:
         """Add the metrics of the steps of a chunk."""

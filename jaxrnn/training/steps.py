@@ -25,9 +25,7 @@ class Trained(NamedTuple):
     """Result of a number of training steps.
 
     Attributes:
-        params: parameters after the last step.
-        opt_state: optimizer state after the last step.
-        carry: carry after the last step; None without a carry.
+        params, opt_state, carry: values after the last step; carry is None without a carry.
         losses: loss of each step before its update (steps,).
         metrics: metrics of each step, stacked; None if the loss returns none.
     """
@@ -154,22 +152,17 @@ def truncated_bptt(
     window k, and no gradient flows from one into the other. The gradient needs the memory of one
     window for any T.
 
-    If W does not divide T, the remaining T % W steps form a shorter last window with its own
-    update. A loss that averages over steps gives this update full weight; a loss that sums over
-    steps, a smaller one. W of T or more is full backpropagation through time.
+    If W does not divide T, the remaining T % W steps form a shorter last window. A loss that
+    averages over steps gives its update full weight; a loss that sums over steps, a smaller one.
+    W of T or more is full backpropagation through time.
 
     Args:
         loss: as for `train_steps`; its batch is `stream` with K steps in place of T, K being W or
             the remainder. It is traced once for each.
-        optimizer: an optax optimizer.
-        params: a pytree of parameters.
+        optimizer, params, carry, opt_state, key, progress: as for `train_steps`.
         stream: a pytree of arrays (T, ...). N parallel streams have leaves (T, N, ...) and a carry
             of batch size N; `jaxrnn.data.streams` cuts them from one long series.
         window: W, the number of steps in a window, at least 1.
-        carry: the state before the first step.
-        opt_state: the optimizer state to start from; None for ``optimizer.init(params)``.
-        key: a random key for a loss with an argument ``key``.
-        progress: a progress bar, updated from inside the compiled loop.
 
     Returns:
         `Trained`. `losses` has one element per window (ceil(T / W),). `metrics` are concatenated
@@ -261,18 +254,18 @@ def _scan_steps(
     return Trained(*state, losses, metrics)
 
 
-def _adapt_loss(loss: Loss, has_carry: bool, key: jax.Array | None) -> Callable[..., Any]:
+def _adapt_loss(loss: Loss, has_carry: bool, key: Any) -> Callable[..., Any]:
     """Return ``f(params, carry, batch, step) -> (value, (carry, metrics))`` for any loss."""
     keyed = _takes_key(loss, 3 if has_carry else 2)
     if keyed and key is None:
         raise ValueError("`loss` has an argument `key`: pass key=jax.random.key(0), say.")
 
-    def adapted(params: Any, carry: Any, batch: Any, step: Any) -> tuple[Any, tuple[Any, Any]]:
+    def _adapted(params: Any, carry: Any, batch: Any, step: Any) -> tuple[Any, tuple[Any, Any]]:
         arguments = (params, carry, batch) if has_carry else (params, batch)
         keys = {"key": jax.random.fold_in(key, step)} if keyed else {}
         return _unpack_loss(loss(*arguments, **keys), carry, has_carry)
 
-    return adapted
+    return _adapted
 
 
 def _takes_key(loss: Loss, inputs: int) -> bool:
@@ -287,35 +280,19 @@ def _takes_key(loss: Loss, inputs: int) -> bool:
 
 def _unpack_loss(result: Any, carry: Any, has_carry: bool) -> tuple[Any, tuple[Any, Any]]:
     """Return ``(value, (carry, metrics))`` from the result of a loss."""
-    if has_carry:
-        if not (_is_pair(result) and _is_pair(result[1])):
-            raise TypeError(
-                "`loss` must return (value, (carry, metrics)) if there is a carry, got "
-                f"{_structure(result)}."
-            )
-        value, (carry, metrics) = result
-    elif isinstance(result, tuple):
-        if not _is_pair(result):
-            raise TypeError(
-                f"`loss` must return value or (value, metrics), got {_structure(result)}."
-            )
-        value, metrics = result
-    else:
-        value, metrics = result, None
+    expected = "value or (value, metrics)"
+    try:
+        if has_carry:
+            expected = "(value, (carry, metrics)) if there is a carry"
+            value, (carry, metrics) = result
+        else:
+            value, metrics = result if isinstance(result, tuple) else (result, None)
+    except (TypeError, ValueError):
+        got = jax.tree.map(lambda _: "...", result)
+        raise TypeError(f"`loss` must return {expected}, got {got}") from None
     if jnp.shape(value) != ():
-        raise ValueError(f"`loss` must return a scalar value, got shape {jnp.shape(value)}.")
+        raise ValueError(f"`loss` must return a scalar value, got shape {jnp.shape(value)}")
     return value, (carry, metrics)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2
-
-
-def _structure(result: Any) -> str:
-    """Return a description of the result of a loss."""
-    if isinstance(result, tuple):
-        return f"({', '.join(map(_structure, result))})"
-    return type(result).__name__
 
 
 def _windows(stream: Any, start: int, count: int, size: int) -> Any:
@@ -330,19 +307,13 @@ def _merge_windows(metric: jax.Array) -> jax.Array:
     if metric.ndim < 2:
         raise ValueError(
             "`loss` must return metrics with a first axis, concatenated over the windows: (K, ...) "
-            "for K steps or (1, ...) for the window, got a scalar. Return metric[None]."
+            "or (1, ...), got a scalar. Return metric[None]."
         )
     return metric.reshape(-1, *metric.shape[2:])
 
 
 class Timed(NamedTuple):
-    """Result of `compile_and_run`.
-
-    Attributes:
-        result: result of the call.
-        compile_seconds: seconds of tracing and compiling.
-        run_seconds: seconds of the call.
-    """
+    """Result of `compile_and_run`, with the seconds of compiling and of the call."""
 
     result: Any
     compile_seconds: float
