@@ -7,9 +7,7 @@
     parameters, opt_state     replicated; along the mesh axis "model", recurrent weights are sharded
                               along G*H and gathered for each step
 
-An array that is already on the devices of the mesh keeps its sharding. Each process runs the same
-script and calls `fit` with the same arguments. JAX's coordination service, in process 0, receives
-a heartbeat from every process; on CPUs, the devices communicate through Gloo.
+An array that is already on the devices of the mesh keeps its sharding.
 """
 
 from __future__ import annotations
@@ -64,18 +62,15 @@ def initialize(
 
         python -m jaxrnn.training.launch -n 2 train.py            # two processes on this machine
         srun --ntasks=16 python train.py                          # sixteen processes under SLURM
-        JAX_COORDINATOR_ADDRESS=node0:9999 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python train.py
 
     If a process ends early, the others end too: at once with `ProcessLost` if Gloo reports a
-    closed connection, otherwise through JAX's coordination service, which stops a process with the
-    words "another task died" after `timeout` seconds without a heartbeat.
+    closed connection, otherwise with the words "another task died" of JAX's coordination service.
 
     Args:
         coordinator: host and free port of process 0, e.g. "10.0.0.1:9999".
         processes: number of processes.
         process: index of this process, from 0.
-        timeout: seconds without a heartbeat after which a process counts as dead; longer than any
-            suspension of a process.
+        timeout: seconds without a heartbeat after which a process counts as dead.
 
     Raises:
         ValueError: if only some of the three values are available, or one is invalid.
@@ -119,7 +114,7 @@ def _integer(name: str) -> int:
     try:
         return int(os.environ[name])
     except ValueError:
-        raise ValueError(f"{name} must be an integer, got {os.environ[name]!r}.") from None
+        raise ValueError(f"{name} must be an integer, got {os.environ[name]!r}") from None
 
 
 def _in_cluster() -> bool:
@@ -221,13 +216,11 @@ def _leaf_name(path: Any, prefix: str = "") -> str:
 
 def _named_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return the leaves of a pytree by name."""
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = _leaf_name(path, prefix)
-        if name in leaves:
-            raise ValueError(f"`model` must have unique names of arrays, got {name!r} twice.")
-        leaves[name] = leaf
-    return leaves
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {_leaf_name(path, prefix): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise ValueError(f"Arrays must have unique names, got {len(leaves)} for {list(named)}")
+    return named
 
 
 class _Layout(NamedTuple):
@@ -258,39 +251,26 @@ class _Layout(NamedTuple):
         mesh = self.mesh
         if mesh is None:
             return batches
-
-        def _put(a: np.ndarray) -> Any:
-            spec = P(None, mesh.axis_names) if a.ndim > 1 else P()
-            return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), a)
-
-        return jax.tree.map(_put, batches)
+        specs = jax.tree.map(lambda a: P(None, mesh.axis_names) if a.ndim > 1 else P(), batches)
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        return jax.tree.map(jax.make_array_from_process_local_data, shardings, batches)
 
     def restore(self, tree: Any, original: Any) -> Any:
         """Put arrays back on the devices of `original`."""
         if self.mesh is None:
             return tree
-
-        def _put(a: Any, origin: Any) -> Any:
-            origin = jnp.asarray(origin)
-            return (
-                sharding.device_put(a, origin.sharding)
-                if origin.committed
-                else sharding.uncommitted(a)
-            )
-
-        return jax.tree.map(_put, tree, original)
+        return jax.tree.map(lambda a, b: _put_like(a, jnp.asarray(b)), tree, original)
 
     def check_model(self, params: Any) -> None:
         """Check that the axis "model" divides the hidden units of every layer."""
         leaves = _named_leaves(params)
         for name, leaf in leaves.items():
             projected = name.replace("weight_hh", "weight_hr") in leaves
-            if _weight_kind(name) != ("weight_hr" if projected else "weight_hh"):
-                continue
-            if leaf.shape[-1] % self._shards:
+            kind = "weight_hr" if projected else "weight_hh"
+            if _weight_kind(name) == kind and leaf.shape[-1] % self._shards:
                 raise ValueError(
                     f"The axis {_MODEL!r} of `mesh` must divide the {leaf.shape[-1]} hidden units "
-                    f"of {name}, got {self._shards} devices."
+                    f"of {name}, got {self._shards} devices"
                 )
 
     def check_batch(self, batch: Any, processes: int = 1) -> None:
@@ -318,6 +298,12 @@ class _Layout(NamedTuple):
         return sharding.device_put(a, NamedSharding(self.mesh, spec))
 
 
+def _put_like(a: Any, original: jax.Array) -> jax.Array:
+    return (
+        sharding.device_put(a, original.sharding) if original.committed else sharding.uncommitted(a)
+    )
+
+
 def _make_layout(mesh: Any) -> _Layout:
     """Return the layout of the option `mesh` of `fit`."""
     if mesh is None:
@@ -326,21 +312,17 @@ def _make_layout(mesh: Any) -> _Layout:
         checks.at_least("mesh", mesh, 1)
         available = jax.devices()
         if mesh > len(available):
-            raise ValueError(f"`mesh` must be at most the {len(available)} devices, got {mesh}.")
+            raise ValueError(f"`mesh` must be at most the {len(available)} devices, got {mesh}")
         mesh = Mesh(np.array(available[:mesh]), (_DATA,))
     if not isinstance(mesh, Mesh):
-        raise TypeError(
-            "`mesh` must be a jax.sharding.Mesh or a number of devices, got a "
-            f"{type(mesh).__name__}."
-        )
+        kind = type(mesh).__name__
+        raise TypeError(f"`mesh` must be a jax.sharding.Mesh or a number of devices, got a {kind}")
     names = mesh.axis_names
     if not names or not set(names) <= {_DATA, _MODEL}:
-        raise ValueError(f"The axes of `mesh` must be {_DATA!r} and {_MODEL!r}, got {names}.")
+        raise ValueError(f"The axes of `mesh` must be {_DATA!r} and {_MODEL!r}, got {names}")
     absent = set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}
     if absent:
-        raise ValueError(
-            f"`mesh` must have devices of every process, got none of process {min(absent)}."
-        )
+        raise ValueError(f"`mesh` must have devices of every process, got none of {min(absent)}")
     return _Layout(Mesh(mesh.devices, names))  # axes that XLA partitions, whatever their types were
 
 
@@ -355,10 +337,8 @@ def _constrain(tree: Any, shardings: tuple[Any, ...] | None) -> Any:
     """Constrain the results of a compiled call to the shardings of its arguments."""
     if shardings is None:
         return tree
-    leaves, structure = jax.tree.flatten(tree)
-    constrain = jax.lax.with_sharding_constraint
-    pairs = zip(leaves, shardings, strict=True)
-    return jax.tree.unflatten(structure, [constrain(a, s) for a, s in pairs])
+    shardings = jax.tree.unflatten(jax.tree.structure(tree), shardings)
+    return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def _weight_spec(path: Any, leaf: Any, shards: int) -> P:

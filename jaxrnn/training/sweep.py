@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -20,11 +21,9 @@ from jaxrnn import _checks as checks
 
 
 class Swept(NamedTuple):
-    """Result of a sweep. Every array has one leading axis for each axis of the sweep, in order.
+    """Result of a sweep: `results` of the function and `grid`, the argument values, of all runs.
 
-    Attributes:
-        results: results of the function, over all runs.
-        grid: the value of each argument in each run, by the argument's name.
+    Every array has one leading axis for each axis of the sweep, in order.
     """
 
     results: Any
@@ -72,8 +71,17 @@ def sweep(train: Callable[..., Any], /, **axes: Any) -> Swept:
         0.1
     """
     if not axes:
-        raise TypeError("`sweep` must have at least one axis, e.g. sweep(train, lr=rates).")
-    _check_arguments(train, axes)
+        raise TypeError("`sweep` must have at least one axis, e.g. sweep(train, lr=rates)")
+    with contextlib.suppress(ValueError):  # `train` is not a Python function
+        signature = inspect.signature(train)
+        try:
+            signature.bind(**axes)
+        except TypeError as error:
+            name = getattr(train, "__name__", type(train).__name__)
+            raise TypeError(
+                f"`train` must accept the axes of the sweep, got {', '.join(axes)} for "
+                f"{name}{signature}: {error}"
+            ) from None
     lengths = tuple(_axis_length(name, values) for name, values in axes.items())
     results, grid = _sweep(train, tuple(axes), lengths, tuple(axes.values()))
     return Swept(results, dict(zip(axes, grid)))
@@ -91,36 +99,19 @@ def _sweep(train: Any, names: tuple[str, ...], lengths: tuple[int, ...], axes: A
     return run(*axes)
 
 
-def _check_arguments(train: Callable[..., Any], axes: dict[str, Any]) -> None:
-    """Check that `train` accepts the axes as keyword arguments."""
-    try:
-        signature = inspect.signature(train)
-    except ValueError:  # not a Python function
-        return
-    try:
-        signature.bind(**axes)
-    except TypeError as error:
-        name = getattr(train, "__name__", type(train).__name__)
-        raise TypeError(
-            f"`train` must accept the axes of the sweep, got {', '.join(axes)} for "
-            f"{name}{signature}: {error}."
-        ) from None
-
-
 def _axis_length(name: str, values: Any) -> int:
     """Return the number of values of an axis."""
     leaves = jax.tree.leaves(values)
-    wrong = [leaf for leaf in leaves if not isinstance(leaf, (jax.Array, np.ndarray))]
-    if wrong or not leaves or any(leaf.ndim == 0 for leaf in leaves):
+    if not leaves or not all(isinstance(a, (jax.Array, np.ndarray)) and a.ndim for a in leaves):
         raise TypeError(
             f"`{name}` must be an array with the values along its first axis, or a pytree of such "
-            f"arrays, got {reprlib.repr(values)}."
+            f"arrays, got {reprlib.repr(values)}"
         )
     lengths = sorted({len(leaf) for leaf in leaves})
     if len(lengths) > 1:
-        raise ValueError(f"`{name}` must have arrays of one length, got {lengths}.")
+        raise ValueError(f"`{name}` must have arrays of one length, got {lengths}")
     if lengths[0] == 0:
-        raise ValueError(f"`{name}` must have values, got no values in shape {leaves[0].shape}.")
+        raise ValueError(f"`{name}` must have values, got no values in shape {leaves[0].shape}")
     return lengths[0]
 
 
@@ -136,11 +127,6 @@ class Groups(NamedTuple):
     settings: dict[str, np.ndarray]
     values: np.ndarray
     mode: str = "min"
-
-    @property
-    def last(self) -> np.ndarray:
-        """Final result of each run (groups, runs)."""
-        return self.values if self.values.ndim == 2 else self.values[..., -1]
 
     @property
     def medians(self) -> np.ndarray:
@@ -173,11 +159,9 @@ class Groups(NamedTuple):
 
     def labels(self) -> list[str]:
         """Return the settings of each group as text."""
-        combinations = zip(*self.settings.values())
-        return [
-            ", ".join(f"{name} {_format(value)}" for name, value in zip(self.settings, values))
-            for values in combinations
-        ]
+        names = self.settings
+        combinations = zip(*names.values())
+        return [", ".join(f"{n} {_format(v)}" for n, v in zip(names, c)) for c in combinations]
 
 
 def grouped(
@@ -200,12 +184,11 @@ def grouped(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxrnn.training import grouped, results_table, sweep
+        >>> from jaxrnn.training import grouped, sweep
         >>> swept = sweep(lambda key, lr: lr + 0.01 * jax.random.uniform(key),
         ...               key=jax.random.split(jax.random.key(0), 5), lr=jnp.array([0.1, 0.2, 0.3]))
-        >>> groups = grouped(swept, over="key")
-        >>> groups.labels(), groups.values.shape
-        (['lr 0.1', 'lr 0.2', 'lr 0.3'], (3, 5))
+        >>> grouped(swept, over="key").labels()
+        ['lr 0.1', 'lr 0.2', 'lr 0.3']
     """
     names = list(swept.grid)
     over = (over,) if isinstance(over, str) else tuple(over)
@@ -224,11 +207,9 @@ def grouped(
     lengths = [shape[index] for index in outer]
     array = array.transpose(*outer, *inner, *range(len(names), array.ndim))
     settings = {}
-    for place, index in enumerate(outer):
+    for index, places in zip(outer, np.indices(lengths)):
         for label, along in _axis_settings(swept.grid, names, index).items():
-            others = np.arange(len(lengths)) != place
-            axis = along.reshape(np.where(others, 1, lengths))
-            settings[label] = np.broadcast_to(axis, lengths).ravel()
+            settings[label] = along[places.ravel()]
     sizes = math.prod(lengths), math.prod(shape[index] for index in inner)
     return Groups(settings, array.reshape(*sizes, *array.shape[len(names) :]), mode)
 
@@ -262,10 +243,8 @@ def results_table(groups: Groups, *, title: str = "Sweep", name: str = "value") 
         >>> from jaxrnn.training import grouped, results_table, sweep
         >>> swept = sweep(lambda a, b: a * b, a=jnp.array([3.0, 2.0]), b=jnp.arange(1, 4))
         >>> table = results_table(grouped(swept, over="b"), name="error")
-        >>> [column.header for column in table.columns]
-        ['a', 'runs', 'median', '25 %', '75 %', 'best', 'worst']
-        >>> [list(column.cells) for column in table.columns[:3]]
-        [['2', '3'], ['3', '3'], ['4', '6']]
+        >>> [[column.header, *column.cells] for column in table.columns[:3]]
+        [['a', '2', '3'], ['runs', '3', '3'], ['median', '4', '6']]
     """
     heading = Text(f"{title}: {name}")  # not markup: a unit may be in brackets
     table = Table(title=heading, title_justify="left", box=box.SIMPLE, pad_edge=False)
@@ -274,7 +253,7 @@ def results_table(groups: Groups, *, title: str = "Sweep", name: str = "value") 
     parts = (0.5, 0.25, 0.75, *((0.0, 1.0) if groups.mode == "min" else (1.0, 0.0)))
     columns = [groups.quantile(part)[..., -1] for part in parts]
     for place, group in enumerate(np.argsort(groups.ranks)):
-        runs = groups.last[group]
+        runs = groups.values[group].reshape(groups.values.shape[1], -1)[:, -1]
         failed = int((~np.isfinite(runs)).sum())
         table.add_row(
             *(_format(values[group]) for values in groups.settings.values()),
