@@ -9,7 +9,7 @@ import base64
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +25,7 @@ Take = Callable[[Any, jax.Array], Any]
 
 
 class _Sampler(NamedTuple):
-    """Part of a source inside the compiled call, static and hashable.
-
-    Attributes:
-        size: B; 0 for a source of whole batches.
-        examples: S.
-        take: the function that builds a batch from indices.
-    """
+    """Static part of a source inside the compiled call; size B is 0 for whole batches."""
 
     size: int = 0
     examples: int = 0
@@ -61,32 +55,19 @@ def _index(data: Any, indices: jax.Array) -> Any:
 class _ArraySource:
     """Source of batches of arrays on the device, in a random order for each epoch."""
 
-    def __init__(
-        self,
-        data: Any,
-        batch_size: int | None,
-        examples: int,
-        shuffle: bool,
-        take: Take | None,
-        key: jax.Array,
-        layout: _Layout,
-    ):
-        self.data = layout.replicate(data)
-        self.sampler = _Sampler()
-        self.epoch_steps = 1.0
-        self._key = layout.replicate(key) if shuffle else None
+    def __init__(self, data: Any, sampler: _Sampler, key: jax.Array | None, layout: _Layout):
+        size, examples, _ = sampler
+        self.data, self.sampler = layout.replicate(data), sampler
+        self.epoch_steps = examples / size if size else 1.0
+        self._key = None if key is None else layout.replicate(key)
         self._orders: tuple[Any, Any] = (None, None)
-        indices = None
-        if batch_size is not None:
-            self.sampler = _Sampler(batch_size, examples, take or _index)
-            self.epoch_steps = examples / batch_size
-            indices = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
         if layout.mesh is not None:
-            layout.check_batch(jax.eval_shape(self.sampler.batch, self.data, indices))
+            indices = jax.ShapeDtypeStruct((size,), jnp.int32)
+            layout.check_batch(jax.eval_shape(sampler.batch, self.data, indices if size else None))
         self.settings = {
-            "batch_size": batch_size,
+            "batch_size": size or None,
             "examples": examples or None,
-            "shuffle": bool(shuffle and batch_size),
+            "shuffle": key is not None,
         }
 
     def feed(self, start: int, count: int) -> Any:
@@ -160,10 +141,8 @@ class _IterableSource:
             for batch in self._iterator:
                 leaves = jax.tree.leaves(batch)
                 if not leaves or not all(map(_is_number, leaves)):
-                    raise TypeError(
-                        "`data` must yield batches of arrays, got a batch of type "
-                        f"{type(batch).__name__} at step {step + 1}."
-                    )
+                    kind = type(batch).__name__
+                    raise TypeError(f"`data` must yield batches of arrays, got {kind}")
                 return batch
             if self._iterable is self._iterator:
                 raise ValueError(
@@ -194,48 +173,39 @@ class _IterableSource:
 
 
 def _make_source(
-    data: Any,
-    batch_size: int | None,
-    shuffle: bool,
-    take: Take | None,
-    examples: int | None,
-    key: jax.Array,
-    layout: _Layout,
+    data: Any, batch_size: int | None, options: Mapping[str, Any], key: jax.Array, layout: _Layout
 ) -> _ArraySource | _IterableSource:
-    """Check the arguments of `fit` that describe the data, and return their source."""
-    for name, value in (("batch_size", batch_size), ("examples", examples)):
-        if value is not None:
-            checks.at_least(name, value, 1)
-    for name, value in (("take", take), ("examples", examples)):
+    """Check the arguments and options of `fit` for the data, and return their source."""
+    take, examples = options.get("take"), options.get("examples")
+    for name, value in (("batch_size", batch_size), ("take", take), ("examples", examples)):
         if value is not None and batch_size is None:
-            raise ValueError(f"`{name}` must be combined with `batch_size`, got batch_size=None.")
+            raise ValueError(f"`{name}` must be combined with `batch_size`, got batch_size=None")
+        if value is not None and name != "take":
+            checks.at_least(name, value, 1)
     if not _are_arrays(data, take is not None):
         if not hasattr(data, "__iter__"):
-            raise TypeError(
-                "`data` must be a pytree of arrays or an iterable of batches, got "
-                f"{type(data).__name__}."
-            )
+            kind = type(data).__name__
+            raise TypeError(f"`data` must be arrays or an iterable of batches, got {kind}")
         if batch_size is not None:
             raise ValueError(
-                f"`batch_size` must be None if `data` yields batches ({type(data).__name__}), got "
-                f"batch_size={batch_size}."
+                f"`batch_size` must be None if `data` yields batches, got batch_size={batch_size}"
             )
         return _IterableSource(data, layout)
-    count = 0
     if batch_size is None:
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
         if not any(map(math.prod, shapes)):
-            raise ValueError(f"`data` must have examples, got no examples in shapes {shapes}.")
-    else:
-        count = examples if examples and take else checks.leading_axis("data", data, "examples")
-        if examples and examples > count:
-            raise ValueError(f"`examples` must be at most {count}, got examples={examples}.")
-        count = examples or count
-        if batch_size > count:
-            raise ValueError(
-                f"`batch_size` must be at most the {count} examples, got batch_size={batch_size}."
-            )
-    return _ArraySource(data, batch_size, count, shuffle, take, key, layout)
+            raise ValueError(f"`data` must have examples, got no examples in shapes {shapes}")
+        return _ArraySource(data, _Sampler(), None, layout)
+    available = None if examples and take else checks.leading_axis("data", data, "examples")
+    if examples and available and examples > available:
+        raise ValueError(f"`examples` must be at most {available}, got examples={examples}")
+    count = examples or available or 0
+    if batch_size > count:
+        raise ValueError(
+            f"`batch_size` must be at most the {count} examples, got batch_size={batch_size}"
+        )
+    sampler = _Sampler(batch_size, count, take or _index)
+    return _ArraySource(data, sampler, key if options.get("shuffle", True) else None, layout)
 
 
 def _is_number(leaf: Any) -> bool:

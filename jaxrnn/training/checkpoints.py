@@ -1,8 +1,7 @@
 """Checkpoints: the whole state of a training in a folder, written atomically.
 
-Orbax's `CheckpointManager` writes, lists and deletes checkpoints. Each contains the arrays by name
-and a JSON record with the shape, the dtype and the CRC-32 of every array. A checkpoint is valid if
-the record and all arrays agree with their checksums.
+Orbax's `CheckpointManager` writes, lists and deletes checkpoints. A checkpoint is valid if its
+record and its arrays agree with their CRC-32 checksums.
 
 .. code-block:: text
 
@@ -54,19 +53,15 @@ class CheckpointError(OSError):
 class Checkpoints:
     """Folder, interval and number of the checkpoints of a training.
 
-    A checkpoint contains the parameters, the optimizer state, the other variables of the model,
-    the carry, the random key, the step, the position in the data (for arrays: a checksum), the
-    best parameters of early stopping, and the history. It is written atomically. Older
-    checkpoints are deleted after a new one is complete.
-
-    The arrays can be read without this package:
-    ``orbax.checkpoint.PyTreeCheckpointer().restore(folder / "step_00000050" / "arrays")``.
+    A checkpoint contains the parameters, the optimizer state, the other variables of the model, the
+    carry, the key, the step, the position in the data (for arrays: a checksum), the best parameters
+    of early stopping, and the history. It is written atomically, before older ones are deleted.
+    ``orbax.checkpoint.PyTreeCheckpointer().restore(path / "arrays")`` reads it as well.
 
     Args:
         folder: a folder for checkpoints only; it is created if it does not exist.
-        every: steps between two checkpoints; there is one after the last step too.
-        keep: number of checkpoints to retain, at least 1. With 2 or more, a damaged one can be
-            skipped.
+        every: steps between two checkpoints, besides the one after the last step.
+        keep: number of checkpoints to retain. With 2 or more, a damaged one can be skipped.
 
     Raises:
         ValueError: if `every` or `keep` is below 1.
@@ -78,14 +73,12 @@ class Checkpoints:
         >>> def loss(w, batch):
         ...     return ((w * batch - 1.0) ** 2).mean()
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     saved = Checkpoints(folder, every=10)
-        ...     first = fit(loss, optax.sgd(0.1), jnp.zeros(()), jnp.ones(4), steps=20,
-        ...                 checkpoints=saved)
-        ...     steps = saved.steps()
-        ...     more = fit(loss, optax.sgd(0.1), jnp.zeros(()), jnp.ones(4), steps=50,
-        ...                checkpoints=saved, resume=True)
-        ...     steps, saved.steps(), len(more.history.losses)
-        ([10, 20], [30, 40, 50], 50)
+        ...     checkpoints = Checkpoints(folder, every=10)
+        ...     arguments = loss, optax.sgd(0.1), jnp.zeros(()), jnp.ones(4)
+        ...     first = fit(*arguments, steps=20, checkpoints=checkpoints)
+        ...     more = fit(*arguments, steps=50, checkpoints=checkpoints, resume=True)
+        ...     checkpoints.steps(), len(more.history.losses)
+        ([30, 40, 50], 50)
     """
 
     folder: str | os.PathLike[str]
@@ -123,13 +116,11 @@ class Checkpoints:
         Example:
             >>> import tempfile, jax.numpy as jnp, optax
             >>> from jaxrnn.training import Checkpoints, fit
-            >>> def loss(w, batch):
-            ...     return ((w * batch - 1.0) ** 2).mean()
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     saved = Checkpoints(folder, every=50)
-            ...     _ = fit(loss, optax.sgd(0.1), jnp.zeros(()), jnp.ones(4), steps=50,
-            ...             checkpoints=saved)
-            ...     saved.load(jnp.zeros(())).round(3).item()
+            ...     checkpoints = Checkpoints(folder, every=50)
+            ...     _ = fit(lambda w, x: ((w * x - 1.0) ** 2).mean(), optax.sgd(0.1),
+            ...             jnp.zeros(()), jnp.ones(4), steps=50, checkpoints=checkpoints)
+            ...     checkpoints.load(jnp.zeros(())).round(3).item()
             1.0
         """
         saved = self._newest()
@@ -181,6 +172,7 @@ class Checkpoints:
         )
         try:
             with _quiet():
+                _reserve(self._folder, sum(a.nbytes for a in arrays.values()))
                 with self._manager() as manager:
                     for old in self.steps():
                         if old >= step:  # damaged, or of an abandoned continuation
@@ -337,6 +329,13 @@ def _record_checksum(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
+def _reserve(folder: Path, size: int) -> None:
+    """Check the space for a file: Orbax keeps writing after an error of a full disk."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size + (1 << 16))
+
+
 def _explain(error: Exception) -> tuple[int, str]:
     """Return the number and one line of text of an error of Orbax, TensorStore or the system."""
     if isinstance(error, OSError):
@@ -351,14 +350,14 @@ def _explain(error: Exception) -> tuple[int, str]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the output of Orbax and TensorStore, which report each error several times."""
-    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
-    before, hook = [logger.disabled for logger in loggers], sys.excepthook
+    loggers = {name: logging.getLogger(name) for name in ("asyncio", "absl")}
+    before, hook = {n: logger.disabled for n, logger in loggers.items()}, sys.excepthook
+    sys.excepthook = lambda *_: None
+    for logger in loggers.values():
+        logger.disabled = True
     try:
-        sys.excepthook = lambda *_: None
-        for logger in loggers:
-            logger.disabled = True
         yield
     finally:
         sys.excepthook = hook
-        for logger, disabled in zip(loggers, before):
-            logger.disabled = disabled
+        for name, logger in loggers.items():
+            logger.disabled = before[name]

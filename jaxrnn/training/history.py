@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,10 @@ class History(NamedTuple):
             by name, each (steps,).
         validation: the metrics of each evaluation by name, each (evaluations,).
         evaluated: the number of steps before each evaluation (evaluations,), int64.
+
+    Example:
+        >>> History({"loss": np.array([2.0, 0.5, 0.25])}, {}, np.array([], np.int64))
+        History(3 steps: loss 2 ... 0.25)
     """
 
     train: dict[str, np.ndarray]
@@ -39,24 +42,18 @@ class History(NamedTuple):
         return self.train["loss"]
 
     def __repr__(self) -> str:
-        """Return the first and the last value of each metric.
-
-        Example:
-            >>> History({"loss": np.array([2.0, 0.5, 0.25])}, {}, np.array([], np.int64))
-            History(3 steps: loss 2 ... 0.25)
-        """
+        """Return the first and the last value of each metric."""
         shown = f"{len(self.train.get('loss', ()))} steps: {_summary(self.train)}"
         if self.validation:
             shown += f"; {len(self.evaluated)} validations: {_summary(self.validation)}"
         return f"History({shown})"
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one line per step to a CSV file.
+        r"""Write one line per step to a CSV file, in the first of several processes.
 
         The columns are ``step``, counted from 1, the names of `train`, and those of `validation`
-        with the prefix ``validation_``, empty at steps without an evaluation. Numbers are written
-        with all their digits. The file is replaced atomically. With several processes, the first
-        one writes.
+        with the prefix ``validation_``, empty at steps without an evaluation. Numbers have all
+        their digits. The file is replaced atomically.
 
         Args:
             path: the file.
@@ -69,15 +66,11 @@ class History(NamedTuple):
 
         Example:
             >>> import tempfile
-            >>> history = History(
-            ...     {"loss": np.array([2.0, 0.5])}, {"loss": np.array([0.75])}, np.array([2])
-            ... )
+            >>> train, validation = {"loss": np.array([2.0, 0.5])}, {"loss": np.array([0.75])}
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     print(history.to_csv(Path(folder, "history.csv")).read_text())
-            step,loss,validation_loss
-            1,2.0,
-            2,0.5,0.75
-            <BLANKLINE>
+            ...     path = History(train, validation, np.array([2])).to_csv(f"{folder}/history.csv")
+            ...     path.read_text()
+            'step,loss,validation_loss\n1,2.0,\n2,0.5,0.75\n'
         """
         evaluations = {int(step): index for index, step in enumerate(self.evaluated)}
 
@@ -193,12 +186,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         jax.effects_barrier()
         self._bar.stop()
 
