@@ -1,306 +1,327 @@
-"""The forward loop as a kernel: input product, recurrent product and cell, step by step.
+"""Forward kernel: input product, recurrent product and cell, step by step.
 
 .. code-block:: text
 
-    for a block of steps:  zx = x @ W_ih.T + b        of the rows of a thread, in its cache
-      for each step, panel of hidden units, tile of rows:
+    for a block of steps:  zx = x @ W_ih.T + b        for the batch elements of a thread
+      for each step, panel of hidden units, tile of batch elements:
         z = zx + h @ W_hh.T                            the sums of a tile stay in registers
-        h, c, ... = cell(z, ...)                       and go through the cell while they are there
+        h, c, ... = cell(z, ...)                       and so do the operands of the cell
 
-The output (T, N, H) is the memory of h: a step reads what the step before has written. Rows that
-have no step of their own, by their flags, are left out: their states stay, and nothing is saved.
+The output (T, N, H) is also the memory of h: each step reads what the step before has written.
+Invalid steps of a sequence are skipped: its states are copied, and no residuals are stored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from jaxrnn.backends.cpu import functions, layout, memory, threads, tiles
-from jaxrnn.backends.cpu.ir import INT, Function, Module
-from jaxrnn.backends.cpu.layout import Areas, Sizes
-from jaxrnn.backends.cpu.tiles import Tile
-from jaxrnn.backends.cpu.variant import Variant, flags_of, own_of
+import jax
 
-NUMBERS = (
-    *("T", "N", "D", "H", "PANELS", "BLOCK", "FIRST", "TURN"),
-    *("W_IH", "W_HH", "B_X", "B_H", "NOTHING", "PRIVATE", "STRIDE", "ZX", "SUMS", "X_ROWS"),
-    *("H_ROWS", "WHO", "STARTS", "PANEL", "AT_ONCE"),
-)
-"""What a call is told, see `plan`."""
+from jaxrnn.backends.cpu import compiler, gemm, layout, threads
+from jaxrnn.backends.cpu.ir import INT, Module, emit_graph
+from jaxrnn.backends.cpu.layout import CallLayout, CallSizes, KernelSpec, KernelWriter, Machine
 
 
-def plan(
-    variant: Variant, machine: Any, tile: Tile, lanes: int, itemsize: int, sizes: Sizes, turn: int
-) -> tuple[threads.Sharing, list[int], int]:
-    """How a call is shared out, its numbers, and the bytes of its scratch memory."""
-    panels = -(-sizes.H // (tile.wide * lanes))
-    sums = tile.vectors * lanes * itemsize  # of one row in a panel
-    sharing = layout.sharing(machine, tile, variant.gates, sizes, panels, panels * sizes.H * sums)
-    rows = -(-sizes.N // sharing.row_groups)
-    # Where all inputs are fewer rows than W_ih has columns, what they give takes less memory than
-    # W_ih in another order: all steps are one block, and one panel after the other is put in order.
-    at_once = sharing.row_groups == 1 and sizes.T * sizes.N < sizes.D
-    block = sizes.T if at_once else max(1, min(sizes.T, layout.ROWS_AHEAD // rows))
-    areas, private = Areas(), Areas()
-    areas.add("W_IH", 0 if at_once else panels * sizes.D * sums)
-    areas.add("W_HH", panels * sizes.H * sums)
-    areas.add("B_X", panels * sums)
-    areas.add("B_H", panels * sums if variant.split else 0)
-    areas.add("NOTHING", sizes.H * itemsize)
-    private.add("ZX", -(-panels // sharing.unit_groups) * block * rows * sums)
-    private.add("SUMS", tile.rows * sums)
-    # One more: where a row would be written, and then is found to have no step of its own.
-    private.add("X_ROWS", (block * rows + 1) * 8)
-    private.add("H_ROWS", rows * 8)
-    private.add("WHO", (block * rows + 1) * 8)
-    private.add("STARTS", (block + 1) * 8)
-    private.add("PANEL", sizes.D * sums if at_once else 0)
-    numbers = layout.numbers(
-        NUMBERS,
-        areas,
-        private,
-        sizes,
-        turn,
-        PANELS=panels,
-        BLOCK=block,
-        AT_ONCE=int(at_once),
-    )
-    return sharing, numbers, areas.size + sharing.threads * private.size
+@dataclass(frozen=True)
+class ForwardSpec(KernelSpec):
+    """Static description of a forward kernel.
 
-
-def write(m: Module, variant: Variant, tile: Tile) -> None:
-    """``work(context, number)``: what one thread of a call does."""
-    tiles.write_product(m, "product", tile)
-    f = Function(m, "work", [("context", "ptr"), ("number", INT)])
-    c = threads.slots(f, (*NUMBERS, *variant.inputs, *variant.outputs))
-    area = lambda name: f.at(c["scratch"], c[name], 1)  # noqa: E731
-    sums = tile.vectors * m.lanes
-    w_ih, w_hh, b_x, b_h = (area(name) for name in ("W_IH", "W_HH", "B_X", "B_H"))
-    nothing = area("NOTHING")
-    private = f.at(area("PRIVATE"), f.mul(c["STRIDE"], "%number"), 1)
-    own = {name: f.at(private, c[name], 1) for name in NUMBERS[NUMBERS.index("ZX") : -1]}
-    zx = own["ZX"]
-    panel_ih, panel_hh = f.mul(c["D"], sums), f.mul(c["H"], sums)
-    at_once = f.compare("ne", c["AT_ONCE"], 0)
-
-    first, end = threads.share(f, c["PANELS"], "%number", c["THREADS"])
-    with f.loop(first, end) as p:
-        at_ih, at_hh = f.at(w_ih, f.mul(panel_ih, p)), f.at(w_hh, f.mul(panel_hh, p))
-        with f.unless(at_once):
-            tiles.pack_rows(f, tile, c["w_ih"], at_ih, p, c["D"], c["H"])
-        tiles.pack_rows(f, tile, c["w_hh"], at_hh, p, c["H"], c["H"])
-        at_x, at_h = f.at(b_x, f.mul(p, sums)), f.at(b_h, f.mul(p, sums))
-        _pack_biases(f, variant, tile, c, p, at_x, at_h)
-    with f.when(f.compare("eq", "%number", 0)):
-        with f.loop(0, c["H"]) as i:
-            f.store("0.0", f.at(nothing, i), m.scalar)
-        _in_large_pages(f, variant, c)
-    threads.meet(f, c, "1")
-
-    mine = threads.Share(f, c)
-    panel0, panel1 = mine.panel0, mine.panel1
-    rows = f.sub(mine.row1, mine.row0)
-    if (
-        not variant.store_residuals
-    ):  # the other states are then a single (N, H), changed at each step
-        for k in range(1, variant.states):
-            tiles.copy_states(f, tile, c, mine, f"first{k}", f"state{k}")
-
-    with f.loop(0, c["T"], c["BLOCK"]) as s0:
-        steps = f.least(f.sub(c["T"], s0), c["BLOCK"])
-        ahead = _rows_of_block(f, variant, c, own, mine, s0, steps)
-        with f.loop(panel0, panel1) as p:
-            zx_here = f.at(zx, f.mul(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), sums))
-            with f.when(at_once):
-                tiles.pack_rows(f, tile, c["w_ih"], own["PANEL"], p, c["D"], c["H"])
-            w = f.choose(at_once, own["PANEL"], f.at(w_ih, f.mul(panel_ih, p)), "ptr")
-            with tiles.tiles(f, ahead, tile.rows) as (n, count):
-                x_rows, to = f.at(own["X_ROWS"], n, 8), f.at(zx_here, f.mul(n, sums))
-                bias = f.at(b_x, f.mul(p, sums))
-                tiles.product(f, count, w, c["D"], x_rows, bias, "0", to)
-        with f.loop(0, steps) as s:
-            step = f.add(s0, s)
-            t = f.add(c["FIRST"], f.mul(step, c["TURN"]))
-            begin = f.compare("eq", step, 0)
-            before = f.mul(f.sub(t, c["TURN"]), c["N"])
-            first = f.load(f.at(own["STARTS"], s, 8), INT)
-            many = f.sub(f.load(f.at(own["STARTS"], f.add(s, 1), 8), INT), first)
-            who = f.at(own["WHO"], first, 8)
-            with f.loop(0, many) as i:
-                n = f.load(f.at(who, i, 8), INT)
-                old = f.choose(begin, c["first0"], f.at(c["state0"], f.mul(before, c["H"])), "ptr")
-                old = f.at(old, f.mul(n, c["H"]))
-                if variant.masked:
-                    reset, _ = flags_of(f, c, t, n)
-                    old = f.choose(reset, nothing, old, "ptr")
-                f.store(old, f.at(own["H_ROWS"], i, 8), "ptr")
-            with f.loop(panel0, panel1) as p:
-                place = f.add(f.mul(f.sub(p, panel0), f.mul(c["BLOCK"], rows)), first)
-                zx_here = f.at(zx, f.mul(place, sums))
-                with tiles.tiles(f, many, tile.rows) as (i, count):
-                    source = f.at(zx_here, f.mul(i, sums))
-                    bias = f.at(b_h, f.mul(p, sums))
-                    start = (bias, "0") if variant.split else (source, str(sums))
-                    h_rows = f.at(own["H_ROWS"], i, 8)
-                    w = f.at(w_hh, f.mul(panel_hh, p))
-                    tiles.product(f, count, w, c["H"], h_rows, *start, own["SUMS"])
-                    with f.loop(0, count) as j:
-                        row = f.add(i, j)
-                        _cell(f, variant, tile, c, p, t, begin, before,
-                              f.load(f.at(who, row, 8), INT),
-                              f.load(f.at(own["H_ROWS"], row, 8), "ptr"),
-                              f.at(source, f.mul(j, sums)),
-                              f.at(own["SUMS"], f.mul(j, sums)))  # fmt: skip
-            if variant.masked:
-                _hold(f, variant, tile, c, mine, t, begin, before)
-            mine.meet(f, f.add(step, 1))
-    f.done()
-
-
-def _in_large_pages(f: Function, variant: Variant, c: dict[str, str]) -> None:
-    """What is written of all steps."""
-    every = f.mul(f.mul(c["T"], c["N"]), c["H"])
-    for k in range(variant.states if variant.store_residuals else 1):
-        memory.ask(f, c[f"state{k}"], every)
-    if variant.store_residuals:
-        for index, count in enumerate(variant.graph.residual_counts):
-            memory.ask(f, c[f"saved{index}"], f.mul(every, count))
-
-
-def _rows_of_block(
-    f: Function,
-    variant: Variant,
-    c: dict[str, str],
-    own: dict[str, str],
-    mine: threads.Share,
-    s0: str,
-    steps: str,
-) -> str:
-    """Which rows have a step of their own, for each step of a block, and where their input is.
-
-    Only those are worked on: rows that have ended, or not yet begun, cost nothing.
+    Attributes:
+        store_residuals: True if the states and residuals of each step are stored.
     """
-    total = f.at(own["STARTS"], 0, 8)
-    f.store("0", total, INT)
-    with f.loop(0, steps) as s:
-        t = f.add(c["FIRST"], f.mul(f.add(s0, s), c["TURN"]))
-        begin, end = f.at(own["STARTS"], s, 8), f.at(own["STARTS"], f.add(s, 1), 8)
-        f.store(f.load(begin, INT), end, INT)
-        with f.loop(mine.row0, mine.row1) as n:
-            place = f.load(end, INT)
-            x = f.at(c["x"], f.mul(f.add(f.mul(t, c["N"]), n), c["D"]))
-            f.store(x, f.at(own["X_ROWS"], place, 8), "ptr")
-            f.store(n, f.at(own["WHO"], place, 8), INT)
-            one = f.let(f"zext i1 {flags_of(f, c, t, n)[1]} to i64") if variant.masked else 1
-            f.store(f.add(place, one), end, INT)
-    return f.load(f.at(own["STARTS"], steps, 8), INT)
+
+    store_residuals: bool
+
+    NAME = "forward"
+    SHARED = ("W_IH", "W_HH", "B_X", "B_H", "ZEROS")
+    PRIVATE = ("ZX", "SUMS", "X_POINTERS", "H_POINTERS", "SEQUENCES", "OFFSETS", "PANEL")
+    SCALARS = (
+        *("T", "N", "D", "H", "PANELS", "BLOCK", "T_FIRST", "T_STEP"),
+        *(*SHARED, "PRIVATE", "PRIVATE_SIZE", *PRIVATE, "ONE_BLOCK"),
+    )
+
+    def inputs(self) -> list[str]:
+        """Return the names of the operands."""
+        cell_params = ["cell_params"] * bool(self.graph.param_count)
+        weights = ["w_ih", "w_hh", "b_ih", "b_hh", *cell_params]
+        return ["x", *weights, *self.names("initial"), *["flags"] * self.masked]
+
+    def outputs(self) -> list[str]:
+        """Return the names of the results: h at each step, the other states, residuals."""
+        count = len(self.graph.residual_counts) if self.store_residuals else 0
+        return [*self.names("state"), *self.names("residual", count)]
+
+    def shapes(self, sizes: CallSizes) -> list[tuple[int, ...]]:
+        """Return the shapes of the results."""
+        T, N, _, H = sizes
+        state = (T, N, H) if self.store_residuals else (N, H)
+        counts = self.graph.residual_counts if self.store_residuals else ()
+        residuals = [(T, N, count * H) for count in counts]
+        return [(T, N, H), *[state] * (self.states - 1), *residuals]
+
+    def write(self, module: Module) -> None:
+        """Write ``work(context, number)``."""
+        gemm.write_matmul(module, "product", self.tile)
+        _ForwardWriter(module, self).work()
 
 
-def _hold(
-    f: Function,
-    variant: Variant,
-    tile: Tile,
-    c: dict[str, str],
-    mine: threads.Share,
-    t: str,
-    begin: str,
-    before: str,
-) -> None:
-    """The states of rows that have no step of their own stay what they were."""
-    kept = range(variant.states if variant.store_residuals else 1)
-    with f.loop(mine.row0, mine.row1) as n, f.unless(flags_of(f, c, t, n)[1]):
-        own = f.mul(n, c["H"])
-        from_ = f.add(f.mul(before, c["H"]), own)
-        to = f.mul(f.add(f.mul(t, c["N"]), n), c["H"])
-        for k in kept:
-            old = f.choose(begin, f.at(c[f"first{k}"], own), f.at(c[f"state{k}"], from_), "ptr")
-            new = f.at(c[f"state{k}"], to)
-            with f.loop(mine.panel0, mine.panel1) as p:
-                for wide in range(tile.wide):
-                    first, there = tiles.units(f, tile, c, p, wide)
-                    f.store_some(f.load_some(f.at(old, first), there), f.at(new, first), there)
+def run(
+    operands: Sequence[jax.Array],
+    *,
+    cell: Any,
+    masked: bool,
+    store_residuals: bool,
+    reverse: bool,
+    at_once: int = 1,
+) -> list[jax.Array]:
+    """Run the forward kernel; see `jaxrnn.backends.cpu.run_forward`."""
+    x, w_hh = operands[0], operands[2]
+    sizes = CallSizes(*x.shape, w_hh.shape[1])
+    machine = compiler.machine().divided(at_once)
+    lanes = machine.lanes(x.dtype.itemsize)
+    tile = gemm.choose_tile(machine.registers, lanes, len(cell.gates), sizes.H)
+    spec = ForwardSpec(cell, x.dtype, masked, tile, store_residuals)
+    call = _layout(spec, machine, sizes, reverse)
+    return compiler.call_kernel(spec, machine, call, spec.shapes(sizes), operands)
 
 
-def _pack_biases(
-    f: Function, variant: Variant, tile: Tile, c: dict[str, str], p: str, at_x: str, at_h: str
-) -> None:
-    """The biases of a panel in the order of its sums; both at once unless the cell splits them."""
-    m = f.module
-    for vector in range(tile.vectors):
-        gate, wide = divmod(vector, tile.wide)
-        first, there = tiles.units(f, tile, c, p, wide)
-        place = f.add(f.mul(c["H"], gate), first)
-        one = f.load_some(f.at(c["b_ih"], place), there)
-        other = f.load_some(f.at(c["b_hh"], place), there)
-        if variant.split:
-            f.store(other, f.at(at_h, vector * m.lanes), m.vector)
-        else:
-            one = f.let(f"fadd {m.vector} {one}, {other}")
-        f.store(one, f.at(at_x, vector * m.lanes), m.vector)
+def _layout(spec: ForwardSpec, machine: Machine, sizes: CallSizes, reverse: bool) -> CallLayout:
+    (T, N, D, H), tile, itemsize = sizes, spec.tile, spec.dtype.itemsize
+    lanes = machine.lanes(itemsize)
+    panels = -(-H // (tile.width * lanes))
+    sums = tile.vectors * lanes * itemsize  # of a batch element in a panel
+    split = layout.partition(machine, tile, spec.gates, sizes, panels, panels * H * sums)
+    batch = -(-N // split.batch_groups)
+    # If the inputs have fewer vectors than W_ih has columns, zx takes less memory than a packed
+    # W_ih: all steps form one block, and the panels of W_ih are packed one after another.
+    one_block = split.batch_groups == 1 and T * N < D
+    block = T if one_block else max(1, min(T, layout.FORWARD_BLOCK // batch))
+    shared = layout.Workspace(
+        W_IH=0 if one_block else panels * D * sums,
+        W_HH=panels * H * sums,
+        B_X=panels * sums,
+        B_H=panels * sums if spec.cell.split else 0,
+        ZEROS=H * itemsize,
+    )
+    # Arrays of valid steps have one element more: the next sequence is written behind the valid
+    # ones before its flags are read.
+    private = layout.Workspace(
+        ZX=-(-panels // split.unit_groups) * block * batch * sums,
+        SUMS=tile.height * sums,
+        X_POINTERS=(block * batch + 1) * 8,
+        H_POINTERS=batch * 8,
+        SEQUENCES=(block * batch + 1) * 8,
+        OFFSETS=(block + 1) * 8,
+        PANEL=D * sums if one_block else 0,
+    )
+    more = dict(PANELS=panels, BLOCK=block, ONE_BLOCK=int(one_block))
+    return layout.call_layout(spec.SCALARS, split, sizes, reverse, shared, private, **more)
 
 
-def _cell(
-    f: Function,
-    variant: Variant,
-    tile: Tile,
-    c: dict[str, str],
-    p: str,
-    t: str,
-    begin: str,
-    before: str,
-    n: str,
-    h_row: str,
-    zx: str,
-    sums: str,
-) -> None:
-    """The cell on one row of a panel."""
-    m = f.module
-    row = f.add(f.mul(t, c["N"]), n)
-    if variant.masked:
-        reset = f.spread(flags_of(f, c, t, n)[0], "i1")
-    for wide in range(tile.wide):
-        first, there = tiles.units(f, tile, c, p, wide)
-        olds = [f.load_some(f.at(h_row, first), there)]
-        places = [f.at(c["state0"], f.add(f.mul(row, c["H"]), first))]
-        for k in range(1, variant.states):
-            own = f.add(f.mul(n, c["H"]), first)
-            if variant.store_residuals:
-                kept = f.add(f.mul(before, c["H"]), own)
-                old = f.choose(begin, f.at(c[f"first{k}"], own), f.at(c[f"state{k}"], kept), "ptr")
-                places.append(f.at(c[f"state{k}"], f.add(f.mul(row, c["H"]), first)))
+class _ForwardWriter(KernelWriter):
+    spec: ForwardSpec
+
+    def work(self) -> None:
+        """Write the whole function."""
+        f, c, m, tile, spec = self.f, self.c, self.m, self.tile, self.spec
+        panel_ih, panel_hh = f.mul(c["D"], self.sums), f.mul(c["H"], self.sums)
+        one_block = f.icmp("ne", c["ONE_BLOCK"], 0)
+        first, end = threads.interval(f, c["PANELS"], "%number", c["THREADS"])
+        with f.loop(first, end) as p:
+            w_ih = f.gep(self.shared["W_IH"], f.mul(panel_ih, p))
+            w_hh = f.gep(self.shared["W_HH"], f.mul(panel_hh, p))
+            with f.unless(one_block):
+                gemm.pack_transposed(f, tile, c["w_ih"], w_ih, p, c["D"], c["H"])
+            gemm.pack_transposed(f, tile, c["w_hh"], w_hh, p, c["H"], c["H"])
+            self._pack_biases(p)
+        with f.if_then(f.icmp("eq", "%number", 0)):
+            with f.loop(0, c["H"]) as i:
+                f.store("0.0", f.gep(self.shared["ZEROS"], i), m.scalar)
+            self._request_large_pages()
+        threads.wait_for_all(f, c, "1")
+
+        self.part = part = threads.Part(f, c)
+        self.batch = f.sub(part.n1, part.n0)
+        if not spec.store_residuals:  # the other states are updated in place, (N, H)
+            for k in range(1, spec.states):
+                self.copy_states(part, f"initial{k}", f"state{k}")
+        with f.loop(0, c["T"], c["BLOCK"]) as s0:
+            steps = f.minimum(f.sub(c["T"], s0), c["BLOCK"])
+            total = self._valid_steps(s0, steps)
+            with f.loop(part.panel0, part.panel1) as p:
+                zx = self._zx(p)
+                with f.if_then(one_block):
+                    panel = self.private["PANEL"]
+                    gemm.pack_transposed(f, tile, c["w_ih"], panel, p, c["D"], c["H"])
+                w = f.gep(self.shared["W_IH"], f.mul(panel_ih, p))
+                w = f.select(one_block, self.private["PANEL"], w, "ptr")
+                with gemm.split_tiles(f, total, tile.height) as (i, count):
+                    xs = f.gep(self.private["X_POINTERS"], i, 8)
+                    target = f.gep(zx, f.mul(i, self.sums))
+                    bias = f.gep(self.shared["B_X"], f.mul(p, self.sums))
+                    gemm.matmul(f, "product", count, w, c["D"], xs, bias, "0", target)
+            with f.loop(0, steps) as s:
+                self._step(s0, s, panel_hh)
+        f.ret()
+
+    def _zx(self, p: str, offset: str = "0") -> str:
+        """Return the address of the input products of a panel."""
+        f = self.f
+        place = f.mul(f.sub(p, self.part.panel0), f.mul(self.c["BLOCK"], self.batch))
+        place = f.add(place, offset)
+        return f.gep(self.private["ZX"], f.mul(place, self.sums))
+
+    def _step(self, s0: str, s: str, panel_hh: str) -> None:
+        f, c, spec, part = self.f, self.c, self.spec, self.part
+        step = f.add(s0, s)
+        self.t = t = f.add(c["T_FIRST"], f.mul(step, c["T_STEP"]))
+        self.initial = f.icmp("eq", step, 0)
+        self.before = f.mul(f.sub(t, c["T_STEP"]), c["N"])
+        first = self.get("OFFSETS", s, INT)
+        total = f.sub(self.get("OFFSETS", f.add(s, 1), INT), first)
+        sequences = f.gep(self.private["SEQUENCES"], first, 8)
+        with f.loop(0, total) as i:
+            n = f.load(f.gep(sequences, i, 8), INT)
+            old = f.gep(c["state0"], f.mul(self.before, c["H"]))
+            old = f.gep(f.select(self.initial, c["initial0"], old, "ptr"), f.mul(n, c["H"]))
+            if spec.masked:
+                reset, _ = self.flags(t, n)
+                old = f.select(reset, self.shared["ZEROS"], old, "ptr")
+            self.put(old, "H_POINTERS", i)
+        with f.loop(part.panel0, part.panel1) as p:
+            zx = self._zx(p, first)
+            with gemm.split_tiles(f, total, self.tile.height) as (i, count):
+                source = f.gep(zx, f.mul(i, self.sums))
+                bias = f.gep(self.shared["B_H"], f.mul(p, self.sums))
+                start = (bias, "0") if spec.cell.split else (source, str(self.sums))
+                hs = f.gep(self.private["H_POINTERS"], i, 8)
+                w = f.gep(self.shared["W_HH"], f.mul(panel_hh, p))
+                gemm.matmul(f, "product", count, w, c["H"], hs, *start, self.private["SUMS"])
+                with f.loop(0, count) as j:
+                    index = f.add(i, j)
+                    n = f.load(f.gep(sequences, index, 8), INT)
+                    h = self.get("H_POINTERS", index)
+                    zx = f.gep(source, f.mul(j, self.sums))
+                    self._cell(p, n, h, zx, f.gep(self.private["SUMS"], f.mul(j, self.sums)))
+        if spec.masked:
+            self._copy_invalid()
+        part.wait(f, f.add(step, 1))
+
+    def _request_large_pages(self) -> None:
+        """Request large pages for the results of all steps."""
+        f, c, spec = self.f, self.c, self.spec
+        size = f.mul(f.mul(c["T"], c["N"]), c["H"])
+        for k in range(spec.states if spec.store_residuals else 1):
+            threads.request_large_pages(f, c[f"state{k}"], size)
+        if spec.store_residuals:
+            for array, count in enumerate(spec.graph.residual_counts):
+                threads.request_large_pages(f, c[f"residual{array}"], f.mul(size, count))
+
+    def _valid_steps(self, s0: str, steps: str) -> str:
+        """List the sequences whose steps are valid, for each step of a block; return their number.
+
+        Only these are computed: sequences that have ended cost no time.
+        """
+        f, c = self.f, self.c
+        f.store(0, self.private["OFFSETS"], INT)
+        with f.loop(0, steps) as s:
+            t = f.add(c["T_FIRST"], f.mul(f.add(s0, s), c["T_STEP"]))
+            first = f.gep(self.private["OFFSETS"], s, 8)
+            end = f.gep(self.private["OFFSETS"], f.add(s, 1), 8)
+            f.store(f.load(first, INT), end, INT)
+            with f.loop(self.part.n0, self.part.n1) as n:
+                index = f.load(end, INT)
+                x = f.gep(c["x"], f.mul(f.add(f.mul(t, c["N"]), n), c["D"]))
+                self.put(x, "X_POINTERS", index)
+                self.put(n, "SEQUENCES", index, INT)
+                valid = 1
+                if self.spec.masked:
+                    valid = f.assign(f"zext i1 {self.valid(t, n)} to i64")
+                f.store(f.add(index, valid), end, INT)
+        return self.get("OFFSETS", steps, INT)
+
+    def _copy_invalid(self) -> None:
+        """Copy the states of sequences whose step is invalid."""
+        f, c, spec, part = self.f, self.c, self.spec, self.part
+        with f.loop(part.n0, part.n1) as n, f.unless(self.valid(self.t, n)):
+            place = f.mul(n, c["H"])
+            source = f.add(f.mul(self.before, c["H"]), place)
+            target = f.mul(f.add(f.mul(self.t, c["N"]), n), c["H"])
+            for k in range(spec.states if spec.store_residuals else 1):
+                old = self._old(k, place, source)
+                new = f.gep(c[f"state{k}"], target)
+                with f.loop(part.panel0, part.panel1) as p:
+                    for vector in range(self.tile.width):
+                        first, active = self.units(p, vector)
+                        value = f.masked_load(f.gep(old, first), active)
+                        f.masked_store(value, f.gep(new, first), active)
+
+    def _old(self, k: int, initial: str, before: str) -> str:
+        """Return the address of a state before the step."""
+        f, c = self.f, self.c
+        old = f.gep(c[f"initial{k}"], initial), f.gep(c[f"state{k}"], before)
+        return f.select(self.initial, *old, "ptr")
+
+    def _pack_biases(self, p: str) -> None:
+        """Pack the biases of a panel in the order of its sums; they are added unless split."""
+        f, c, m, tile = self.f, self.c, self.m, self.tile
+        b_x = f.gep(self.shared["B_X"], f.mul(p, self.sums))
+        b_h = f.gep(self.shared["B_H"], f.mul(p, self.sums))
+        for v in range(tile.vectors):
+            gate, vector = divmod(v, tile.width)
+            first, active = self.units(p, vector)
+            place = f.add(f.mul(c["H"], gate), first)
+            bias = f.masked_load(f.gep(c["b_ih"], place), active)
+            bias_hh = f.masked_load(f.gep(c["b_hh"], place), active)
+            if self.spec.cell.split:
+                f.store(bias_hh, f.gep(b_h, v * m.lanes), m.vector)
             else:
-                old = f.at(c[f"state{k}"], own)
-                places.append(old)
-            olds.append(f.load_some(old, there))
-        if variant.masked:
+                bias = f.fadd(bias, bias_hh)
+            f.store(bias, f.gep(b_x, v * m.lanes), m.vector)
+
+    def _cell(self, p: str, n: str, h: str, zx: str, sums: str) -> None:
+        """Compute the cell for a sequence and a panel."""
+        f = self.f
+        position = f.add(f.mul(self.t, self.c["N"]), n)
+        reset = f.broadcast(self.flags(self.t, n)[0], "i1") if self.spec.masked else ""
+        for vector in range(self.tile.width):
+            self._cell_vector(p, vector, n, position, reset, h, zx, sums)
+
+    def _cell_vector(
+        self, p: str, vector: int, n: str, position: str, reset: str, h: str, zx: str, sums: str
+    ) -> None:
+        """Compute the cell for a vector of hidden units, and store its states and residuals."""
+        f, c, m, tile, spec = self.f, self.c, self.m, self.tile, self.spec
+        first, active = self.units(p, vector)
+        olds = [f.masked_load(f.gep(h, first), active)]
+        targets = [f.gep(c["state0"], f.add(f.mul(position, c["H"]), first))]
+        for k in range(1, spec.states):
+            place = f.add(f.mul(n, c["H"]), first)
+            if spec.store_residuals:
+                old = self._old(k, place, f.add(f.mul(self.before, c["H"]), place))
+                target = f.gep(c[f"state{k}"], f.add(f.mul(position, c["H"]), first))
+            else:
+                old = target = f.gep(c[f"state{k}"], place)
+            targets.append(target)
+            olds.append(f.masked_load(old, active))
+        if reset:
             zero = f.constant(0.0)
-            olds[1:] = [functions.select(f, reset, zero, old) for old in olds[1:]]
+            olds[1:] = [f.select_lanes(reset, zero, old) for old in olds[1:]]
 
-        def leaf(
-            name: str,
-            place: int,
-            wide: int = wide,
-            olds: list[str] = olds,
-            first: str = first,
-            there: str = there,
-        ) -> str:
+        def _leaf(name: str, index: int) -> str:
             if name == "old":
-                return olds[place]
+                return olds[index]
             if name == "params":
-                return own_of(f, c, place, first, there)
-            from_x = variant.split and place < variant.gates
-            gate = place % variant.gates if variant.split else place
-            return f.load(
-                f.at(zx if from_x else sums, (gate * tile.wide + wide) * m.lanes), m.vector
-            )
+                return self.cell_param(index, first, active)
+            half, gate = divmod(index, spec.gates)
+            source = zx if spec.cell.split and half == 0 else sums
+            return f.load(f.gep(source, (gate * tile.width + vector) * m.lanes), m.vector)
 
-        values = functions.emit(f, variant.graph.forward, leaf)
-        for value, place in zip(values, places):
-            f.store_some(value, place, there)
-        if not variant.store_residuals:
-            continue
-        saved = iter(values[variant.states :])
-        for index, count in enumerate(variant.graph.residual_counts):
-            for i in range(count):
-                place = f.add(f.mul(f.add(f.mul(row, count), i), c["H"]), first)
-                f.store_some(next(saved), f.at(c[f"saved{index}"], place), there)
+        values = emit_graph(f, spec.graph.forward, _leaf)
+        for value, target in zip(values, targets):
+            f.masked_store(value, target, active)
+        if spec.store_residuals:
+            for index, value in enumerate(values[spec.states :]):
+                f.masked_store(value, self.residual(index, position, first), active)

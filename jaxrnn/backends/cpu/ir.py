@@ -1,248 +1,441 @@
-"""Writing LLVM's intermediate representation: a module as text, loops and vectors by name.
+r"""Builder of LLVM IR as text, with loops, vectors and elementwise functions.
 
-As little of it as the kernels need. Values are strings (``%12``, ``0``), types are LLVM's.
+Values are strings (``%v12``, ``0``) and types are LLVM's. The methods of `Function` have the names
+that `llvmlite.ir.IRBuilder` uses.
+
+Elementwise functions of vectors, with :math:`k = \mathrm{round}(x / \log 2)` and
+:math:`r = x - k \log 2`:
+
+.. math::
+    e^x - 1 &= 2^k (e^r - 1) + (2^k - 1) \\
+    \tanh x &= \mathrm{sign}(x) \, e / (e + 2), \quad e = e^{2|x|} - 1 \\
+    \sigma(x) &= 1 / (1 + e^{-x})
+
+:math:`e^r - 1` is a Taylor polynomial, :math:`|r| \le \log(2) / 2`. Degree 7 has an error below one
+unit in the last place of float32, degree 13 of float64. Because tanh uses :math:`e^x - 1`, it keeps
+full relative accuracy near zero.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-INT, PTR, BOOL = "i64", "ptr", "i1"
+from jaxrnn.backends.elementwise.trace import Node
+
+INT = "i64"
 
 
 class Module:
-    """A module: its functions, and the external ones that they call.
+    """LLVM module: functions and the external functions that they call.
 
     Args:
-        scalar: "float" or "double".
-        lanes: elements in a vector.
+        itemsize: bytes of a scalar, 4 (float) or 8 (double).
+        lanes: elements of a vector register.
     """
 
-    def __init__(self, scalar: str, lanes: int):
-        self.scalar, self.lanes = scalar, lanes
-        self.vector = f"<{lanes} x {scalar}>"
+    def __init__(self, itemsize: int, lanes: int):
+        self.itemsize, self.lanes = itemsize, lanes
+        self.scalar = "float" if itemsize == 4 else "double"
+        self.vector = f"<{lanes} x {self.scalar}>"
         self.mask = f"<{lanes} x i1>"
-        self.integers = f"<{lanes} x {'i32' if scalar == 'float' else 'i64'}>"
-        self.itemsize = 4 if scalar == "float" else 8
-        self.parts: list[str] = []
-        self.declared: dict[str, str] = {}
+        self.functions: list[str] = []
+        self._declared: dict[str, str] = {}
 
-    def declare(self, name: str, result: str, arguments: Sequence[str]) -> None:
-        """An external function or intrinsic."""
-        self.declared[name] = f"declare {result} @{name}({', '.join(arguments)})"
+    def declare(self, name: str, result: str, *arguments: str) -> None:
+        """Declare an external function or an intrinsic."""
+        self._declared[name] = f"declare {result} @{name}({', '.join(arguments)})"
 
     def text(self) -> str:
-        """The module."""
-        return "\n".join([*self.declared.values(), *self.parts])
+        """Return the module as text."""
+        return "\n".join([*self._declared.values(), *self.functions])
 
 
 class Function:
-    """A function that is being written, instruction by instruction, at the end of its last block.
+    """Function under construction; instructions are appended to its last basic block.
 
     Args:
-        module: where it goes once `done`.
+        module: the module that contains the function once `ret` closes it.
         name: its name.
-        arguments: names and types.
-        result: the type of what it returns.
-        attributes: LLVM's.
+        arguments: names and types of the arguments.
+        result: the type of the returned value.
+        linkage: "internal", or "" for external linkage.
     """
 
     def __init__(
         self,
         module: Module,
         name: str,
-        arguments: Sequence[tuple[str, str]],
+        arguments: dict[str, str],
         result: str = "void",
-        attributes: str = "internal",
+        linkage: str = "internal",
     ):
         self.module, self.result = module, result
-        given = ", ".join(f"{kind} %{n}" for n, kind in arguments)
-        self.lines = [f"define {attributes} {result} @{name}({given}) #0 {{", "entry:"]
+        parameters = ", ".join(f"{kind} %{n}" for n, kind in arguments.items())
+        self.lines = [f"define {linkage} {result} @{name}({parameters}) #0 {{", "entry:"]
         self.block = "entry"
-        self.count = 0
+        self._count = 0
 
-    def done(self, value: str | None = None) -> None:
-        """Return and close."""
-        self.say("ret void" if value is None else f"ret {self.result} {value}")
+    def ret(self, value: str | None = None) -> None:
+        """Return and close the function."""
+        self.emit("ret void" if value is None else f"ret {self.result} {value}")
         self.lines.append("}")
-        self.module.parts.append("\n".join(self.lines))
+        self.module.functions.append("\n".join(self.lines))
 
-    def say(self, line: str) -> None:
-        """An instruction without a value."""
-        self.lines.append("  " + line)
+    def emit(self, instruction: str) -> None:
+        """Append an instruction without a result."""
+        self.lines.append("  " + instruction)
 
-    def let(self, line: str) -> str:
-        """An instruction with a value; its name."""
-        self.count += 1
-        self.lines.append(f"  %v{self.count} = {line}")
-        return f"%v{self.count}"
+    def assign(self, instruction: str) -> str:
+        """Append an instruction and return the name of its result."""
+        name = self.unique("%v")
+        self.emit(f"{name} = {instruction}")
+        return name
 
     def label(self, name: str) -> None:
-        """Begin a block."""
+        """Begin a basic block."""
         self.lines.append(f"{name}:")
         self.block = name
 
-    def fresh(self, name: str) -> str:
-        """A name for a block that nothing else has."""
-        self.count += 1
-        return f"{name}{self.count}"
+    def unique(self, prefix: str) -> str:
+        """Return a name that is unique within the function."""
+        self._count += 1
+        return f"{prefix}{self._count}"
 
-    # Integers and addresses
+    # Integers, pointers and memory
 
     def add(self, a: str, b: Any) -> str:
-        """A + b."""
-        return a if str(b) == "0" else self.let(f"add nsw i64 {a}, {b}")
+        """Return a + b."""
+        return a if str(b) == "0" else self.assign(f"add nsw i64 {a}, {b}")
 
     def sub(self, a: str, b: Any) -> str:
-        """A - b."""
-        return self.let(f"sub nsw i64 {a}, {b}")
+        """Return a - b."""
+        return self.assign(f"sub nsw i64 {a}, {b}")
 
     def mul(self, a: str, b: Any) -> str:
-        """A * b."""
-        return a if str(b) == "1" else self.let(f"mul nsw i64 {a}, {b}")
+        """Return a * b."""
+        return a if str(b) == "1" else self.assign(f"mul nsw i64 {a}, {b}")
 
-    def div(self, a: str, b: Any) -> str:
-        """A // b, of what is not negative."""
-        return self.let(f"udiv i64 {a}, {b}")
+    def udiv(self, a: str, b: Any) -> str:
+        """Return a // b for a and b >= 0."""
+        return self.assign(f"udiv i64 {a}, {b}")
 
-    def least(self, a: str, b: Any) -> str:
-        """min(a, b)."""
-        return self.choose(self.compare("slt", a, b), a, str(b))
+    def ceildiv(self, a: str, b: int) -> str:
+        """Return ceil(a / b) for a >= 0."""
+        return self.udiv(self.add(a, b - 1), b)
 
-    def compare(self, how: str, a: str, b: Any, kind: str = INT) -> str:
-        """A comparison of integers."""
-        return self.let(f"icmp {how} {kind} {a}, {b}")
+    def minimum(self, a: str, b: Any) -> str:
+        """Return min(a, b)."""
+        return self.select(self.icmp("slt", a, b), a, str(b))
 
-    def choose(self, condition: str, yes: str, no: str, kind: str = INT) -> str:
-        """One of two."""
-        return self.let(f"select i1 {condition}, {kind} {yes}, {kind} {no}")
+    def icmp(self, predicate: str, a: str, b: Any, kind: str = INT) -> str:
+        """Compare integers or pointers."""
+        return self.assign(f"icmp {predicate} {kind} {a}, {b}")
 
-    def at(self, base: str, index: Any, size: int | None = None) -> str:
-        """The address of an element, of the module's scalars or of `size` bytes."""
+    def invert(self, condition: str) -> str:
+        """Return the negation of a condition."""
+        return self.assign(f"xor i1 {condition}, true")
+
+    def select(self, condition: str, true: str, false: str, kind: str = INT) -> str:
+        """Return one of two values."""
+        return self.assign(f"select i1 {condition}, {kind} {true}, {kind} {false}")
+
+    def gep(self, base: str, index: Any, size: int | None = None) -> str:
+        """Return the address of an element of `size` bytes, by default a scalar of the module."""
         if str(index) == "0":
             return base
         kind = self.module.scalar if size is None else f"[{size} x i8]"
-        return self.let(f"getelementptr {kind}, ptr {base}, i64 {index}")
+        return self.assign(f"getelementptr {kind}, ptr {base}, i64 {index}")
 
     def load(self, address: str, kind: str) -> str:
-        """What is at an address."""
-        align = self.module.itemsize if kind == self.module.vector else None
-        return self.let(f"load {kind}, ptr {address}" + (f", align {align}" if align else ""))
+        """Load a value."""
+        return self.assign(f"load {kind}, ptr {address}{self._alignment(kind)}")
 
-    def store(self, value: str, address: str, kind: str) -> None:
-        """Put a value at an address."""
-        align = self.module.itemsize if kind == self.module.vector else None
-        self.say(f"store {kind} {value}, ptr {address}" + (f", align {align}" if align else ""))
+    def store(self, value: Any, address: str, kind: str) -> None:
+        """Store a value."""
+        self.emit(f"store {kind} {value}, ptr {address}{self._alignment(kind)}")
 
-    def prefetch(self, address: str) -> None:
-        """Have a line of memory brought near, if there is one at an address."""
-        self.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
-        self.call("llvm.prefetch.p0", f"ptr {address}", "i32 0", "i32 3", "i32 1")
+    def _alignment(self, kind: str) -> str:
+        return f", align {self.module.itemsize}" if kind == self.module.vector else ""
 
-    def array(self, kind: str, size: int) -> str:
-        """Memory on the stack, as long as the function runs."""
-        self.count += 1
-        name = f"%a{self.count}"
-        self.lines.insert(2, f"  {name} = alloca [{size} x {kind}], align 64")
+    def alloca(self, kind: str, count: int = 1) -> str:
+        """Allocate memory on the stack for the duration of the function."""
+        name = self.unique("%a")
+        self.lines.insert(2, f"  {name} = alloca [{count} x {kind}], align 64")
         return name
 
+    def prefetch(self, address: str) -> None:
+        """Prefetch a cache line for reading."""
+        self.module.declare("llvm.prefetch.p0", "void", "ptr", "i32", "i32", "i32")
+        self.call("llvm.prefetch.p0", f"ptr {address}", "i32 0", "i32 3", "i32 1")
+
     def call(self, name: str, *arguments: str, result: str = "void") -> str:
-        """Call a function; arguments with their types."""
+        """Call a function; each argument is preceded by its type."""
         line = f"call {result} @{name}({', '.join(arguments)})"
         if result == "void":
-            self.say(line)
+            self.emit(line)
             return ""
-        return self.let(line)
+        return self.assign(line)
 
-    # Control
+    # Control flow
 
     @contextlib.contextmanager
     def loop(self, first: Any, end: Any, step: Any = 1) -> Iterator[str]:
-        """For i from `first` while i < `end`."""
-        self.count += 1
-        n = self.count
+        """Write the body of ``for i in range(first, end, step)``."""
+        n = self.unique("")
         start = self.block
-        self.say(f"br label %head{n}")
+        self.emit(f"br label %head{n}")
         self.label(f"head{n}")
-        place = len(self.lines)
+        phi = len(self.lines)
         self.lines.append("")
-        self.say(f"%more{n} = icmp slt i64 %i{n}, {end}")
-        self.say(f"br i1 %more{n}, label %body{n}, label %exit{n}")
+        self.emit(f"%more{n} = icmp slt i64 %i{n}, {end}")
+        self.emit(f"br i1 %more{n}, label %body{n}, label %exit{n}")
         self.label(f"body{n}")
         yield f"%i{n}"
-        self.say(f"%next{n} = add nsw i64 %i{n}, {step}")
-        self.lines[place] = f"  %i{n} = phi i64 [ {first}, %{start} ], [ %next{n}, %{self.block} ]"
-        self.say(f"br label %head{n}")
+        self.emit(f"%next{n} = add nsw i64 %i{n}, {step}")
+        self.lines[phi] = f"  %i{n} = phi i64 [ {first}, %{start} ], [ %next{n}, %{self.block} ]"
+        self.emit(f"br label %head{n}")
         self.label(f"exit{n}")
 
+    def accumulate(
+        self, end: str, initial: Sequence[str], body: Callable[[str, list[str]], list[str]]
+    ) -> list[str]:
+        """Write a loop over ``range(end)`` that keeps vectors in registers.
+
+        Args:
+            end: the number of iterations.
+            initial: the vectors before the loop.
+            body: takes the index and the vectors and returns the new vectors. It adds no blocks.
+
+        Returns:
+            The vectors after the loop.
+        """
+        names = [self.unique("%sum") for _ in initial]
+        start = self.block
+        self.emit("br label %head")
+        self.label("head")
+        place = len(self.lines)
+        self.emit(f"%more = icmp slt i64 %k, {end}")
+        self.emit("br i1 %more, label %body, label %exit")
+        self.label("body")
+        new = body("%k", names)
+        self.emit("%k.next = add nsw i64 %k, 1")
+        self.emit("br label %head")
+        phis = [f"  %k = phi i64 [ 0, %{start} ], [ %k.next, %body ]"]
+        for name, before, after in zip(names, initial, new):
+            kind = self.module.vector
+            phis.append(f"  {name} = phi {kind} [ {before}, %{start} ], [ {after}, %body ]")
+        self.lines[place:place] = phis
+        self.label("exit")
+        return names
+
     @contextlib.contextmanager
-    def when(self, condition: str) -> Iterator[None]:
-        """If a condition holds."""
-        yes, after = self.fresh("then"), self.fresh("after")
-        self.say(f"br i1 {condition}, label %{yes}, label %{after}")
-        self.label(yes)
+    def if_then(self, condition: str) -> Iterator[None]:
+        """Write a block that runs if a condition holds."""
+        then, after = self.unique("then"), self.unique("after")
+        self.emit(f"br i1 {condition}, label %{then}, label %{after}")
+        self.label(then)
         yield
-        self.say(f"br label %{after}")
+        self.emit(f"br label %{after}")
         self.label(after)
 
     @contextlib.contextmanager
     def unless(self, condition: str) -> Iterator[None]:
-        """If it does not."""
-        with self.when(self.let(f"xor i1 {condition}, true")):
+        """Write a block that runs unless a condition holds."""
+        with self.if_then(self.invert(condition)):
             yield
 
     # Vectors
 
     def constant(self, value: float) -> str:
-        """A vector of one number."""
-        number = f"{self.module.scalar} {literal(value, self.module.scalar)}"
+        """Return a vector whose lanes hold the same number."""
+        number = f"{self.module.scalar} {_literal(value, self.module.scalar)}"
         return f"<{', '.join([number] * self.module.lanes)}>"
 
-    def spread(self, scalar: str, kind: str | None = None) -> str:
-        """A vector of one value."""
-        lanes = self.module.lanes
-        kind = self.module.scalar if kind is None else kind
+    def broadcast(self, scalar: str, kind: str | None = None) -> str:
+        """Return a vector whose lanes hold the same value."""
+        lanes, kind = self.module.lanes, kind or self.module.scalar
         vector = f"<{lanes} x {kind}>"
-        one = self.let(f"insertelement {vector} poison, {kind} {scalar}, i64 0")
+        one = self.assign(f"insertelement {vector} poison, {kind} {scalar}, i64 0")
         zeros = f"<{lanes} x i32> zeroinitializer"
-        return self.let(f"shufflevector {vector} {one}, {vector} poison, {zeros}")
+        return self.assign(f"shufflevector {vector} {one}, {vector} poison, {zeros}")
 
-    def intrinsic(self, name: str, *values: str, kind: str | None = None) -> str:
-        """An intrinsic that maps vectors of a kind to one."""
-        kind = self.module.vector if kind is None else kind
-        lanes, element = kind[1:-1].split(" x ")
-        short = {"float": "f32", "double": "f64"}.get(element, element)
-        full = f"llvm.{name}.v{lanes}{short}"
-        self.module.declare(full, kind, [kind] * len(values))
-        return self.call(full, *(f"{kind} {v}" for v in values), result=kind)
+    def arithmetic(self, operation: str, a: str, b: str) -> str:
+        """Return fadd, fsub, fmul or fdiv of two vectors; LLVM may contract them to fma."""
+        return self.assign(f"{operation} contract {self.module.vector} {a}, {b}")
+
+    def fadd(self, a: str, b: str) -> str:
+        """Return a + b of two vectors."""
+        return self.assign(f"fadd {self.module.vector} {a}, {b}")
 
     def fma(self, a: str, b: str, c: str) -> str:
-        """A * b + c, rounded once."""
+        """Return a * b + c, rounded once."""
         return self.intrinsic("fma", a, b, c)
 
-    def load_some(self, address: str, mask: str) -> str:
-        """A vector from an address, zero where the mask is off: nothing is read there."""
+    def select_lanes(self, condition: str, true: str, false: str) -> str:
+        """Return one of two values in each lane."""
+        m = self.module
+        return self.assign(f"select {m.mask} {condition}, {m.vector} {true}, {m.vector} {false}")
+
+    def intrinsic(self, name: str, *values: str) -> str:
+        """Call an elementwise intrinsic."""
+        m = self.module
+        full = f"llvm.{name}.v{m.lanes}f{m.itemsize * 8}"
+        m.declare(full, m.vector, *[m.vector] * len(values))
+        return self.call(full, *(f"{m.vector} {v}" for v in values), result=m.vector)
+
+    def masked_load(self, address: str, mask: str) -> str:
+        """Load a vector; inactive lanes are zero and their memory is not read."""
         m = self.module
         name = f"llvm.masked.load.v{m.lanes}f{m.itemsize * 8}.p0"
-        m.declare(name, m.vector, ["ptr", "i32", m.mask, m.vector])
-        zero = f"{m.vector} zeroinitializer"
-        aligned = f"i32 {m.itemsize}"
-        return self.call(name, f"ptr {address}", aligned, f"{m.mask} {mask}", zero, result=m.vector)
+        m.declare(name, m.vector, "ptr", "i32", m.mask, m.vector)
+        arguments = f"ptr {address}", f"i32 {m.itemsize}", f"{m.mask} {mask}"
+        return self.call(name, *arguments, f"{m.vector} zeroinitializer", result=m.vector)
 
-    def store_some(self, value: str, address: str, mask: str) -> None:
-        """Put a vector at an address, where the mask is on."""
+    def masked_store(self, value: str, address: str, mask: str) -> None:
+        """Store the active lanes of a vector."""
         m = self.module
         name = f"llvm.masked.store.v{m.lanes}f{m.itemsize * 8}.p0"
-        m.declare(name, "void", [m.vector, "ptr", "i32", m.mask])
-        aligned = f"i32 {m.itemsize}"
-        self.call(name, f"{m.vector} {value}", f"ptr {address}", aligned, f"{m.mask} {mask}")
+        m.declare(name, "void", m.vector, "ptr", "i32", m.mask)
+        arguments = f"ptr {address}", f"i32 {m.itemsize}", f"{m.mask} {mask}"
+        self.call(name, f"{m.vector} {value}", *arguments)
+
+    def active_lanes(self, first: str, size: str) -> str:
+        """Return the mask of the lanes with ``first + lane < size``."""
+        lanes = self.module.lanes
+        remaining = self.assign(f"trunc i64 {self.sub(size, first)} to i32")
+        numbers = f"<{', '.join(f'i32 {i}' for i in range(lanes))}>"
+        remaining = self.broadcast(remaining, "i32")
+        return self.assign(f"icmp slt <{lanes} x i32> {numbers}, {remaining}")
 
 
-def literal(value: float, scalar: str) -> str:
-    """A number as LLVM writes it: the bits of its double."""
+def _literal(value: float, scalar: str) -> str:
+    """Return a number in LLVM's notation, the bits of a double."""
     if scalar == "float":
         (value,) = struct.unpack("<f", struct.pack("<f", value))
     return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+
+
+# Elementwise functions
+
+
+def _exp(f: Function, x: str, minus_one: bool = False, full_range: bool = True) -> str:
+    """Return exp(x), or exp(x) - 1.
+
+    If `full_range` is True, results are correct up to the largest finite number and infinite above
+    it. Otherwise they are clipped to half of it.
+    """
+    m = f.module
+    single = m.itemsize == 4
+    bits, bias, degree = (23, 127, 7) if single else (52, 1023, 13)
+    log2 = math.log(2)
+    # log 2 in two parts, the first with so few digits that its product with k is exact.
+    scale = 2.0 ** (10 if single else 32)
+    high = math.floor(log2 * scale) / scale
+    # 2^k is a normal number for |k| up to the bias; smaller results are flushed to zero.
+    x = f.intrinsic("minimum", x, f.constant((bias + (1.01 if full_range else 0.4)) * log2))
+    x = f.intrinsic("maximum", x, f.constant(-bias * log2))
+    k = f.intrinsic("rint", f.arithmetic("fmul", x, f.constant(1 / log2)))
+    if full_range:  # the polynomial covers the upper half of the last power of two
+        k = f.intrinsic("minimum", k, f.constant(float(bias)))
+    r = f.fma(k, f.constant(-high), x)
+    r = f.fma(k, f.constant(-(log2 - high)), r)
+    p = f.constant(1 / math.factorial(degree))
+    for power in range(degree - 1, 0, -1):
+        p = f.fma(p, r, f.constant(1 / math.factorial(power)))
+    element = "i32" if single else "i64"
+    integers = f"<{m.lanes} x {element}>"
+    splat = lambda n: f"<{', '.join([f'{element} {n}'] * m.lanes)}>"  # noqa: E731
+    exponent = f.assign(f"fptosi {m.vector} {k} to {integers}")
+    exponent = f.assign(f"add {integers} {exponent}, {splat(bias)}")
+    exponent = f.assign(f"shl {integers} {exponent}, {splat(bits)}")
+    power_of_two = f.assign(f"bitcast {integers} {exponent} to {m.vector}")
+    scaled = f.arithmetic("fmul", p, r)
+    if not minus_one:
+        return f.fma(scaled, power_of_two, power_of_two)
+    return f.fma(scaled, power_of_two, f.arithmetic("fsub", power_of_two, f.constant(1.0)))
+
+
+def _negative(f: Function, x: str) -> str:
+    return f.assign(f"fneg {f.module.vector} {x}")
+
+
+def _logistic(f: Function, x: str) -> str:
+    e = _exp(f, _negative(f, x), full_range=False)
+    return f.arithmetic("fdiv", f.constant(1.0), f.arithmetic("fadd", e, f.constant(1.0)))
+
+
+def _tanh(f: Function, x: str) -> str:
+    size = f.intrinsic("fabs", x)
+    # Beyond this bound tanh rounds to 1.
+    size = f.intrinsic("minimum", size, f.constant(10.0 if f.module.itemsize == 4 else 20.0))
+    e = _exp(f, f.arithmetic("fadd", size, size), minus_one=True, full_range=False)
+    value = f.arithmetic("fdiv", e, f.arithmetic("fadd", e, f.constant(2.0)))
+    return f.intrinsic("copysign", value, x)
+
+
+def _arithmetic(operation: str) -> Callable[..., str]:
+    return lambda f, a, b: f.arithmetic(operation, a, b)
+
+
+def _intrinsic(name: str) -> Callable[..., str]:
+    return lambda f, *values: f.intrinsic(name, *values)
+
+
+def _fcmp(predicate: str) -> Callable[..., str]:
+    return lambda f, a, b: f.assign(f"fcmp {predicate} {f.module.vector} {a}, {b}")
+
+
+_FUNCTIONS: dict[str, Callable[..., str]] = {
+    "add": _arithmetic("fadd"),
+    "add_any": _arithmetic("fadd"),
+    "sub": _arithmetic("fsub"),
+    "mul": _arithmetic("fmul"),
+    "div": _arithmetic("fdiv"),
+    "neg": _negative,
+    "exp": _exp,
+    "expm1": lambda f, x: _exp(f, x, minus_one=True),
+    "tanh": _tanh,
+    "logistic": _logistic,
+    "abs": _intrinsic("fabs"),
+    "sqrt": _intrinsic("sqrt"),
+    "max": _intrinsic("maximum"),
+    "min": _intrinsic("minimum"),
+    "square": lambda f, a: f.arithmetic("fmul", a, a),
+    "gt": _fcmp("ogt"),
+    "ge": _fcmp("oge"),
+    "lt": _fcmp("olt"),
+    "le": _fcmp("ole"),
+    "eq": _fcmp("oeq"),
+    "ne": _fcmp("une"),
+    "select": Function.select_lanes,
+}
+
+
+def emit_graph(f: Function, outputs: Iterable[Node], leaf: Callable[[str, int], str]) -> list[str]:
+    """Write the operations of an elementwise graph.
+
+    Args:
+        f: the function.
+        outputs: nodes of the graph.
+        leaf: returns the vector of a leaf from its name and index.
+
+    Returns:
+        The vectors of the outputs.
+    """
+    vectors: dict[int, str] = {}
+
+    def _vector(node: Node) -> str:
+        if node.key not in vectors:
+            if node.operation == "constant":
+                vectors[node.key] = f.constant(node.value)
+            elif node.operation == "leaf":
+                vectors[node.key] = leaf(*node.value)
+            else:
+                vectors[node.key] = _FUNCTIONS[node.operation](f, *map(_vector, node.inputs))
+        return vectors[node.key]
+
+    return [_vector(node) for node in outputs]

@@ -1,34 +1,60 @@
-"""The numbers that a call of a kernel is given: sizes, and where what lies in its scratch memory.
+"""Layout of a kernel call: partition among threads, workspace, and access to operands.
 
-All are known when the call is traced, so they are worked out here and the kernel is handed them.
+Sizes are known when a call is traced, so the partition and the offsets of the workspace are
+computed in Python, and the kernel receives them as integers. One kernel serves calls of all sizes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
-from jaxrnn.backends.cpu.threads import Sharing
-from jaxrnn.backends.cpu.tiles import Machine, Tile
+from jaxrnn.backends.cpu import threads
+from jaxrnn.backends.cpu.gemm import Tile
+from jaxrnn.backends.cpu.ir import INT, Function, Module
+from jaxrnn.backends.elementwise.lower import CellGraphs, cell_graphs
 
-# Rows of gate inputs from x that are computed at once: enough for a fast product, few enough that
-# they stay in the cache until their steps have come.
-ROWS_AHEAD = 96
+FORWARD_BLOCK = 96
+"""Batch elements times steps of a block whose input products are computed at once: enough for a
+fast product, few enough that the results stay in the cache until their step."""
 
-# Rows of dz that are gathered before what they are needed for is done: few enough that they stay in
-# the cache. Large derivatives by weights, which do not, are read and written again less often.
-ROWS_BEHIND, ROWS_BEHIND_LARGE, LARGE_BYTES = 128, 512, 1 << 24
+BACKWARD_BLOCK, LARGE_BACKWARD_BLOCK = 128, 512
+"""The same for the products that follow the backward loop. Weight gradients that exceed the cache
+are read and written once per block, so their blocks are larger."""
 
-# A thread has to have so many operations to do; starting one takes some 20 microseconds.
-FLOP_A_THREAD = 4_000_000
-
-# Weights up to here are read by each thread as a whole, from its own cache. Larger ones are shared
-# out, at the price of a meeting after each step.
-SHARED_BYTES = 1 << 20
+_LARGE_GRADIENT = 1 << 24  # bytes of weight gradients for the larger blocks
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The sizes of a call: steps, rows of the batch, input features, hidden units."""
+class Machine:
+    """Processor that a kernel is compiled for.
+
+    Attributes:
+        bits: size of a vector register.
+        registers: number of vector registers.
+        cores: maximum number of threads.
+        flop_per_thread: minimum work of a thread, because starting one takes 20 microseconds.
+        private_weights: maximum bytes of weights that each thread reads as a whole, from its own
+            cache. Larger weights are partitioned, at the price of a barrier after each step.
+    """
+
+    bits: int
+    registers: int
+    cores: int
+    flop_per_thread: int = 4_000_000
+    private_weights: int = 1 << 20
+
+    def lanes(self, itemsize: int) -> int:
+        """Return the number of elements in a vector register."""
+        return self.bits // 8 // itemsize
+
+    def divided(self, devices: int) -> Machine:
+        """Return the share of one of several XLA devices."""
+        return replace(self, cores=max(1, self.cores // devices))
+
+
+class CallSizes(NamedTuple):
+    """Sizes of a call: steps, batch size, input features, hidden units."""
 
     T: int
     N: int
@@ -36,63 +62,211 @@ class Sizes:
     H: int
 
 
-def sharing(
-    machine: Machine, tile: Tile, gates: int, sizes: Sizes, panels: int, weights: int
-) -> Sharing:
-    """How a call is shared out among threads.
+class Partition(NamedTuple):
+    """Partition of a call: groups of batch elements, and of hidden units within each."""
+
+    batch_groups: int
+    unit_groups: int
+
+
+def partition(
+    machine: Machine, tile: Tile, gates: int, sizes: CallSizes, panels: int, weight_bytes: int
+) -> Partition:
+    """Partition a call among threads.
 
     Args:
-        machine: what it runs on.
-        tile: of its products.
-        gates: G.
-        sizes: of the call.
-        panels: how many panels the hidden units make.
-        weights: bytes of the weights that are read at each step.
+        machine: the processor.
+        tile: the tile of the recurrent product.
+        gates: the number of gates.
+        sizes: the sizes of the call.
+        panels: the number of panels of hidden units.
+        weight_bytes: size of the weights that each step reads.
     """
     flop = 2 * sizes.T * sizes.N * sizes.H * (sizes.D + sizes.H) * gates
-    threads = max(1, min(machine.cores, flop // FLOP_A_THREAD))
-    by_rows = max(1, sizes.N // tile.rows)
-    if by_rows >= threads and (weights <= SHARED_BYTES or panels < threads):
-        return Sharing(threads, 1)
-    if panels >= threads:
-        return Sharing(1, threads)
-    groups = min(threads, by_rows)
-    return Sharing(groups, max(1, min(threads // groups, panels)))
+    count = max(1, min(machine.cores, flop // machine.flop_per_thread))
+    batch_tiles = max(1, sizes.N // tile.height)
+    if batch_tiles >= count and (weight_bytes <= machine.private_weights or panels < count):
+        return Partition(count, 1)
+    if panels >= count:
+        return Partition(1, count)
+    groups = min(count, batch_tiles)
+    return Partition(groups, max(1, min(count // groups, panels)))
 
 
-def steps_behind(sizes: Sizes, weights: int) -> int:
-    """Steps in a block of the backward kernel, for so many bytes of derivatives by weights."""
-    rows = ROWS_BEHIND if weights <= LARGE_BYTES else ROWS_BEHIND_LARGE
-    return max(1, min(sizes.T, rows // sizes.N))
+def backward_block(sizes: CallSizes, gradient_bytes: int) -> int:
+    """Return the number of steps in a block of the backward kernel."""
+    size = BACKWARD_BLOCK if gradient_bytes <= _LARGE_GRADIENT else LARGE_BACKWARD_BLOCK
+    return max(1, min(sizes.T, size // sizes.N))
 
 
-class Areas:
-    """Pieces of scratch memory one after another, each on a line of the cache of its own."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.places: dict[str, int] = {}
-
-    def add(self, name: str, size: int) -> None:
-        """A piece of so many bytes."""
-        self.places[name] = self.size
-        self.size += -(-size // 64) * 64
-
-
-def numbers(
-    order: tuple[str, ...], areas: Areas, private: Areas, sizes: Sizes, turn: int, **more: int
-) -> list[int]:
-    """The numbers of a call in the order in which its kernel reads them.
+class Workspace:
+    """Offsets of the regions of a workspace, each aligned to a cache line.
 
     Args:
-        order: their names.
-        areas: of the memory that all threads share; behind them are those of each thread.
-        private: of a thread.
-        sizes: of the call.
-        turn: 1, or -1 from the last step to the first.
-        more: what else the kernel reads.
+        regions: sizes in bytes by name.
     """
-    begun = dict(FIRST=0 if turn > 0 else sizes.T - 1, TURN=turn)
-    known = {**more, **areas.places, **private.places, **vars(sizes), **begun}
-    known |= dict(PRIVATE=areas.size, STRIDE=private.size)
-    return [known[name] for name in order]
+
+    def __init__(self, **regions: int):
+        self.size, self.offsets = 0, {}
+        for name, size in regions.items():
+            self.offsets[name] = self.size
+            self.size += -(-size // 64) * 64
+
+
+class CallLayout(NamedTuple):
+    """Integers that a kernel receives, and the bytes of its workspace."""
+
+    scalars: list[int]
+    workspace: int
+
+
+def call_layout(
+    names: tuple[str, ...],
+    split: Partition,
+    sizes: CallSizes,
+    reverse: bool,
+    shared: Workspace,
+    private: Workspace,
+    **more: int,
+) -> CallLayout:
+    """Assemble the layout of a call.
+
+    Args:
+        names: names of the integers in the order in which the kernel reads them.
+        split: the partition.
+        sizes: the sizes.
+        reverse: True if the recurrence runs from the last step to the first.
+        shared: the workspace of all threads. The workspaces of each thread follow it.
+        private: the workspace of a thread.
+        more: other integers by name.
+    """
+    direction = dict(T_FIRST=sizes.T - 1 if reverse else 0, T_STEP=-1 if reverse else 1)
+    values = {**more, **shared.offsets, **private.offsets, **sizes._asdict(), **direction}
+    values |= dict(PRIVATE=shared.size, PRIVATE_SIZE=private.size)
+    size = shared.size + split.batch_groups * split.unit_groups * private.size
+    return CallLayout([*split, *(values[name] for name in names)], size)
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """Static description of a kernel.
+
+    Attributes:
+        cell: the cell.
+        dtype: float32 or float64.
+        masked: True if there is an operand of step flags.
+        tile: the tile of the recurrent product.
+    """
+
+    cell: Any
+    dtype: Any
+    masked: bool
+    tile: Tile
+
+    NAME: ClassVar[str]
+    SCALARS: ClassVar[tuple[str, ...]]  # integers of the context, in order
+    SHARED: ClassVar[tuple[str, ...]]  # those that are offsets of the shared workspace
+    PRIVATE: ClassVar[tuple[str, ...]]  # and of the workspace of a thread
+
+    @property
+    def graph(self) -> CellGraphs:
+        """Graphs of the cell."""
+        return cell_graphs(self.cell, self.dtype)
+
+    @property
+    def states(self) -> int:
+        """Number of states."""
+        return len(self.cell.states)
+
+    @property
+    def gates(self) -> int:
+        """Number of gates."""
+        return len(self.cell.gates)
+
+    def inputs(self) -> list[str]:
+        """Return the names of the operands."""
+        raise NotImplementedError
+
+    def outputs(self) -> list[str]:
+        """Return the names of the results, without the workspace."""
+        raise NotImplementedError
+
+    def write(self, module: Module) -> None:
+        """Write ``work(context, number)``, the function that each thread of a call executes."""
+        raise NotImplementedError
+
+    def names(self, prefix: str, count: int | None = None) -> list[str]:
+        """Return numbered names, by default one per state."""
+        return [f"{prefix}{i}" for i in range(self.states if count is None else count)]
+
+
+class KernelWriter:
+    """Writer of ``work(context, number)``: access to operands, results and workspace.
+
+    Attributes:
+        f: the function.
+        c: the context, by name.
+        shared: the addresses of the regions of the shared workspace.
+        private: those of the workspace of the thread.
+    """
+
+    def __init__(self, module: Module, spec: KernelSpec):
+        self.m, self.spec, self.tile = module, spec, spec.tile
+        self.f = f = Function(module, "work", dict(context="ptr", number=INT))
+        names = (*spec.SCALARS, *spec.inputs(), *spec.outputs(), "workspace")
+        self.c = c = threads.load_context(f, names)
+        self.sums = spec.tile.vectors * module.lanes  # elements of a panel of sums
+        self.shared = {name: f.gep(c["workspace"], c[name], 1) for name in spec.SHARED}
+        start = f.gep(c["workspace"], c["PRIVATE"], 1)
+        start = f.gep(start, f.mul(c["PRIVATE_SIZE"], "%number"), 1)
+        self.private = {name: f.gep(start, c[name], 1) for name in spec.PRIVATE}
+
+    def flags(self, t: str, n: str) -> tuple[str, str]:
+        """Return the conditions "reset before step t" and "step t is valid" of sequence n."""
+        f, c = self.f, self.c
+        byte = f.load(f.gep(c["flags"], f.add(f.mul(t, c["N"]), n), 1), "i8")
+        reset = f.icmp("ne", f.assign(f"and i8 {byte}, 1"), 0, "i8")
+        return reset, f.icmp("ne", f.assign(f"and i8 {byte}, 2"), 0, "i8")
+
+    def valid(self, t: str, n: str) -> str:
+        """Return the condition "step t of sequence n is valid"."""
+        return self.flags(t, n)[1]
+
+    def units(self, panel: str, vector: int) -> tuple[str, str]:
+        """Return the first hidden unit of a vector of a panel, and the mask of units below H."""
+        f, lanes = self.f, self.m.lanes
+        first = f.add(f.mul(panel, self.tile.width * lanes), vector * lanes)
+        return first, f.active_lanes(first, self.c["H"])
+
+    def cell_param(self, index: int, first: str, active: str) -> str:
+        """Load a vector of a cell parameter."""
+        f, c = self.f, self.c
+        return f.masked_load(f.gep(c["cell_params"], f.add(f.mul(c["H"], index), first)), active)
+
+    def residual(self, index: int, position: str, first: str) -> str:
+        """Return the address of a value that the cell saves at a position (t, n)."""
+        f, c = self.f, self.c
+        for array, count in enumerate(self.spec.graph.residual_counts):
+            if index < count:
+                offset = f.mul(f.add(f.mul(position, count), index), c["H"])
+                return f.gep(c[f"residual{array}"], f.add(offset, first))
+            index -= count
+        raise IndexError(index)
+
+    def copy_states(self, part: threads.Part, source: str, target: str) -> None:
+        """Copy the thread's part of a state (N, H)."""
+        f, c = self.f, self.c
+        with f.loop(part.n0, part.n1) as n, f.loop(part.panel0, part.panel1) as p:
+            for vector in range(self.tile.width):
+                first, active = self.units(p, vector)
+                place = f.add(f.mul(n, c["H"]), first)
+                value = f.masked_load(f.gep(c[source], place), active)
+                f.masked_store(value, f.gep(c[target], place), active)
+
+    def put(self, value: str, region: str, index: str, kind: str = "ptr") -> None:
+        """Store an address or integer in an array of the thread's workspace."""
+        self.f.store(value, self.f.gep(self.private[region], index, 8), kind)
+
+    def get(self, region: str, index: str, kind: str = "ptr") -> str:
+        """Load an address or integer from an array of the thread's workspace."""
+        return self.f.load(self.f.gep(self.private[region], index, 8), kind)
