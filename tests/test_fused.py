@@ -22,7 +22,6 @@ from jax.nn import sigmoid
 
 import jaxrnn
 from jaxrnn import cells
-from jaxrnn.backends import cpu as native
 from jaxrnn.backends import primitives as fused
 from jaxrnn.backends import select as backends
 from jaxrnn.core.unroll import StepMasks, Weights, unroll
@@ -30,6 +29,8 @@ from tests import compiling
 from tests.test_recurrence import CELLS, PlainGRU, PlainLSTM
 
 pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
+
+from jaxrnn.backends.cpu import compiler
 
 SIZES = [(5, 3, 4, 7), (4, 13, 1, 33), (6, 1, 5, 20)]
 """T, N, D, H: fewer than a vector, more than one, a single row."""
@@ -210,14 +211,16 @@ def test_what_a_kernel_has_no_code_for(cell: cells.Cell) -> None:
     close(kernel[1], kernel[2], 1e-10)
 
 
-def shared_out(monkeypatch: pytest.MonkeyPatch, threads: int, units: bool) -> None:
-    """Many threads for little work, which share rows, or rows and units."""
-    from jaxrnn.backends.cpu import compiler, layout
+def partitioned(monkeypatch: pytest.MonkeyPatch, threads: int, units: bool) -> None:
+    """Use many threads for little work, which partition the batch, or batch and hidden units."""
+    private_weights = 0 if units else 1 << 40
+    describe(monkeypatch, cores=threads, flop_per_thread=1, private_weights=private_weights)
 
-    machine = dataclasses.replace(compiler.machine(), cores=threads)
+
+def describe(monkeypatch: pytest.MonkeyPatch, **fields: int) -> None:
+    """Compile kernels for another description of this machine."""
+    machine = dataclasses.replace(compiler.machine(), **fields)
     monkeypatch.setattr(compiler, "machine", lambda: machine)
-    monkeypatch.setattr(layout, "FLOP_A_THREAD", 1)
-    monkeypatch.setattr(layout, "SHARED_BYTES", 0 if units else 1 << 40)
 
 
 @pytest.mark.parametrize(("threads", "units"), [(3, False), (3, True), (2, True)])
@@ -228,7 +231,7 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, u
     cell = cells.LSTM()
     *args, masks, ct = draw(cell, (6, 40, 3, 70), jnp.float64)
     alone = value_and_pulled("kernel", cell)(*args, masks, ct)
-    shared_out(monkeypatch, threads, units)
+    partitioned(monkeypatch, threads, units)
     together = value_and_pulled("kernel", cell)(*args, masks, ct)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -239,7 +242,7 @@ def test_threads_with_a_single_processor_left(monkeypatch: pytest.MonkeyPatch) -
     """They are sent where the caller is not; with nowhere to go they share its processor."""
     cell = cells.LSTM()
     args = draw(cell, (6, 40, 3, 70), jnp.float64)[:3]
-    shared_out(monkeypatch, 2, units=True)
+    partitioned(monkeypatch, 2, units=True)
     # A program that is a kernel and nothing else runs in the thread that calls it.
     run = jax.jit(functools.partial(unroll, cell, backend="kernel"))
     before, allowed = run(*args), os.sched_getaffinity(0)
@@ -259,20 +262,16 @@ def test_inputs_of_more_features_than_rows(monkeypatch: pytest.MonkeyPatch, mask
     cell = cells.GRU()
     *args, masks, ct = draw(cell, (3, 3, 70, 33), jnp.float64)
     args = (*args, masks if masked else StepMasks(), ct)
-    shared_out(monkeypatch, 2, units=True)
+    partitioned(monkeypatch, 2, units=True)
     kernel, scan = (value_and_pulled(backend, cell)(*args) for backend in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
 
 
 @pytest.mark.parametrize(("bits", "registers"), [(128, 32), (256, 16)])
 def test_narrower_registers(monkeypatch: pytest.MonkeyPatch, bits: int, registers: int) -> None:
-    from jaxrnn.backends.cpu import compiler
-
-    machine = compiler.machine()
-    if machine.bits < bits:
-        pytest.skip(f"this machine's registers have {machine.bits} bits")
-    other = dataclasses.replace(machine, bits=bits, registers=registers)
-    monkeypatch.setattr(compiler, "machine", lambda: other)
+    if compiler.machine().bits < bits:
+        pytest.skip(f"this machine's registers have {compiler.machine().bits} bits")
+    describe(monkeypatch, bits=bits, registers=registers)
     cell = cells.GRU()
     *args, masks, ct = draw(cell, SIZES[1], jnp.float64)
     kernel, scan = (value_and_pulled(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
@@ -440,7 +439,7 @@ def test_a_cell_that_no_kernel_can_run_is_run() -> None:
 
 
 def test_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
     weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
     assert backends.choose("auto", cells.LSTM(), weights, x).backend == "scan"
     with pytest.raises(ValueError, match=r"pip install \"jaxrnn\[cpu\]\""):
