@@ -43,28 +43,17 @@ PEEPHOLES = tuple(cells.PeepholeLSTM.parameters)
 
 
 class Direction(NamedTuple):
-    """Weights of one direction of one layer, with PyTorch's layout and gate order.
+    """Weights of one direction of one layer, with PyTorch's layout and gate order."""
 
-    Attributes:
-        name: name in error messages.
-        kind: a key of `GATES`.
-        weight_ih: (G*H, D).
-        weight_hh: (G*H, H).
-        bias_ih, bias_hh: (G*H,), both None without biases.
-        nonlinearity: "tanh" or "relu", of an "RNN".
-        dtype: computation dtype; None for the dtype of the weights.
-        peepholes: (3*H,), of a "PeepholeLSTM".
-    """
-
-    name: str
-    kind: str
-    weight_ih: np.ndarray
-    weight_hh: np.ndarray
-    bias_ih: np.ndarray | None = None
-    bias_hh: np.ndarray | None = None
-    nonlinearity: str = "tanh"
-    dtype: Any = None
-    peepholes: np.ndarray | None = None
+    name: str  # in error messages
+    kind: str  # a key of `GATES`
+    weight_ih: np.ndarray  # (G*H, D)
+    weight_hh: np.ndarray  # (G*H, H)
+    bias_ih: np.ndarray | None = None  # (G*H,)
+    bias_hh: np.ndarray | None = None  # (G*H,)
+    nonlinearity: str = "tanh"  # or "relu", of an "RNN"
+    dtype: Any = None  # of the computation; None for that of the weights
+    peepholes: np.ndarray | None = None  # (3*H,), of a "PeepholeLSTM"
 
     @property
     def hidden_size(self) -> int:
@@ -104,13 +93,7 @@ def import_extra(name: str, extra: str) -> Any:
 
 
 def reorder_gates(array: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Reorder the gates of an array (G*H, ...).
-
-    Example:
-        >>> import numpy as np
-        >>> reorder_gates(np.arange(6), "zrn", "rzn").tolist()
-        [2, 3, 0, 1, 4, 5]
-    """
+    """Reorder the gates of an array (G*H, ...), one letter each."""
     gates = dict(zip(source, np.split(array, len(source)), strict=True))
     return np.concatenate([gates[letter] for letter in target])
 
@@ -125,17 +108,7 @@ def summed_bias(direction: Direction) -> np.ndarray:
 def split_layer(
     layer: Any, function: str, kinds: Sequence[str] = STANDARD
 ) -> list[list[Direction]]:
-    """Split a layer into the directions of its stacked layers.
-
-    Args:
-        layer: an `RNN`, `LSTM` or `GRU`, or a `Recurrent` of a cell in `kinds`.
-        function: name of the calling function, for errors.
-        kinds: keys of `GATES` that the other library supports.
-
-    Raises:
-        TypeError: if `layer` is not a layer.
-        ConversionError: if the layer has an unsupported cell or option.
-    """
+    """Return the directions of each stacked layer, or raise an error in the name of `function`."""
     if not isinstance(layer, Recurrent):
         raise TypeError(f"{function} expects an RNN, LSTM or GRU, got {type(layer).__name__}")
     cell: Any = layer.cell
@@ -172,12 +145,7 @@ def split_layer(
 
 
 def build_layer(layers: Sequence[Sequence[Direction]], *, batch_first: bool, function: str) -> Any:
-    """Build an `RNN`, `LSTM`, `GRU` or `Recurrent` from the directions of its stacked layers.
-
-    Raises:
-        ConversionError: if the layers do not form one stack, a weight has a wrong shape, or JAX
-            would round float64 weights.
-    """
+    """Build a layer from the directions of its stacked layers, the inverse of `split_layer`."""
     directions = [direction for layer in layers for direction in layer]
     head = f"{function} cannot build one layer from:"
     if not directions:

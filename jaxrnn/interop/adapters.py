@@ -197,22 +197,13 @@ def _as_carry(states: State) -> Any:
 
 
 class _TracedCell(NamedTuple):
-    """Properties of a Flax cell with D input features, found by tracing it.
+    """A traced Flax cell of D input features; arrays are shapes and dtypes."""
 
-    Attributes:
-        call: function ``(parameters, carry, x) -> (carry, output)``.
-        parameters: pytree of shapes and dtypes.
-        names: names of its leaves.
-        carry: pytree of shapes and dtypes.
-        output_index: index of the output in the carry, or None.
-        output: shape and dtype of the output.
-    """
-
-    call: Callable[..., Any]
+    call: Callable[..., Any]  # (parameters, carry, x) -> (carry, output)
     parameters: Any
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the parameters
     carry: Any
-    output_index: int | None
+    output_index: int | None  # of the output in the carry
     output: Any
 
     @property
@@ -478,7 +469,7 @@ def _trace_nnx(cell: Any, features: int) -> _TracedCell:
     return _trace(
         cell,
         _call,
-        jax.tree.map(_abstract, nnx.to_pure_dict(state)),
+        jax.eval_shape(lambda tree: tree, nnx.to_pure_dict(state)),
         lambda: cell.initialize_carry((features,), nnx.Rngs(0)),
         features,
     )
@@ -525,7 +516,7 @@ def _trace(cell: Any, call: Any, parameters: Any, initial_carry: Any, features: 
         while key in names or key in RESERVED_NAMES:
             key = f"{key}_1"
         names.append(key)
-    carry = jax.tree.map(_abstract, initial)
+    carry = jax.eval_shape(lambda tree: tree, initial)
     next_carry, output = _evaluate(call, parameters, carry, features)
     if _shapes(next_carry) != _shapes(carry):
         raise ShapeError(f"{name} must return a carry {carry}, got {next_carry}")
@@ -575,9 +566,5 @@ def _input(features: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((features,), jnp.float32)
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
 def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+    return jax.tree.map(np.shape, tree)

@@ -154,15 +154,7 @@ class _Graph:
         return {attribute.name: get(attribute) for attribute in node.attribute}
 
     def value(self, name: str, known: dict[str, np.ndarray] | None = None) -> np.ndarray | None:
-        """Evaluate a value, or return None if it depends on other inputs or a recurrent node.
-
-        Args:
-            name: name of an initialiser or of an output.
-            known: further known values by name.
-
-        Raises:
-            ConversionError: if the nodes cannot be evaluated.
-        """
+        """Evaluate a value from constants and `known` values, or return None if it has others."""
         known = known or {}
         if name in known:
             return known[name]
@@ -385,10 +377,7 @@ def _check_node(
 
 
 def _is_stacked(graph: _Graph, previous: Any, node: Any) -> bool:
-    """Return True if a node reads the output of `previous` with the directions concatenated.
-
-    The nodes between them are evaluated on distinct numbers of both signs.
-    """
+    """Return True if a node reads the output of `previous` with the directions concatenated."""
     attributes = graph.attributes(previous)
     size = 2 if attributes.get("direction") == b"bidirectional" else 1
     output = previous.output[0]
@@ -397,6 +386,7 @@ def _is_stacked(graph: _Graph, previous: Any, node: Any) -> bool:
     batch_first = bool(attributes.get("layout", 0))
     default = (2, 3, size, 4) if batch_first else (3, size, 2, 4)
     shape = [a or b for a, b in zip(graph.shape(output) or default, default)]
+    # Distinct numbers of both signs show what the nodes in between compute.
     y = np.linspace(-100, 101, np.prod(shape), dtype=np.float32).reshape(shape)
     expected = y if batch_first else y.swapaxes(1, 2)
     expected = expected.reshape(*expected.shape[:2], -1)
