@@ -92,9 +92,6 @@ def to_nnx(layer: Any) -> nnx.Sequential:
         ConversionError: if Flax has no such cell or projection, or ``b_hn`` of a GRU is not zero:
             ``nnx.GRUCell`` has no such bias; see `to_linen`.
 
-    Warns:
-        UserWarning: if dropout is dropped.
-
     Example:
         >>> import jax.numpy as jnp, jaxrnn
         >>> from flax import nnx
@@ -198,9 +195,6 @@ def to_linen(layer: Any) -> tuple[linen.Sequential, dict[str, Any]]:
     Raises:
         TypeError: if `layer` is not a jaxrnn layer.
         ConversionError: if Flax has no such cell or projection.
-
-    Warns:
-        UserWarning: if dropout is dropped.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn

@@ -46,13 +46,9 @@ def from_keras(layers: Any) -> Any:
         output of every step; ``h_n[-1]`` is the output without ``return_sequences``.
 
     Raises:
-        ImportError: if Keras is not installed.
         TypeError: if an argument is not a Keras layer.
         ConversionError: if a layer is not representable: other activations, a single layer that
             goes backwards, another merge mode.
-
-    Warns:
-        UserWarning: if dropout or ``stateful`` is dropped.
 
     Example:
         .. code-block:: python
@@ -92,12 +88,8 @@ def to_keras(layer: Any) -> Any:
         Keras. All but a GRU with ``reset_after=True`` get the sum of both biases.
 
     Raises:
-        ImportError: if Keras is not installed.
         TypeError: if `layer` is not a jaxrnn layer.
         ConversionError: if Keras has no such cell, projection or dtype policy.
-
-    Warns:
-        UserWarning: if dropout is dropped.
     """
     keras = import_extra("keras", "keras")
     stack = split_layer(layer, "to_keras", (*STANDARD, "GRUResetBefore"))

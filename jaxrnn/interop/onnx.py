@@ -54,7 +54,6 @@ def from_onnx(model: Any, nodes: Sequence[str] | None = None, *, reverse: bool =
         input of the first is transposed.
 
     Raises:
-        ImportError: if onnx is not installed.
         OSError: if the file cannot be read.
         TypeError: if `model` is neither a path nor a model.
         ConversionError: if a node is not representable: other activations, a clip, coupled gates,
@@ -103,13 +102,9 @@ def to_onnx(
         float32 alone.
 
     Raises:
-        ImportError: if onnx is not installed.
         TypeError: if `layer` is not a jaxrnn layer.
         ConversionError: if ONNX has no such cell, projection or dtype.
         OSError: if the file cannot be written.
-
-    Warns:
-        UserWarning: if dropout is dropped.
 
     Example:
         .. code-block:: python
