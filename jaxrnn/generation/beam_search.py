@@ -19,7 +19,7 @@ from jaxrnn.generation.sampling import (
     check_first_tokens,
     check_state,
     check_token_step,
-    is_compilable,
+    run_loop,
 )
 
 
@@ -97,9 +97,8 @@ def beam_search(
         raise ShapeError(
             f"`length_penalty` must be a number, got shape {np.shape(length_penalty)}."
         )
-    run = _beam_search_compiled if is_compilable(step) else _beam_search
-    tokens = check_first_tokens(tokens)
-    return run(step, state, tokens, length_penalty, length=length, beams=beams, eos=eos)
+    inputs = (state, check_first_tokens(tokens), length_penalty)
+    return run_loop(_beam_search, step, *inputs, length=length, beams=beams, eos=eos)
 
 
 class _Search(NamedTuple):
@@ -174,9 +173,6 @@ def _beam_search(
         result.scores,
         jnp.where(exists, result.lengths, 0),
     )
-
-
-_beam_search_compiled = jax.jit(_beam_search, static_argnames=("length", "beams", "eos"))
 
 
 def _best(count: int, *pools: Beams) -> Beams:

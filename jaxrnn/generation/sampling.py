@@ -5,6 +5,7 @@ Axis letters: N batch, V vocabulary, T time, D features, L layers, H hidden size
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -216,19 +217,20 @@ def generate(
             "Sampling needs a PRNG key. Pass key=jax.random.key(seed), or temperature=0 for the "
             "most likely tokens."
         )
-    run = _generate_compiled if is_compilable(step) else _generate
-    return run(step, state, tokens, key, temperature, length=length, top_k=top_k, eos=eos)
+    inputs = (state, tokens, key, temperature)
+    return run_loop(_generate, step, *inputs, length=length, top_k=top_k, eos=eos)
 
 
 def _generate(
     step: Step,
     state: Any,
-    tokens: Any,
+    tokens: jax.Array,
     key: Any,
     temperature: Any,
+    *,
     length: int,
-    top_k: Any,
-    eos: Any,
+    top_k: int | None,
+    eos: int | None,
 ) -> Generated:
     state = jax.tree.map(jnp.asarray, state)
     vocab_size, dtype = check_token_step(step, state, tokens, eos)
@@ -261,9 +263,6 @@ def _generate(
         is_eos = drawn == eos
         lengths = jnp.where(is_eos.any(0), is_eos.argmax(0).astype(jnp.int32) + 1, lengths)
     return Generated(drawn.T, log_probs.T, lengths, state)
-
-
-_generate_compiled = jax.jit(_generate, static_argnames=("length", "top_k", "eos"))
 
 
 def _sample_token(logits: jax.Array, key: Any, temperature: Any, top_k: int | None) -> jax.Array:
@@ -322,8 +321,7 @@ def rollout(step: Step, state: Any, x: Any, length: int) -> tuple[jax.Array, Any
         (3, 50, 1)
     """
     checks.at_least("length", length, 1)
-    run = _rollout_compiled if is_compilable(step) else _rollout
-    return run(step, state, jnp.asarray(x), length=length)
+    return run_loop(_rollout, step, state, jnp.asarray(x), length=length)
 
 
 def _rollout(step: Step, state: Any, x: jax.Array, *, length: int) -> tuple[jax.Array, Any]:
@@ -343,19 +341,23 @@ def _rollout(step: Step, state: Any, x: jax.Array, *, length: int) -> tuple[jax.
     return outputs.swapaxes(0, 1), state
 
 
-_rollout_compiled = jax.jit(_rollout, static_argnames="length")
+# Shared with `jaxrnn.generation.beam_search` and the models of `jaxrnn.layers`
 
 
-# Checks, shared with `jaxrnn.generation.beam_search` and the models of `jaxrnn.layers`
-
-
-def is_compilable(step: Any) -> bool:
-    """Return True if a step consists of modules alone, and may be an argument of `jax.jit`.
+def run_loop(loop: Callable[..., Any], step: Step, *arrays: Any, **options: Any) -> Any:
+    """Run ``loop(step, *arrays, **options)``, compiled if the step consists of modules alone.
 
     Any other function would be compiled together with the current parameters it refers to.
     """
     leaves = jax.tree.leaves(step)
-    return isinstance(step, LayerStep) and all(isinstance(leaf, jax.Array) for leaf in leaves)
+    if isinstance(step, LayerStep) and all(isinstance(leaf, jax.Array) for leaf in leaves):
+        return _compiled(loop, tuple(options.items()), step, arrays)
+    return loop(step, *arrays, **options)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(loop: Any, options: tuple[tuple[str, Any], ...], step: Step, arrays: Any) -> Any:
+    return loop(step, *arrays, **dict(options))
 
 
 def active_dropout(layer: Any) -> dict[str, float]:
