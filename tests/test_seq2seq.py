@@ -303,7 +303,8 @@ def test_samples_depend_on_the_key_and_equal_generate() -> None:
 
 def test_decoding_compiles_once_and_uses_current_parameters() -> None:
     model = nnx.clone(model_of(DOT))
-    model.decoder.fc = counted = CountedTraces(model.decoder.fc)
+    decoder: Any = model.decoder
+    decoder.fc = counted = CountedTraces(decoder.fc)
     model.greedy(SOURCE, T, SOURCE_LENGTHS)
     traces = CountedTraces.count
     counted.module.bias[...] = jnp.array([0.0, 0, 0, 0, 0, 0, 99.0])
