@@ -1,4 +1,4 @@
-"""The kernels for TPUs without one: interpreted, against the scans; and lowered for a TPU."""
+"""The TPU kernels without a TPU: interpreted, against the scan, and lowered for a TPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from jaxrnn.backends import platform, tpu
 from jaxrnn.backends import primitives as fused
 from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.elementwise.residuals import derivative_rule
-from jaxrnn.backends.tpu import tiling as tpu_tiling
 from jaxrnn.core.unroll import StepMasks, unroll
 from jaxrnn.interop.export import export
 from tests.test_fused import (
@@ -35,12 +34,12 @@ from tests.test_fused import (
 from tests.test_recurrence import CELLS
 
 BLOCKS = (19, 3, 1, 9)
-"""T, N, D, H: as the kernels choose, two blocks of steps, the second not whole."""
+"""T, N, D, H: two blocks of steps, the second with fewer steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MinimalGatedUnit(cells.Cell):
-    """A user's cell, with the derivative of the base."""
+    """A user's cell, with the derivative rule of the base class."""
 
     gates = ("f", "n")
 
@@ -52,7 +51,7 @@ class MinimalGatedUnit(cells.Cell):
 
 @dataclasses.dataclass(frozen=True)
 class Hostile(cells.Cell):
-    """A cell that makes nan of a unit without weights."""
+    """A cell that computes NaN for a unit without weights."""
 
     gates = ("a",)
 
@@ -62,25 +61,25 @@ class Hostile(cells.Cell):
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A CPU's programs have the TPU's kernels in them, interpreted; the names of those called."""
+    """Interpret the TPU kernels in programs for the CPU; return the names of those called."""
     names: list[str] = []
-    call = tpu._call
+    pallas_call = tpu.pl.pallas_call
 
-    def noted(*args: Any) -> Any:
-        names.append(args[-1])
-        return call(*args)
+    def recorded(*args: Any, **options: Any) -> Any:
+        names.append(options["name"])
+        return pallas_call(*args, **options)
 
     monkeypatch.setitem(platform.KERNELS, "cpu", platform.KERNELS["tpu"])
     monkeypatch.setattr(tpu, "INTERPRET", True)
-    monkeypatch.setattr(tpu, "_call", noted)
+    monkeypatch.setattr(tpu.pl, "pallas_call", recorded)
     return names
 
 
 def compare(cell: cells.Cell, sizes: Any, dtype: Any, tolerance: float, **options: Any) -> None:
-    """Values, states and every gradient of a run by the kernels, against the scan."""
+    """Compare outputs, states and all gradients with the scan."""
     masked = options.pop("masked", False)
     weights, x, state, masks, ct = draw(cell, sizes, dtype)
-    if masked:  # nothing is to reach anything from a step that is not the row's own
+    if masked:  # padding must affect nothing
         x = jnp.where(masks.valid_mask[..., None], x, jnp.nan)
     args = weights, x, state, masks if masked else StepMasks(), ct
     kernel, scan = (
@@ -102,7 +101,7 @@ def compare(cell: cells.Cell, sizes: Any, dtype: Any, tolerance: float, **option
     ],
     ids=str,
 )
-def test_a_kernel_is_its_scan(
+def test_kernel_equals_scan(
     called: list[str], cell: cells.Cell, masked: bool, reverse: bool
 ) -> None:
     compare(cell, SIZES[0], jnp.float32, 1e-5, masked=masked, reverse=reverse)
@@ -119,37 +118,33 @@ def test_plain_cells(called: list[str], cell: cells.Cell) -> None:
 def test_blocks_and_tiles(
     called: list[str], monkeypatch: pytest.MonkeyPatch, cell: cells.Cell, reverse: bool
 ) -> None:
-    """Two blocks of steps and two tiles of rows, the second of each not whole."""
-    monkeypatch.setattr(tpu_tiling, "ROWS", 8)
-    monkeypatch.setattr(tpu_tiling, "STEPS", 4)
-    tpu_tiling.tiles.cache_clear()
-    p = tpu.tiles(cell, jnp.dtype("float32"), 7, 11, 5, tpu_tiling.budget())
-    assert p is not None
-    assert (p.rows, p.row_tiles, p.steps, p.blocks) == (8, 2, 4, 2)
+    """Two blocks of steps and two batch tiles, the second of each incomplete."""
+    t = tpu.Tiling(7, 11, 5, len(cell.gates), B=8, K=4)
+    assert t.grid == (2, 2)
+    monkeypatch.setattr(tpu, "tiling_for", lambda *_: t)
     compare(cell, (7, 11, 1, 5), jnp.float32, 1e-5, masked=True, reverse=reverse)
-    tpu_tiling.tiles.cache_clear()
     assert len(called) == 2
 
 
 @pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU()], ids=str)
 def test_bfloat16(called: list[str], cell: cells.Cell) -> None:
-    """To the rounding of what is kept; the states of the scan are rounded at each step, too."""
+    """To the rounding of the residuals; the scan also rounds its states at each step."""
     compare(cell, SIZES[0], jnp.bfloat16, 0.1, masked=True)
     assert len(called) == 2
     weights, x, state, *_ = draw(cell, SIZES[0], jnp.bfloat16)
     single = jax.tree.map(lambda a: a.astype(jnp.float32), (weights, x, state))
     y, _ = jax.jit(lambda *a: unroll(cell, *a, backend="kernel", platform="tpu"))(weights, x, state)
     exact, _ = jax.jit(lambda *a: unroll(cell, *a, backend="scan"))(*single)
-    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=8e-3)  # two units of bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=8e-3)  # two ulps of bfloat16
 
 
-def test_blocks_of_the_derivative(called: list[str]) -> None:
+def test_rematerialised_blocks(called: list[str]) -> None:
     compare(cells.LSTM(), SIZES[0], jnp.float32, 1e-5, masked=True, block_length=2, remat=True)
     assert called.count("jaxrnn_forward") > 1
 
 
-def test_units_that_are_padding_reach_nothing(called: list[str]) -> None:
-    """Even where the cell makes nan of them."""
+def test_padding_units_affect_nothing(called: list[str]) -> None:
+    """Even if the cell computes NaN from them."""
     weights, x, *_ = draw(Hostile(), SIZES[0], jnp.float32)
     f = jax.jit(
         jax.grad(lambda w: unroll(Hostile(), w, x, backend="kernel", platform="tpu")[0].sum())
@@ -158,57 +153,55 @@ def test_units_that_are_padding_reach_nothing(called: list[str]) -> None:
     assert len(called) == 2
 
 
-def test_nothing_is_read_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter that fills memory with nan, and refuses to read past its end.
+def test_reads_are_initialised_and_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter fills memory with NaN, rejects reads out of bounds and detects races.
 
-    It runs tiles of rows on two cores, and finds where one writes what is the other's.
+    It runs batch tiles on two cores.
     """
     params = pltpu.InterpretParams(
         out_of_bounds_reads="raise", detect_races=True, num_cores_or_threads=2
     )
     monkeypatch.setattr(tpu, "INTERPRET", params)
-    monkeypatch.setattr(tpu_tiling, "ROWS", 8)
-    monkeypatch.setattr(tpu_tiling, "STEPS", 2)
-    tpu_tiling.tiles.cache_clear()
     cell = cells.GRU()
-    weights, x, state, masks, (dh, dlast) = draw(cell, (3, 11, 1, 3), jnp.float32)
+    t = tpu.Tiling(3, 11, 3, 3, B=8, K=2)
+    monkeypatch.setattr(tpu, "tiling_for", lambda *_: t)
+    weights, x, state, masks, (dh, dfinal) = draw(cell, (3, 11, 1, 3), jnp.float32)
     operands, tree = forward_operands(weights, x, state, masks)
-    how: dict[str, Any] = dict(cell=cell, reverse=False, tuned_for="tpu")
-    forward_how = how | dict(tree=tree, store_residuals=True)
+    options: dict[str, Any] = dict(cell=cell, reverse=False, tuned_for="tpu")
+    forward_options = options | dict(tree=tree, store_residuals=True)
 
     def run(f: Any, *args: Any) -> Any:
         out = jax.block_until_ready(jax.jit(f)(*args))
-        found = interpret_pallas_call.races
-        assert found is not None
-        assert not found.races_found
+        races = interpret_pallas_call.races
+        assert races is not None
+        assert not races.races_found
         return out
 
-    forward = functools.partial(fused._forward_kernel, "tpu", **forward_how)
+    forward = functools.partial(fused._forward_kernel, "tpu", **forward_options)
     h, *more = run(forward, *operands)
-    reference = jax.jit(functools.partial(fused._forward_reference, **forward_how))
+    reference = jax.jit(functools.partial(fused._forward_reference, **forward_options))
     close((h, *more), reference(*operands), 1e-5)
-    operands, how["tree"] = backward_operands(
-        cell, weights, x, state, masks, (h, *more), (dh, dlast)
+    operands, options["tree"] = backward_operands(
+        cell, weights, x, state, masks, (h, *more), (dh, dfinal)
     )
-    expected = jax.jit(functools.partial(fused._backward_reference, **how))(*operands)
-    got = run(functools.partial(fused._backward_kernel, "tpu", **how), *operands)
+    expected = jax.jit(functools.partial(fused._backward_reference, **options))(*operands)
+    got = run(functools.partial(fused._backward_kernel, "tpu", **options), *operands)
     close(got, expected, 1e-5)
-    tpu_tiling.tiles.cache_clear()
 
 
-def test_what_the_kernels_have_no_code_for(called: list[str]) -> None:
-    """Forward mode and the second derivative come from the scan."""
+def test_forward_mode_and_second_derivatives(called: list[str]) -> None:
+    """They come from the scan."""
     cell = cells.GRU()
     weights, x, *_ = draw(cell, (3, 2, 1, 3), jnp.float32)
 
-    def numbers(backend: str) -> Any:
+    def derivative(backend: str) -> Any:
         def loss(x: Any) -> jax.Array:
             return (unroll(cell, weights, x, backend=backend, platform="tpu")[0] ** 2).sum()
 
-        along = lambda x: jax.jvp(jax.grad(loss), (x,), (jnp.cos(x),))[1]  # noqa: E731
-        return jax.jit(along)(x)
+        tangent = lambda x: jax.jvp(jax.grad(loss), (x,), (jnp.cos(x),))[1]  # noqa: E731
+        return jax.jit(tangent)(x)
 
-    close(numbers("kernel"), numbers("scan"), 1e-5)
+    close(derivative("kernel"), derivative("scan"), 1e-5)
 
 
 LOWERED = [
@@ -232,29 +225,29 @@ def test_lowered_for_a_tpu(cell: cells.Cell, dtype: Any, masked: bool) -> None:
 
 
 def test_a_layer_for_a_tpu_and_a_cpu() -> None:
-    """A program for both has a kernel for the one, and a scan for the other that runs here."""
+    """A program for both has a kernel for the TPU and a scan for the CPU."""
     layer = jaxrnn.LSTM(3, 4, backend="kernel", rngs=nnx.Rngs(0))
     x = jnp.ones((5, 2, 3), jnp.float32)
     program = jax.export.deserialize(bytearray(export(layer, x, platforms=["cpu", "tpu"])))
     assert "tpu_custom_call" in program.mlir_module()
-    assert "jaxrnn_forward_" not in program.mlir_module()  # of the CPU's kernels
+    assert "jaxrnn_forward_" not in program.mlir_module()  # a CPU kernel
     close(program.call(x), layer(x), 1e-5)
     here = jax.export.deserialize(bytearray(export(layer, x)))
     assert "custom_call" not in here.mlir_module()
 
 
 def test_float64_on_a_tpu_is_a_scan() -> None:
-    """Where the kernel of the platform it is lowered for can't serve."""
+    """A program lowered for a platform whose kernel does not support its dtype contains a scan."""
     weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float64)
     f = jax.jit(lambda x: unroll(cells.LSTM(), weights, x, backend="kernel")[0])
     assert "tpu_custom_call" not in jax.export.export(f, platforms=["tpu"])(x).mlir_module()
 
 
-def test_what_fits() -> None:
-    """The largest H in what every TPU has, and nothing beyond what there is."""
+def test_which_sizes_fit() -> None:
+    """The largest H that fits into the VMEM of any TPU; no tiling exceeds its budget."""
 
     def largest(cell: cells.Cell, dtype: Any, memory: int) -> int:
-        fits = lambda H: tpu_tiling.tiles(cell, jnp.dtype(dtype), 100, 32, H, memory)  # noqa: E731
+        fits = lambda H: tpu.select_tiling(cell, jnp.dtype(dtype), 100, 32, H, memory)  # noqa: E731
         return max(H for H in range(128, 2049, 128) if fits(H))
 
     small, large = 15 << 20, 96 << 20
@@ -263,19 +256,19 @@ def test_what_fits() -> None:
         for dtype in (jnp.float32, jnp.bfloat16):
             for memory in (small, large):
                 H = largest(cell, dtype, memory)
-                p = tpu_tiling.tiles(cell, jnp.dtype(dtype), 100, 32, H, memory)
-                assert p is not None
-                need = tpu_tiling.bytes_needed(cell, jnp.dtype(dtype), p.rows, p.steps, H)
+                t = tpu.select_tiling(cell, jnp.dtype(dtype), 100, 32, H, memory)
+                assert t is not None
+                need = tpu.vmem_bytes(cell, jnp.dtype(dtype), t.B, t.K, H)
                 assert max(need) <= memory
-                assert (p.limit is None) == (max(need) <= tpu_tiling.LEAST * 9 // 10)
+                assert (t.vmem_limit is None) == (max(need) <= (16 << 20) * 9 // 10)
     reason = tpu.unsupported_reason(cells.LSTM(), jnp.float32, 10, 10, 10, 2048)
     assert reason is not None
     assert "W_hh of H 2048 takes 64.0 MiB and does not fit" in reason
 
 
 @pytest.mark.parametrize("cell", [*CELLS[:4], MinimalGatedUnit()], ids=str)
-def test_a_cell_s_numbers_are_its_graph_s(cell: cells.Cell) -> None:
-    """On arrays of another layout than the cell's own, rows first."""
+def test_graph_equals_the_cell(cell: cells.Cell) -> None:
+    """On batch-major arrays; the cell is feature-major."""
     random, graph, G = np.random.RandomState(0), lower.cell_graphs(cell), len(cell.gates)
     array = lambda: jnp.asarray(random.randn(2, 3), jnp.float32)  # noqa: E731
     given = dict(z=[array() for _ in range(2 * G)], old=[array() for _ in cell.states])
@@ -287,7 +280,7 @@ def test_a_cell_s_numbers_are_its_graph_s(cell: cells.Cell) -> None:
     close(got, [a.T for leaf in leaves for a in jnp.split(leaf, len(leaf) // 3)], 1e-6)
 
 
-def test_a_cell_that_has_no_such_graph() -> None:
+def test_cell_that_is_not_elementwise() -> None:
     assert lower.unsupported_reason(Mixing()) == tpu.unsupported_reason(
         Mixing(), jnp.float32, 5, 3, 4, 7
     )
