@@ -10,9 +10,9 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
@@ -31,17 +31,6 @@ _COMMANDS = {
 """Functions of the other commands."""
 
 
-class _Option(NamedTuple):
-    """One option of a command. It is a flag if its default is a bool."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    choices: Sequence[str] | None = None
-    positional: bool = False
-
-
 def argument_descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Return the descriptions of the arguments in the "Args:" section of a docstring.
 
@@ -56,37 +45,30 @@ def argument_descriptions(function: Callable[..., Any]) -> dict[str, str]:
     return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
 
 
-def _options(command: Callable[..., Any]) -> Iterator[_Option]:
-    """Yield the options of a command: its arguments, and the fields of those that are dataclasses.
+def _add_options(parser: argparse.ArgumentParser, command: Callable[..., Any]) -> None:
+    """Add an option for each argument of a command, and for each field of a dataclass argument.
 
-    Positional arguments are those that need no keyword.
+    Arguments that need no keyword are positional, but optional. Boolean arguments are flags.
     """
     hints, descriptions = get_type_hints(command), argument_descriptions(command)
     for name, parameter in inspect.signature(command).parameters.items():
-        kind = hints[name]
+        kind, default = hints[name], parameter.default
         if dataclasses.is_dataclass(kind):
-            yield from _options(kind)  # pyright: ignore[reportArgumentType]
+            _add_options(parser, kind)  # pyright: ignore[reportArgumentType]
             continue
-        choices = get_args(kind) if get_origin(kind) is Literal else None
-        positional = parameter.kind == parameter.POSITIONAL_OR_KEYWORD
-        yield _Option(name, kind, parameter.default, descriptions[name], choices, positional)
-
-
-def _add_options(parser: argparse.ArgumentParser, command: Any) -> None:
-    """Add the options of a command to its parser. Positional arguments are optional."""
-    for name, kind, default, text, choices, positional in _options(command):
-        option = f"--{name.replace('_', '-')}"
+        option, text = f"--{name.replace('_', '-')}", descriptions[name].replace("%", "%%")
         if isinstance(default, bool):
             parser.add_argument(option, action="store_true", help=text)
             continue
-        text += "" if default == "" else f" (default: {default})"
-        options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-        if positional:
-            parser.add_argument(name, nargs="?", metavar=name.upper(), **options)
-        elif choices:
-            parser.add_argument(option, choices=choices, **options)
+        shared: Any = {"default": default, "help": text}
+        if default != "":
+            shared["help"] += f" (default: {default})"
+        if parameter.kind == parameter.POSITIONAL_OR_KEYWORD:
+            parser.add_argument(name, nargs="?", metavar=name.upper(), **shared)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(option, choices=get_args(kind), **shared)
         else:
-            parser.add_argument(option, type=kind, metavar=name.upper(), **options)
+            parser.add_argument(option, type=kind, metavar=name.upper(), **shared)
 
 
 def _execute(command: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -185,8 +167,7 @@ def _run(arguments: Sequence[str]) -> int:
             print(f"{name:<10}{text.splitlines()[0]}")
         return 0
     try:
-        command = resolve_name(options.path)
-        _execute(command, {name: getattr(options, name) for name, *_ in _options(command)})
+        _execute(resolve_name(options.path), vars(options))
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -1,4 +1,4 @@
-"""`jaxrnn chars`: a text learned, held against counting, kept, and written on."""
+"""`jaxrnn chars`: training, n-gram baselines, model files, generation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT = "it is what it is, said the sea; it was what it was, said the land.\n" * 
 
 @pytest.fixture(autouse=True)
 def float32() -> Iterator[None]:
-    """The command as users run it, in float32."""
+    """Run in float32, as users do."""
     with jax.enable_x64(False):
         yield
 
@@ -51,10 +51,10 @@ def text(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(folder: Path, text: Path) -> Any:
-    """A run of the command on the small text, which left a model and a figure."""
+def trained(folder: Path, text: Path) -> Any:
+    """Run the command on the small text; it writes a model and a figure."""
     with jax.enable_x64(False):
-        trained = command.chars(
+        result = command.chars(
             str(text),
             hidden=8,
             embedding=4,
@@ -66,23 +66,23 @@ def learned(folder: Path, text: Path) -> Any:
             save=str(folder / "sea.safetensors"),
             out=str(folder / "sea.svg"),
         )
-        assert isinstance(trained, Trained)
-        return trained
+        assert isinstance(result, Trained)
+        return result
 
 
 @pytest.fixture(scope="module")
-def kept(folder: Path, learned: Any) -> Path:
+def model_file(folder: Path, trained: Any) -> Path:
     return folder / "sea.safetensors"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command prints."""
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the standard output of the command."""
     assert main(["chars", *arguments]) == 0
     return capsys.readouterr().out
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on standard error of a command that ends with status 2."""
+    """Return the single line on standard error of a command with exit status 2."""
     assert main(["chars", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -91,7 +91,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_a_novel_is_learned_beyond_the_frequency_of_its_characters(
+def test_a_novel_is_predicted_better_than_by_unigrams(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sizes = [
@@ -106,9 +106,9 @@ def test_a_novel_is_learned_beyond_the_frequency_of_its_characters(
         "--every",
         "50",
     ]
-    out = said(capsys, str(sample("alice.txt")), *sizes, "--length", "80")
-    rows = [line.replace("│", " ").split() for line in out.splitlines() if line.startswith("│")]
-    losses = {" ".join(row[:-2]): (float(row[-2]), float(row[-1])) for row in rows}
+    out = output(capsys, str(sample("alice.txt")), *sizes, "--length", "80")
+    lines = [line.replace("│", " ").split() for line in out.splitlines() if line.startswith("│")]
+    losses = {" ".join(row[:-2]): (float(row[-2]), float(row[-1])) for row in lines}
     assert list(losses) == [*NGRAMS, "LSTM"]
     nats = {name: loss for name, (loss, _) in losses.items()}
     assert nats["uniform"] == pytest.approx(math.log(65), abs=1e-3)
@@ -119,22 +119,22 @@ def test_a_novel_is_learned_beyond_the_frequency_of_its_characters(
     )
 
 
-def test_the_same_seed_gives_the_same_words(
-    capsys: pytest.CaptureFixture[str], text: Path, learned: Any, kept: Path
+def test_equal_seeds_generate_equal_text(
+    capsys: pytest.CaptureFixture[str], text: Path, trained: Any, model_file: Path
 ) -> None:
-    again = said(capsys, str(text), *SMALL, "--length", "40", "--seed", "3")
-    loaded = said(capsys, "--load", str(kept), "--length", "40", "--seed", "3")
-    assert again.endswith(f"\n\n{loaded}")  # after the tables, and a line between
+    again = output(capsys, str(text), *SMALL, "--length", "40", "--seed", "3")
+    loaded = output(capsys, "--load", str(model_file), "--length", "40", "--seed", "3")
+    assert again.endswith(f"\n\n{loaded}")  # after the table and an empty line
     assert len(loaded) == 41
-    assert said(capsys, "--load", str(kept), "--length", "40", "--seed", "4") != loaded
+    assert output(capsys, "--load", str(model_file), "--length", "40", "--seed", "4") != loaded
 
 
-def test_a_model_comes_back_bit_for_bit(learned: Any, kept: Path) -> None:
-    model = writing.load_model(kept)
-    before, after = jaxrnn.state_dict(learned.model), jaxrnn.state_dict(model)
+def test_a_loaded_model_is_bitwise_equal(trained: Any, model_file: Path) -> None:
+    model = writing.load_model(model_file)
+    before, after = jaxrnn.state_dict(trained.model), jaxrnn.state_dict(model)
     assert list(before) == list(after)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert model.vocabulary == learned.model.vocabulary
+    assert model.vocabulary == trained.model.vocabulary
     assert not model.rnn.training
 
 
@@ -146,7 +146,7 @@ def test_a_model_comes_back_bit_for_bit(learned: Any, kept: Path) -> None:
     ],
     ids=lambda sizes: sizes["cell"],
 )
-def test_each_kind_of_model_comes_back(tmp_path: Path, sizes: dict[str, Any]) -> None:
+def test_each_cell_is_loaded(tmp_path: Path, sizes: dict[str, Any]) -> None:
     model = writing.make_model(Vocabulary("ab\néλ😀"), hidden=5, **sizes)
     again = writing.load_model(writing.save_model(model, tmp_path / "model.safetensors"))
     assert repr(again.rnn) == repr(model.rnn)
@@ -156,7 +156,7 @@ def test_each_kind_of_model_comes_back(tmp_path: Path, sizes: dict[str, Any]) ->
     assert list(before) == list(after)
 
 
-def test_a_relu_and_a_projection_come_back(tmp_path: Path) -> None:
+def test_nonlinearity_and_projection_are_loaded(tmp_path: Path) -> None:
     rngs = nnx.Rngs(0)
     for rnn in (
         jaxrnn.RNN(3, 5, nonlinearity="relu", bias=False, rngs=rngs),
@@ -170,42 +170,42 @@ def test_a_relu_and_a_projection_come_back(tmp_path: Path) -> None:
         assert getattr(again.rnn, "nonlinearity", None) == getattr(rnn, "nonlinearity", None)
 
 
-def test_pytorchs_names_are_in_the_file(kept: Path, learned: Any) -> None:
-    jaxrnn.load_safetensors(nnx.clone(learned.model), kept)
-    with safe_open(kept, framework="np") as file:
+def test_the_file_has_pytorchs_names(model_file: Path, trained: Any) -> None:
+    jaxrnn.load_safetensors(nnx.clone(trained.model), model_file)
+    with safe_open(model_file, framework="np") as file:
         assert {"rnn.weight_ih_l0", "fc.weight", "embedding.weight"} <= set(file.keys())
 
 
-def test_what_is_written_follows_the_options(
-    capsys: pytest.CaptureFixture[str], kept: Path
+def test_options_control_the_generated_text(
+    capsys: pytest.CaptureFixture[str], model_file: Path
 ) -> None:
     def write(*options: str) -> str:
-        return said(capsys, "--load", str(kept), *options)
+        return output(capsys, "--load", str(model_file), *options)
 
-    said_first = write("--prompt", "it was", "--length", "9", "--temperature", "0")
-    assert said_first.startswith("it was")
-    assert len(said_first) == len("it was") + 9 + 1
+    greedy = write("--prompt", "it was", "--length", "9", "--temperature", "0")
+    assert greedy.startswith("it was")
+    assert len(greedy) == len("it was") + 9 + 1
     likeliest = write("--prompt", "it was", "--length", "9", "--top-k", "1", "--temperature", "2")
-    assert likeliest == said_first
+    assert likeliest == greedy
     assert len(write()) >= 500
 
 
-def test_the_figure_is_on_request(folder: Path, learned: Any) -> None:
+def test_the_figure_shows_the_losses(folder: Path, trained: Any) -> None:
     assert (folder / "sea.svg").read_bytes().startswith(b"<?xml")
-    figure = command.draw(learned, "The sea")
+    figure = command.draw(trained, "The sea")
     (axis,) = figure.axes
-    watched = next(line for line in axis.lines if "validation" in str(line.get_label()))
-    assert np.asarray(watched.get_xdata()).tolist() == [6, 12]
-    assert np.allclose(np.asarray(watched.get_ydata()), learned.history.validation["loss"])
+    validation = next(line for line in axis.lines if "validation" in str(line.get_label()))
+    assert np.asarray(validation.get_xdata()).tolist() == [6, 12]
+    assert np.allclose(np.asarray(validation.get_ydata()), trained.history.validation["loss"])
     assert len(axis.lines) == 3 + len(NGRAMS)
 
 
-def test_a_failure_leaves_the_model_of_before(
+def test_a_failure_preserves_the_existing_model(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     text: Path,
-    learned: Any,
+    trained: Any,
 ) -> None:
     def full(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
@@ -214,8 +214,8 @@ def test_a_failure_leaves_the_model_of_before(
 
     path = tmp_path / "sea.safetensors"
     path.write_bytes(b"precious")
-    monkeypatch.setattr(command, "train", lambda *_, **__: learned)
-    monkeypatch.setattr(command, "make_model", lambda *_, **__: learned.model)
+    monkeypatch.setattr(command, "train", lambda *_, **__: trained)
+    monkeypatch.setattr(command, "make_model", lambda *_, **__: trained.model)
     monkeypatch.setattr(Path, "write_bytes", full)
     assert main(["chars", str(text), "--save", str(path)]) == 2
     assert capsys.readouterr().err == "jaxrnn chars: error: no space left\n"
@@ -224,24 +224,24 @@ def test_a_failure_leaves_the_model_of_before(
 
 
 class Closed(io.StringIO):
-    """Standard output whose reader is gone."""
+    """Standard output without a reader."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError
 
 
-def test_a_model_is_kept_though_nobody_reads_what_is_printed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: Path, learned: Any
+def test_the_model_is_written_even_if_standard_output_is_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: Path, trained: Any
 ) -> None:
     path = tmp_path / "sea.safetensors"
-    monkeypatch.setattr(command, "train", lambda *_, **__: learned)
-    monkeypatch.setattr(command, "make_model", lambda *_, **__: learned.model)
+    monkeypatch.setattr(command, "train", lambda *_, **__: trained)
+    monkeypatch.setattr(command, "make_model", lambda *_, **__: trained.model)
     monkeypatch.setattr(sys, "stdout", Closed())
     assert main(["chars", str(text), "--save", str(path)]) == 141
     assert path.stat().st_size
 
 
-def test_a_text_is_not_overwritten_by_its_model(
+def test_the_model_does_not_overwrite_the_text(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "text.safetensors"
@@ -263,7 +263,7 @@ def test_a_text_is_not_overwritten_by_its_model(
     ],
     ids=["empty", "only a mark", "short", "one character", "latin-1", "missing", "folder"],
 )
-def test_a_text_that_can_not_be_learned(
+def test_an_invalid_text_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, content: Any, words: list[str]
 ) -> None:
     path = tmp_path / "text.txt"
@@ -277,8 +277,8 @@ def test_a_text_that_can_not_be_learned(
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be trained."""
-    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("the work was begun"))
+    """Fail if a training starts."""
+    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("the training started"))
 
 
 @pytest.mark.parametrize(
@@ -308,27 +308,29 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.usefixtures("untrained")
-def test_settings_that_can_not_be(
+def test_invalid_options_are_one_line(
     capsys: pytest.CaptureFixture[str], text: Path, options: list[str], words: list[str]
 ) -> None:
     line = refused(capsys, str(text), *options)
     assert all(word in line for word in words)
 
 
-def test_a_text_or_a_model_is_needed(capsys: pytest.CaptureFixture[str], kept: Path) -> None:
-    assert "neither" in refused(capsys)
-    assert "--save requires training" in refused(capsys, "--load", str(kept), "--save", "a")
-    assert "--out requires training" in refused(capsys, "--load", str(kept), "--out", "a")
-
-
-def test_a_prompt_or_a_top_k_beyond_a_loaded_model(
-    capsys: pytest.CaptureFixture[str], kept: Path
+def test_a_text_or_a_model_is_required(
+    capsys: pytest.CaptureFixture[str], model_file: Path
 ) -> None:
-    assert "'Q' at position 0" in refused(capsys, "--load", str(kept), "--prompt", "Quiet")
-    assert "`top_k` must be <=" in refused(capsys, "--load", str(kept), "--top-k", "99")
+    assert "neither" in refused(capsys)
+    assert "--save requires training" in refused(capsys, "--load", str(model_file), "--save", "a")
+    assert "--out requires training" in refused(capsys, "--load", str(model_file), "--out", "a")
 
 
-def test_a_rate_that_is_too_high_ends_in_one_line(
+def test_prompt_and_top_k_must_fit_a_loaded_model(
+    capsys: pytest.CaptureFixture[str], model_file: Path
+) -> None:
+    assert "'Q' at position 0" in refused(capsys, "--load", str(model_file), "--prompt", "Quiet")
+    assert "`top_k` must be <=" in refused(capsys, "--load", str(model_file), "--top-k", "99")
+
+
+def test_a_non_finite_loss_is_one_line(
     capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -338,15 +340,15 @@ def test_a_rate_that_is_too_high_ends_in_one_line(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.999])
-def test_a_truncated_model_is_refused(
-    capsys: pytest.CaptureFixture[str], kept: Path, tmp_path: Path, share: float
+def test_a_truncated_model_is_rejected(
+    capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path, share: float
 ) -> None:
-    content, path = kept.read_bytes(), tmp_path / "half.safetensors"
+    content, path = model_file.read_bytes(), tmp_path / "half.safetensors"
     path.write_bytes(content[: int(share * len(content))])
     assert f"{path} is not a safetensors file" in refused(capsys, "--load", str(path))
 
 
-def test_a_foreign_file_is_refused(
+def test_a_foreign_file_is_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
 ) -> None:
     path = tmp_path / "gru.safetensors"
@@ -376,10 +378,10 @@ def test_a_foreign_file_is_refused(
         (lambda d: d["layer"].update(colour="blue"), "colour"),
     ],
 )
-def test_a_model_that_does_not_fit_its_description_is_refused(
-    capsys: pytest.CaptureFixture[str], kept: Path, tmp_path: Path, change: Any, words: str
+def test_an_inconsistent_description_is_rejected(
+    capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path, change: Any, words: str
 ) -> None:
-    with safe_open(kept, framework="np") as file:
+    with safe_open(model_file, framework="np") as file:
         described = json.loads(file.metadata()[ENTRY])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(described)
@@ -390,7 +392,7 @@ def test_a_model_that_does_not_fit_its_description_is_refused(
     assert words in line
 
 
-def test_only_what_can_be_read_again_is_written(tmp_path: Path) -> None:
+def test_save_rejects_models_that_load_cannot_build(tmp_path: Path) -> None:
     rngs, path = nnx.Rngs(0), tmp_path / "model.safetensors"
     model = CharacterModel(
         jaxrnn.GRU(2, 4, rngs=rngs), "abc", lambda n: n[..., None] * np.ones(2), rngs=rngs
@@ -400,12 +402,12 @@ def test_only_what_can_be_read_again_is_written(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_windows_follow_each_other_and_nothing_is_seen_twice() -> None:
+def test_windows_are_contiguous_and_sets_are_disjoint() -> None:
     text = writing.prepare(TEXT, window=8, batch_size=4, share=0.1)
     assert text.vocabulary.decode(text.ids) == TEXT
     for places in (text.train, text.validation, text.test):
         x, y = text.pairs(places)
-        stream, follows = (a.reshape(-1, a.shape[-1]).T for a in (x, y))  # each row in one piece
+        stream, follows = (a.reshape(-1, a.shape[-1]).T for a in (x, y))  # contiguous streams
         assert np.array_equal(stream[:, 1:], follows[:, :-1])
         assert np.array_equal(text.ids[places], y)
     parts = [set(p.ravel().tolist()) for p in (text.train, text.validation, text.test)]
@@ -418,65 +420,65 @@ def test_windows_follow_each_other_and_nothing_is_seen_twice() -> None:
     assert max(parts[1]) < min(parts[2]) == len(TEXT) - round(0.1 * len(TEXT))
 
 
-def test_ends_of_lines_and_byte_order_marks(tmp_path: Path) -> None:
+def test_read_text_normalises_ends_of_lines_and_byte_order_marks(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthr\xc3\xa9e\n")
     assert writing.read_text(path) == "one\ntwo\nthrée\n"
 
 
-def naive(numbers: list[int], cut: int, place: int, order: int, size: int, b: int) -> float:
-    """The odds of b at a place, by the recursion of `counted_loss` as it is written there."""
+def reference(ids: list[int], train_size: int, place: int, order: int, size: int, b: int) -> float:
+    """Return the probability of b at a position, by the recursion of `ngram_loss`."""
     if order == 0:
         return 1 / size
-    group = numbers[place - order + 1 : place]
+    group = ids[place - order + 1 : place]
     follows = Counter(
-        numbers[i] for i in range(order - 1, cut) if numbers[i - order + 1 : i] == group
+        ids[i] for i in range(order - 1, train_size) if ids[i - order + 1 : i] == group
     )
-    lower = naive(numbers, cut, place, order - 1, size, b)
+    lower = reference(ids, train_size, place, order - 1, size, b)
     kinds, count = len(follows), sum(follows.values())
     return (follows[b] + kinds * lower) / (count + kinds) if count else lower
 
 
 @pytest.mark.parametrize("order", range(5))
-def test_counting_is_what_it_says(order: int) -> None:
-    numbers = np.random.default_rng(order).choice(4, 60, p=[0.6, 0.2, 0.15, 0.05])
-    numbers[55] = 4  # one that was never seen before
-    places, listed = np.arange(40, 60), numbers.tolist()
-    odds = [naive(listed, 40, place, order, 5, listed[place]) for place in range(40, 60)]
-    loss = writing.ngram_loss(numbers, 40, places.reshape(4, 5), order, 5)
+def test_ngram_loss_equals_its_recursion(order: int) -> None:
+    ids = np.random.default_rng(order).choice(4, 60, p=[0.6, 0.2, 0.15, 0.05])
+    ids[55] = 4  # not in the training set
+    places, listed = np.arange(40, 60), ids.tolist()
+    odds = [reference(listed, 40, place, order, 5, listed[place]) for place in range(40, 60)]
+    loss = writing.ngram_loss(ids, 40, places.reshape(4, 5), order, 5)
     assert loss == pytest.approx(-np.log(odds).mean(), rel=1e-12)
-    total = sum(naive(listed, 40, 50, order, 5, b) for b in range(5))
+    total = sum(reference(listed, 40, 50, order, 5, b) for b in range(5))
     assert total == pytest.approx(1, rel=1e-12)
 
 
-def test_a_state_goes_on_from_window_to_window_and_rows_begin_from_zeros() -> None:
+def test_the_state_continues_across_windows_and_starts_each_epoch_at_zero() -> None:
     text = writing.prepare(TEXT, window=8, batch_size=4)
     model = writing.make_model(text.vocabulary, cell="gru", hidden=8, embedding=4)
     x, y = text.pairs(text.train)
-    rows = [a.reshape(-1, a.shape[-1]) for a in (x, y)]
-    whole = float(model.loss(*rows))
+    whole_streams = [a.reshape(-1, a.shape[-1]) for a in (x, y)]
+    whole = float(model.loss(*whole_streams))
     assert float(writing.mean_loss(model, x, y)) == pytest.approx(whole, rel=1e-5)
 
-    epoch = len(x)  # a rate so low that nothing changes
-    learned = writing.train(text, model, steps=2 * epoch, every=epoch, lr=1e-30)
-    first, second = learned.history.losses.reshape(2, epoch)
+    epoch = len(x)  # with a learning rate that changes nothing
+    trained = writing.train(text, model, steps=2 * epoch, every=epoch, lr=1e-30)
+    first, second = trained.history.losses.reshape(2, epoch)
     assert first.mean() == pytest.approx(whole, rel=1e-5)
     assert np.array_equal(first, second)
-    assert learned.epochs == 2
+    assert trained.epochs == 2
     alone = [float(model.loss(x[k], y[k])) for k in range(2)]
     assert first[0] == pytest.approx(alone[0], rel=1e-5)
-    assert abs(first[1] - alone[1]) > 1e-4  # from zeros it would be another loss
+    assert abs(first[1] - alone[1]) > 1e-4  # from a zero state the loss differs
 
 
-def test_the_best_parameters_are_kept() -> None:
+def test_the_best_parameters_are_restored() -> None:
     text = writing.prepare("abcdefgh" * 60 + "hgfedcba" * 60, window=8, batch_size=4)
-    model = writing.make_model(text.vocabulary, hidden=8)  # what is learned is wrong in the end
-    learned = writing.train(text, model, steps=60, every=5, patience=2, lr=0.05)
-    watched = learned.history.validation["loss"]
-    assert len(learned.history.losses) < 60
+    model = writing.make_model(text.vocabulary, hidden=8)  # the test set reverses the training set
+    trained = writing.train(text, model, steps=60, every=5, patience=2, lr=0.05)
+    validation = trained.history.validation["loss"]
+    assert len(trained.history.losses) < 60
     best = float(writing.mean_loss(model, *text.pairs(text.validation)))
-    assert best == pytest.approx(watched.min(), rel=1e-5)
-    assert learned.best == 5 * (1 + watched.argmin())
+    assert best == pytest.approx(validation.min(), rel=1e-5)
+    assert trained.best == 5 * (1 + validation.argmin())
 
 
 @pytest.mark.parametrize(
@@ -495,13 +497,15 @@ def test_the_best_parameters_are_kept() -> None:
         ),
     ],
 )
-def test_a_model_that_can_not_learn_the_text(rnn: Any, characters: str, words: str) -> None:
+def test_train_rejects_models_that_do_not_fit_the_text(
+    rnn: Any, characters: str, words: str
+) -> None:
     model = CharacterModel(rnn(), characters, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=words):
         writing.train(writing.prepare("ab" * 100), model)
 
 
-def test_each_sample_has_a_note_of_its_source() -> None:
+def test_sample_files_document_their_source() -> None:
     with pytest.raises(ValueError, match=r"must be one of .*alice\.txt.*, got 'bob.txt'"):
         sample("bob.txt")
     path = sample("alice.txt")

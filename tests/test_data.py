@@ -1,4 +1,4 @@
-"""Data: windows by number, parts in time, scalings, characters, batches, CSV files."""
+"""Data: windows by index, chronological splits, scaling, characters, batches, CSV files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from jaxrnn.training import fit, streams, train_steps
 SERIES = np.arange(60.0).reshape(20, 3)  # the value at step t, column c: 3 t + c
 
 
-def by_hand(cut: Windows, series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All windows of a series, one by one, as the equations have them."""
+def reference_windows(cut: Windows, series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all windows of a series, one by one, by the equations."""
     x, y = [], []
     for k in range(0, len(series) - cut.size - cut.horizon + 1, cut.stride):
         features = list(cut.features or range(series.shape[1]))
@@ -44,8 +44,8 @@ def by_hand(cut: Windows, series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ],
     ids=repr,
 )
-def test_windows_are_what_the_equations_say(cut: Windows) -> None:
-    x, y = by_hand(cut, SERIES)
+def test_windows_satisfy_the_equations(cut: Windows) -> None:
+    x, y = reference_windows(cut, SERIES)
     assert cut.count(len(SERIES)) == len(x)
     got = jax.jit(cut.take)(SERIES, jnp.arange(len(x)))
     np.testing.assert_array_equal(got[0], x)
@@ -60,24 +60,24 @@ def test_windows_are_what_the_equations_say(cut: Windows) -> None:
 
 
 @pytest.mark.parametrize("steps", range(8))
-def test_a_window_fits_in_a_series_of_its_span_and_no_shorter_one(steps: int) -> None:
+def test_a_series_needs_the_span_of_a_window(steps: int) -> None:
     assert Windows(4, horizon=2).count(steps) == max(0, steps - 5)
     assert Windows(4, horizon=2, stride=3).count(steps) == (1 if steps >= 6 else 0)
 
 
-def test_windows_of_one_column_have_no_axis_for_it() -> None:
+def test_windows_of_a_one_dimensional_series_have_no_column_axis() -> None:
     x, y = Windows(2, every_step=True).take(jnp.arange(5), np.array([0, 2], np.int8))
     assert x.tolist() == [[0, 1], [2, 3]]
     assert y.tolist() == [[1, 2], [3, 4]]
     assert x.dtype == jnp.arange(5).dtype
 
 
-def test_a_small_index_of_a_long_stride_does_not_overflow() -> None:
+def test_an_int8_index_times_the_stride_does_not_overflow() -> None:
     x, _ = Windows(1, stride=200).take(jnp.arange(1000), np.array([4], np.int8))
     assert x.tolist() == [[800]]
 
 
-def test_take_is_mapped_and_differentiated() -> None:
+def test_take_supports_vmap_and_grad() -> None:
     cut, index = Windows(3, targets=(1,)), jnp.array([0, 1])
     several = jnp.stack([SERIES, 2 * SERIES])
     x, y = jax.vmap(cut.take, in_axes=(0, None))(several, index)
@@ -88,7 +88,7 @@ def test_take_is_mapped_and_differentiated() -> None:
 
 
 @pytest.mark.parametrize("cut", [Windows(64, targets=(0,)), Windows(64, every_step=True)], ids=repr)
-def test_a_batch_of_ten_million_points_takes_the_memory_of_a_batch(cut: Windows) -> None:
+def test_a_batch_of_a_long_series_needs_the_memory_of_a_batch(cut: Windows) -> None:
     series = jax.ShapeDtypeStruct((10_000_000, 4), jnp.float32)
     index = jax.ShapeDtypeStruct((128,), jnp.int32)
     memory: Any = jax.jit(cut.take).lower(series, index).compile().memory_analysis()
@@ -96,7 +96,7 @@ def test_a_batch_of_ten_million_points_takes_the_memory_of_a_batch(cut: Windows)
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 4 * batch
 
 
-def test_a_training_on_ten_million_points_takes_their_memory_once() -> None:
+def test_training_on_a_long_series_copies_nothing_of_it() -> None:
     cut = Windows(32)
     series = jax.ShapeDtypeStruct((10_000_000,), jnp.float32)
 
@@ -113,7 +113,7 @@ def test_a_training_on_ten_million_points_takes_their_memory_once() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes < 1_000_000  # the series: 40 MB
 
 
-def test_ten_million_points_are_windowed_in_batches() -> None:
+def test_an_epoch_covers_the_windows_of_a_long_series() -> None:
     with jax.enable_x64(False):
         series, cut = jnp.arange(10_000_000, dtype=jnp.int32), Windows(8, horizon=2)
         assert cut.count(len(series)) == 9_999_991
@@ -125,7 +125,7 @@ def test_ten_million_points_are_windowed_in_batches() -> None:
         np.testing.assert_array_equal(y[:, 1], index[-1] + 9)
 
 
-def test_fit_takes_windows_by_their_numbers() -> None:
+def test_fit_gathers_windows_by_index() -> None:
     wave = jnp.sin(0.3 * jnp.arange(400.0))[:, None]
     cut, (train, _) = Windows(2), data.split(400, (0.8, 0.2))
 
@@ -182,16 +182,14 @@ def test_fit_takes_windows_by_their_numbers() -> None:
         (lambda: data.split(2, (0.9, 0.1)), "`steps` must be enough for parts"),
     ],
 )
-def test_windows_and_parts_that_can_not_be(call: Any, words: str) -> None:
+def test_invalid_windows_and_splits_raise(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         call()
 
 
 @pytest.mark.parametrize("steps", [11, 100, 997])
 @pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.7, 0.1, 0.2), (1.0,)])
-def test_parts_follow_each_other_and_leave_nothing_out(
-    steps: int, fractions: tuple[float, ...]
-) -> None:
+def test_a_split_partitions_the_steps_in_order(steps: int, fractions: tuple[float, ...]) -> None:
     parts = data.split(steps, fractions)
     assert [t for part in parts for t in part] == list(range(steps))
     for part, fraction in zip(parts, fractions):
@@ -200,7 +198,7 @@ def test_parts_follow_each_other_and_leave_nothing_out(
 
 @pytest.mark.parametrize("cut", [Windows(3), Windows(3, horizon=2, stride=2), Windows(2, 2, 5)])
 @pytest.mark.parametrize("context", [False, True])
-def test_no_step_of_one_part_is_a_target_of_another(cut: Windows, context: bool) -> None:
+def test_targets_of_different_parts_are_disjoint(cut: Windows, context: bool) -> None:
     parts = data.split(40, (0.5, 0.2, 0.3))
     targets = []
     for part in parts:
@@ -210,7 +208,7 @@ def test_no_step_of_one_part_is_a_target_of_another(cut: Windows, context: bool)
         assert asked <= set(part)
         assert max(seen) < part.stop
         assert context or seen <= set(part)
-        # As many as there are: no other window of the series would do.
+        # No other window of the series qualifies.
         whole = [k * cut.stride for k in range(cut.count(40))]
         first = part.start - cut.size * context
         assert starts == [s for s in whole if s >= first and s + cut.span <= part.stop]
@@ -219,9 +217,9 @@ def test_no_step_of_one_part_is_a_target_of_another(cut: Windows, context: bool)
 
 
 @pytest.mark.parametrize("make", [data.min_max, data.standard])
-def test_a_scaling_is_of_the_training_part_alone_and_goes_back(make: Any) -> None:
+def test_a_scaling_depends_on_the_training_part_alone_and_has_an_inverse(make: Any) -> None:
     values = np.random.default_rng(0).normal(5, 3, (50, 4))
-    values[:, 2] = 0.1  # constant, and no binary number
+    values[:, 2] = 0.1  # constant, without an exact binary value
     train = range(30)
     scaling = make(values, train)
     changed = np.concatenate([values[:30], 1000 + values[30:]])
@@ -245,16 +243,16 @@ def test_a_scaling_is_of_the_training_part_alone_and_goes_back(make: Any) -> Non
 
 @pytest.mark.parametrize("make", [data.min_max, data.standard])
 @pytest.mark.parametrize("value", [0.1, 1e-30, 3e7])
-def test_a_constant_column_becomes_zero_in_single_precision_too(make: Any, value: float) -> None:
+def test_a_constant_column_becomes_zero_in_float32(make: Any, value: float) -> None:
     values = jnp.full((1001,), value, jnp.float32)
     scaling = make(values)
     np.testing.assert_array_equal(scaling(values), 0)
     np.testing.assert_array_equal(scaling.inverse(jnp.zeros(3, jnp.float32)), values[:3])
-    tiny = jnp.array([0, 1e-30], jnp.float32)  # whose variance is less than there is in float32
+    tiny = jnp.array([0, 1e-30], jnp.float32)  # whose variance underflows in float32
     assert jnp.isfinite(make(tiny)(tiny)).all()
 
 
-def test_scalings_are_mapped_over_series() -> None:
+def test_scalings_support_vmap() -> None:
     several = jnp.stack([SERIES, 10 * SERIES])
     scaled = jax.vmap(lambda s: data.standard(s)(s))(several)
     np.testing.assert_allclose(scaled[0], scaled[1])
@@ -269,13 +267,13 @@ def test_scalings_are_mapped_over_series() -> None:
         (lambda: data.standard(SERIES)(np.zeros((5, 2))), "must have 3 columns, got shape (5, 2)"),
     ],
 )
-def test_scalings_that_can_not_be(call: Any, words: str) -> None:
+def test_invalid_scalings_raise(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         call()
 
 
 @pytest.mark.parametrize("text", ["hihello", "a\nb", "안녕 世界 🌊", "x", "\ud800y"])
-def test_characters_come_back_from_their_numbers(text: str) -> None:
+def test_decode_inverts_encode(text: str) -> None:
     vocabulary = data.Vocabulary.of(text)
     ids = vocabulary.encode(text)
     assert ids.dtype == np.int32
@@ -304,14 +302,14 @@ def test_characters_come_back_from_their_numbers(text: str) -> None:
         (lambda v: data.Vocabulary.of(""), "at least one"),
     ],
 )
-def test_characters_that_can_not_be(call: Any, words: str) -> None:
+def test_invalid_characters_and_ids_raise(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         call(data.Vocabulary("abc"))
 
 
 @pytest.mark.parametrize(("examples", "size"), [(10, 3), (9, 3), (2, 5), (range(5, 16), 4)])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_an_epoch_has_each_example_once(examples: Any, size: int, shuffle: bool) -> None:
+def test_an_epoch_contains_each_example_once(examples: Any, size: int, shuffle: bool) -> None:
     numbers = list(examples if isinstance(examples, range) else range(examples))
     key = jax.random.key(1) if shuffle else None
     index, mask = data.epoch(examples, size, key=key)
@@ -327,7 +325,7 @@ def test_an_epoch_has_each_example_once(examples: Any, size: int, shuffle: bool)
         np.testing.assert_array_equal(whole.index, index[: len(whole.index)])
 
 
-def test_the_order_follows_from_the_key_and_epochs_are_mapped() -> None:
+def test_the_key_determines_the_order_under_vmap_too() -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     together = jax.jit(jax.vmap(lambda key: data.epoch(20, 8, key=key)))(keys)
     assert together.index.shape == (3, 3, 8)
@@ -335,13 +333,13 @@ def test_the_order_follows_from_the_key_and_epochs_are_mapped() -> None:
     assert (together.index[0] != together.index[1]).any()
 
 
-def test_streams_are_those_of_the_training() -> None:
+def test_training_and_data_share_streams() -> None:
     assert data.streams is streams
 
 
 @pytest.mark.parametrize("bounds", [1, 3, 100, [5, 10, 20]], ids=str)
 @pytest.mark.parametrize("key", [None, 0])
-def test_buckets_hold_each_sequence_once_and_fit(bounds: Any, key: int | None) -> None:
+def test_buckets_contain_each_sequence_once_within_its_bounds(bounds: Any, key: int | None) -> None:
     lengths = np.random.default_rng(0).integers(0, 20, 57)
     found = data.buckets(lengths, 4, bounds, key=None if key is None else jax.random.key(key))
     members = [np.asarray(bucket.index)[np.asarray(bucket.mask)] for bucket in found]
@@ -356,7 +354,7 @@ def test_buckets_hold_each_sequence_once_and_fit(bounds: Any, key: int | None) -
     assert [b.steps for b in found] == sorted({b.steps for b in found})
 
 
-def test_buckets_leave_little_padding() -> None:
+def test_buckets_reduce_padding() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 1000)
     padded = [
         sum(b.steps * int(b.mask.sum()) for b in data.buckets(lengths, 10, count))
@@ -366,7 +364,7 @@ def test_buckets_leave_little_padding() -> None:
     assert padded[1] < 1.15 * lengths.sum()
 
 
-def test_buckets_without_the_last_batches() -> None:
+def test_buckets_drop_the_last_batches() -> None:
     found = data.buckets([1, 1, 1, 9, 2], 2, [2, 9], drop_last=True)
     assert [(b.steps, b.index.tolist()) for b in found] == [(2, [[0, 1], [2, 4]])]
 
@@ -390,20 +388,20 @@ def test_buckets_without_the_last_batches() -> None:
         (lambda: data.buckets([3], 2, 0), "bounds"),
     ],
 )
-def test_batches_that_can_not_be(call: Any, words: str) -> None:
+def test_invalid_batches_raise(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         call()
 
 
 @pytest.fixture
 def mapped(tmp_path: Path) -> np.memmap:
-    """A series in a file."""
+    """Return a memory-mapped series."""
     path = tmp_path / "series.npy"
     np.save(path, SERIES)
     return np.load(path, mmap_mode="r")
 
 
-def test_windows_are_read_from_a_file_and_copied(mapped: np.memmap) -> None:
+def test_a_source_copies_windows_from_a_file(mapped: np.memmap) -> None:
     cut, (_, test) = Windows(3, targets=(1,), stride=2), data.split(20, (0.5, 0.5))
     source = data.WindowSource(mapped, cut, test, context=True)
     assert len(source) == 5
@@ -414,12 +412,12 @@ def test_windows_are_read_from_a_file_and_copied(mapped: np.memmap) -> None:
             assert ours.base is None or not isinstance(ours.base, np.memmap)
     with pytest.raises(IndexError):
         source[5]
-    assert len(list(iter(source))) == 5  # what a loop and many a loader go by
+    assert len(list(iter(source))) == 5  # by the sequence protocol, as in many loaders
     assert "5 windows from index 4" in repr(source)
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_source_can_be_sent_to_other_processes(mapped: np.memmap, whole: bool) -> None:
+def test_a_source_pickles_a_memory_map_by_name(mapped: np.memmap, whole: bool) -> None:
     series = mapped if whole else mapped[4:]
     source = data.WindowSource(series, Windows(3))
     sent = pickle.dumps(source)
@@ -446,7 +444,7 @@ GOOD = "Date, Open,Close\n2024-01-02,10,-1.5\n2024-01-03,1e1,2\n2024-01-04,11.,.
     ],
     ids=["plain", "bom", "windows", "quotes", "no last newline", "quoted newline", "gap in text"],
 )
-def test_numbers_are_read_from_a_file(tmp_path: Path, text: bytes) -> None:
+def test_read_csv_returns_the_numeric_columns(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "prices.csv"
     path.write_bytes(text)
     names, values = data.read_csv(path, allow_constant=True)
@@ -457,7 +455,7 @@ def test_numbers_are_read_from_a_file(tmp_path: Path, text: bytes) -> None:
     assert data.read_csv(path, ["Close", "Open"]).names == ("Close", "Open")
 
 
-def test_another_delimiter_is_read_if_it_is_given(tmp_path: Path) -> None:
+def test_read_csv_accepts_a_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     path.write_text("a;b\n1;2\n3;4\n")
     assert data.read_csv(path, delimiter=";").values.tolist() == [[1, 2], [3, 4]]
@@ -496,7 +494,9 @@ def test_another_delimiter_is_read_if_it_is_given(tmp_path: Path) -> None:
         ('a,b\n1,"2\n3,4\n', ", line 3: unexpected end of data"),
     ],
 )
-def test_a_file_that_will_not_do_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_file_raises_one_line_with_its_place(
+    tmp_path: Path, text: str, words: str
+) -> None:
     path = tmp_path / "prices.csv"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
@@ -514,7 +514,9 @@ def test_a_file_that_will_not_do_is_one_line(tmp_path: Path, text: str, words: s
         (GOOD.encode("utf-16"), ", line 1: byte 0xff is not UTF-8 text"),
     ],
 )
-def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, raw: bytes, words: str) -> None:
+def test_a_file_that_is_not_utf8_raises_with_its_line(
+    tmp_path: Path, raw: bytes, words: str
+) -> None:
     path = tmp_path / "prices.csv"
     path.write_bytes(raw)
     with pytest.raises(ValueError) as caught:
@@ -522,7 +524,7 @@ def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, raw: bytes, word
     assert str(caught.value) == f"{path}{words}"
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_an_unknown_column_raises_with_the_columns_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     path.write_text(GOOD)
     words = ", line 1: column 'close' must be one of the columns 'Date', 'Open', 'Close'"

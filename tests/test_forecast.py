@@ -1,4 +1,4 @@
-"""Forecasters as functions: scales, windows, baselines, no look at the end, files."""
+"""Forecasters: scales, windows, baselines, isolation of the test set, files."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ SMALL = Options(window=6, horizon=3, hidden_size=4, epochs=3, batch_size=16, see
 
 @pytest.fixture(autouse=True)
 def float32() -> Iterator[None]:
-    """Forecasters as users make them, in float32."""
+    """Run in float32, as users do."""
     with jax.enable_x64(False):
         yield
 
 
-def two_columns(rows: int = 160) -> np.ndarray:
-    """A trend with a season, and a column that goes before it; far from 0, unlike in scale."""
-    t = np.arange(rows)
+def two_columns(steps: int = 160) -> np.ndarray:
+    """Return a trend with a season, and a leading indicator, of different scale and far from 0."""
+    t = np.arange(steps)
     season = np.sin(2 * np.pi * t / 12)
-    noise = np.random.default_rng(0).normal(size=(2, rows))
+    noise = np.random.default_rng(0).normal(size=(2, steps))
     return np.stack([5e4 + 30 * t + 200 * season + 5 * noise[0], 1e-3 * noise[1]], axis=1)
 
 
@@ -58,7 +58,7 @@ def fitted() -> Fitted:
         return fit_forecaster(two_columns(), ["sales", "weather"], SMALL, progress=False)
 
 
-def test_parts_follow_each_other_and_share_no_target() -> None:
+def test_sets_are_chronological_and_share_no_target() -> None:
     options = Options(window=5, horizon=4, validation=0.2, held_out=0.3)
     series = prepare(two_columns(100)[:, 0], options=options)
     assert series.train == range(50)
@@ -69,7 +69,7 @@ def test_parts_follow_each_other_and_share_no_target() -> None:
     assert targets == [set(range(5, 50)), set(range(50, 70)), set(range(70, 100))]
 
 
-def test_scales_are_those_of_the_rows_to_learn_from() -> None:
+def test_scales_are_fitted_to_the_training_set() -> None:
     values = two_columns()
     scales = Scales.fit(values, range(100), 3)
     known = values[:100]
@@ -86,7 +86,7 @@ def test_scales_are_those_of_the_rows_to_learn_from() -> None:
     )
 
 
-def test_what_the_model_sees_and_says_is_the_formula() -> None:
+def test_inputs_targets_and_forecasts_satisfy_the_equations() -> None:
     values = two_columns()
     scales = Scales.fit(values, range(100), 3)
     z = (values[:9] - scales.scaling.shift) / scales.scaling.scale
@@ -100,18 +100,18 @@ def test_what_the_model_sees_and_says_is_the_formula() -> None:
         jnp.asarray(scales.normalise(values[:6])),
         jnp.asarray(scales.normalise(values[6:9])),
     )
-    said = scales.targets(window, later)
-    np.testing.assert_allclose(said, (z[6:, 0] - z[5, 0]) / scales.change, atol=1e-4)
-    np.testing.assert_allclose(scales.forecasts(values[5, 0], said), values[6:9, 0], atol=0.02)
+    forecast = scales.targets(window, later)
+    np.testing.assert_allclose(forecast, (z[6:, 0] - z[5, 0]) / scales.change, atol=1e-4)
+    np.testing.assert_allclose(scales.forecasts(values[5, 0], forecast), values[6:9, 0], atol=0.02)
     assert scales.forecasts(values[5, 0], np.zeros(3)).tolist() == [values[5, 0]] * 3
 
 
 @pytest.mark.parametrize("chunk", [7, 4096])
-def test_linear_regression_is_numpys_least_squares(
+def test_linear_regression_equals_numpys_least_squares(
     chunk: int,
 ) -> None:
-    values, cut = two_columns(), data.Windows(4, 2)
-    linear = LinearRegression(values, cut, range(90), range(95), chunk)
+    values, windows = two_columns(), data.Windows(4, 2)
+    linear = LinearRegression(values, windows, range(90), range(95), chunk)
     scaled = (values - values[:95].mean(0)) / values[:95].std(0)
     x = np.stack([np.append(scaled[n : n + 4].T.ravel(), 1) for n in range(120)])
     y = np.stack([scaled[n + 4 : n + 6, 0] for n in range(90)])
@@ -120,25 +120,25 @@ def test_linear_regression_is_numpys_least_squares(
     np.testing.assert_allclose(linear(values, range(120)), expected, rtol=1e-10)
 
 
-def test_linear_regression_keeps_its_digits_where_columns_are_alike() -> None:
+def test_linear_regression_is_accurate_for_nearly_collinear_inputs() -> None:
     t = np.arange(60.0)
-    values = (1e6 + np.sin(0.01 * t))[:, None]  # neighbours alike to four digits
-    cut = data.Windows(3, 1)
-    linear = LinearRegression(values, cut, range(40), range(43))
+    values = (1e6 + np.sin(0.01 * t))[:, None]  # neighbours equal in four digits
+    windows = data.Windows(3, 1)
+    linear = LinearRegression(values, windows, range(40), range(43))
     error = linear(values, range(40, 57)) - values[43:]
-    assert np.abs(error).max() < 1e-6  # by the normal equations it would be some 1e-3
+    assert np.abs(error).max() < 1e-6  # about 1e-3 with the normal equations
 
 
-def test_baselines_and_errors_are_numpys(fitted: Fitted) -> None:
+def test_baselines_and_errors_equal_numpys(fitted: Fitted) -> None:
     sales = two_columns()[:, 0]
     starts = np.array(fitted.series.test_windows)
-    came = np.stack([sales[n + 6 : n + 9] for n in starts])
-    np.testing.assert_array_equal(fitted.truth, came)
+    truth = np.stack([sales[n + 6 : n + 9] for n in starts])
+    np.testing.assert_array_equal(fitted.truth, truth)
     same = np.stack([sales[n + 5].repeat(3) for n in starts])
     np.testing.assert_array_equal(fitted.forecasts["persistence"], same)
     assert list(fitted.errors) == ["persistence", "linear", "LSTM"]
-    for name, said in fitted.forecasts.items():
-        error = said - came
+    for name, forecast in fitted.forecasts.items():
+        error = forecast - truth
         rmse, mae = fitted.errors[name]
         np.testing.assert_allclose(rmse[:3], np.sqrt((error**2).mean(0)), rtol=1e-12)
         np.testing.assert_allclose(mae[:3], np.abs(error).mean(0), rtol=1e-12)
@@ -147,7 +147,7 @@ def test_baselines_and_errors_are_numpys(fitted: Fitted) -> None:
     assert fitted.errors["linear"].rmse[3] < 0.2 * fitted.errors["persistence"].rmse[3]
 
 
-def test_nothing_goes_by_the_end_that_is_held_out(fitted: Fitted) -> None:
+def test_the_test_set_does_not_influence_the_training(fitted: Fitted) -> None:
     values = two_columns()
     begin = fitted.series.test_windows.start + 6
     values[begin:] = values[begin:] * -7 + 3
@@ -159,12 +159,12 @@ def test_nothing_goes_by_the_end_that_is_held_out(fitted: Fitted) -> None:
         fitted.history.validation["loss"], other.history.validation["loss"]
     )
     assert fitted.forecaster.scales.change == other.forecaster.scales.change
-    for name in fitted.forecasts:  # the first goes by rows of before alone
+    for name in fitted.forecasts:  # the first window precedes the test set
         np.testing.assert_array_equal(fitted.forecasts[name][0], other.forecasts[name][0])
         assert (fitted.forecasts[name][1] != other.forecasts[name][1]).any()
 
 
-def test_a_second_training_of_the_same_sizes_compiles_nothing(
+def test_a_second_training_of_equal_sizes_compiles_nothing(
     fitted: Fitted, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = dataclasses.replace(SMALL, seed=3)
@@ -175,20 +175,20 @@ def test_a_second_training_of_the_same_sizes_compiles_nothing(
     assert (other.history.losses != fitted.history.losses).all()
 
 
-def test_the_best_of_the_evaluations_is_kept(fitted: Fitted) -> None:
+def test_the_best_parameters_are_restored(fitted: Fitted) -> None:
     forecaster, series = fitted.forecaster, fitted.series
-    said = forecaster.backtest(series.values, series.validation_windows)
-    came = np.stack([series.values[n + 6 : n + 9, 0] for n in series.validation_windows])
+    forecast = forecaster.backtest(series.values, series.validation_windows)
+    truth = np.stack([series.values[n + 6 : n + 9, 0] for n in series.validation_windows])
     unit = forecaster.scales.change * forecaster.scales.scaling.scale[0]
-    loss = (((said - came) / unit) ** 2).mean()
+    loss = (((forecast - truth) / unit) ** 2).mean()
     assert loss == pytest.approx(fitted.history.validation["loss"].min(), rel=1e-3)
     place = fitted.history.validation["loss"].argmin()
     assert fitted.best == fitted.history.evaluated[place]
-    # As many steps as epochs ask for: 3 times 96 windows, 16 at a time.
+    # 3 epochs of 96 windows in batches of 16
     assert len(fitted.history.losses) == 3 * len(series.train_windows) // 16
 
 
-def test_a_forecast_goes_by_the_last_window_alone(fitted: Fitted) -> None:
+def test_a_forecast_depends_on_the_last_window_alone(fitted: Fitted) -> None:
     forecaster, values = fitted.forecaster, two_columns()
     ahead = forecaster.predict(values)
     assert ahead.shape == (3,)
@@ -196,14 +196,14 @@ def test_a_forecast_goes_by_the_last_window_alone(fitted: Fitted) -> None:
     np.testing.assert_array_equal(ahead, fitted.ahead["LSTM"])
     np.testing.assert_array_equal(ahead, forecaster.predict(values[-6:]))
     np.testing.assert_array_equal(ahead[:2], forecaster.predict(values, 2))
-    # Of many windows at once they are the same but for rounding.
-    rows = range(100, 110)
-    many = forecaster.backtest(values, rows)
-    one = np.stack([forecaster.predict(values[: n + 6]) for n in rows])
+    # A backtest differs by rounding errors.
+    indices = range(100, 110)
+    many = forecaster.backtest(values, indices)
+    one = np.stack([forecaster.predict(values[: n + 6]) for n in indices])
     np.testing.assert_allclose(many, one, rtol=1e-6)
 
 
-def test_beyond_the_horizon_it_goes_on_from_its_own_forecasts(fitted: Fitted) -> None:
+def test_beyond_the_horizon_forecasts_become_inputs(fitted: Fitted) -> None:
     values = two_columns()[:, 0]
     alone = fit_forecaster(values, options=SMALL, ahead=7, progress=False)
     forecaster = alone.forecaster
@@ -220,7 +220,7 @@ def test_beyond_the_horizon_it_goes_on_from_its_own_forecasts(fitted: Fitted) ->
         fitted.forecaster.predict(two_columns(), 4)
 
 
-def test_a_forecaster_comes_back_bit_for_bit(fitted: Fitted, tmp_path: Path) -> None:
+def test_a_loaded_forecaster_is_bitwise_equal(fitted: Fitted, tmp_path: Path) -> None:
     path = fitted.forecaster.save(tmp_path / "sales.safetensors")
     again = Forecaster.load(path)
     values = two_columns()
@@ -238,19 +238,21 @@ def test_a_forecaster_comes_back_bit_for_bit(fitted: Fitted, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("change", [{"cell": "gru", "layers": 2}, {"cell": "rnn", "horizon": 1}])
-def test_each_kind_comes_back(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_each_cell_is_loaded(tmp_path: Path, change: dict[str, Any]) -> None:
     options = dataclasses.replace(SMALL, **change)
     values = two_columns()[:50, :1]
-    model, cut = make_model(options, 1), data.Windows(options.window, options.horizon)
+    model, windows = make_model(options, 1), data.Windows(options.window, options.horizon)
     model.eval()
-    forecaster = Forecaster(model, ("a",), cut, Scales.fit(values, range(50), cut.horizon), 5)
+    forecaster = Forecaster(
+        model, ("a",), windows, Scales.fit(values, range(50), windows.horizon), 5
+    )
     again = Forecaster.load(forecaster.save(tmp_path / "model.safetensors"))
     np.testing.assert_array_equal(again.predict(values), forecaster.predict(values))
     assert repr(again.model.rnn) == repr(model.rnn)
 
 
 def rewritten(fitted: Fitted, path: Path, **change: Any) -> Path:
-    """The file of a forecaster with another description; None takes an entry away."""
+    """Write a forecaster with a changed description; None removes an entry."""
     fitted.forecaster.save(path)
     with safe_open(path, framework="np") as file:
         described = json.loads(file.metadata()[ENTRY])
@@ -278,7 +280,7 @@ def rewritten(fitted: Fitted, path: Path, **change: Any) -> Path:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_description_that_does_not_fit_is_one_line(
+def test_an_inconsistent_description_raises_one_line(
     fitted: Fitted, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     path = rewritten(fitted, tmp_path / "model.safetensors", **change)
@@ -303,12 +305,12 @@ def test_a_description_that_does_not_fit_is_one_line(
         (1e308 * (-1.0) ** np.arange(60), "can't be scaled: values must be < 1e+100"),
     ],
 )
-def test_a_series_that_can_not_be_learned_from_is_one_line(values: Any, words: str) -> None:
+def test_an_invalid_series_raises_one_line(values: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         fit_forecaster(values, options=SMALL, progress=False)
 
 
-def test_the_least_number_of_rows_is_enough_and_one_less_is_not() -> None:
+def test_the_minimal_number_of_steps_is_exact() -> None:
     for window, horizon, validation, held_out in [
         (6, 3, 0.15, 0.2),
         (2, 1, 0.4, 0.5),
@@ -341,12 +343,12 @@ def test_the_least_number_of_rows_is_enough_and_one_less_is_not() -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_options_that_can_not_be_are_one_line(options: dict[str, Any], words: str) -> None:
+def test_invalid_options_raise_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         Options(**options)
 
 
-def test_the_figure_shows_what_was_forecast(fitted: Fitted) -> None:
+def test_the_figure_shows_the_forecasts(fitted: Fitted) -> None:
     figure = draw(fitted, "Sales in $ and in $")
     series, last, errors, training = figure.axes
     lines = {str(line.get_label()): line for line in errors.lines}
@@ -356,21 +358,21 @@ def test_the_figure_shows_what_was_forecast(fitted: Fitted) -> None:
     ahead = next(line for line in series.lines if "ahead" in str(line.get_label()))
     np.testing.assert_array_equal(np.asarray(ahead.get_xdata()), [160, 161, 162, 163])
     np.testing.assert_array_equal(np.asarray(ahead.get_ydata())[1:], fitted.ahead["LSTM"])
-    shown = series.lines[1]  # the last forecast to be judged
+    shown = series.lines[1]  # the last test forecast
     np.testing.assert_array_equal(np.asarray(shown.get_xdata()), [158, 159, 160])
     np.testing.assert_array_equal(shown.get_ydata(), fitted.forecasts["LSTM"][-1])
     assert len(last.lines) >= 3
     np.testing.assert_array_equal(training.lines[0].get_ydata(), fitted.history.losses)
 
 
-def test_the_figure_of_a_horizon_of_one_row_is_a_line_and_bars(fitted: Fitted) -> None:
-    first = {name: said[:, :1] for name, said in fitted.forecasts.items()}
+def test_the_figure_of_a_horizon_of_one_step_has_a_line_and_bars(fitted: Fitted) -> None:
+    first = {name: forecast[:, :1] for name, forecast in fitted.forecasts.items()}
     series = fitted.series._replace(windows=data.Windows(6, 1))
-    came = fitted.truth[:, :1]
-    errors = {name: Errors.between(said, came) for name, said in first.items()}
-    one = fitted._replace(series=series, truth=came, forecasts=first, errors=errors)
-    all_rows, _, bars, _ = draw(one, "One row ahead").axes
-    np.testing.assert_array_equal(all_rows.lines[1].get_ydata(), first["LSTM"][:, 0])
+    truth = fitted.truth[:, :1]
+    errors = {name: Errors.between(forecast, truth) for name, forecast in first.items()}
+    one = fitted._replace(series=series, truth=truth, forecasts=first, errors=errors)
+    series_axis, _, bars, _ = draw(one, "One step ahead").axes
+    np.testing.assert_array_equal(series_axis.lines[1].get_ydata(), first["LSTM"][:, 0])
     heights = [patch.get_height() for patch in bars.patches]  # pyright: ignore
     np.testing.assert_allclose(heights, [e.rmse[0] for e in errors.values()])
     assert [label.get_text() for label in bars.get_xticklabels()] == list(errors)

@@ -1,4 +1,4 @@
-"""`jaxrnn forecast` and `jaxrnn predict`: a real series, a user's file, one line for an error."""
+"""`jaxrnn forecast` and `jaxrnn predict`: a real series, user files, one line per error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def float32() -> Iterator[None]:
-    """The commands as users run them, in float32."""
+    """Run in float32, as users do."""
     with jax.enable_x64(False):
         yield
 
@@ -46,14 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def air(folder: Path) -> Any:
-    """A run of the command on the real series, which left its files in a folder."""
+    """Run the command on the sample series; its files are in the folder `air`."""
     with jax.enable_x64(False):
         options = Options(horizon=12, hidden_size=32, epochs=40, learning_rate=0.01)
         return forecast(CO2, column="co2", ahead=15, out=str(folder / "air"), options=options)
 
 
 def written(path: Path, rows: int = 60, **columns: list[str] | str) -> Path:
-    """A file of some rows with a date, two columns of numbers, and others as they are given."""
+    """Write a CSV file with a date, two numeric columns, and the given columns."""
     random = np.random.default_rng(0).normal(size=(2, rows)).round(3)
     cells = {
         "date": [f"2024-{1 + row // 28:02d}-{1 + row % 28:02d}" for row in range(rows)],
@@ -67,7 +67,7 @@ def written(path: Path, rows: int = 60, **columns: list[str] | str) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on standard error of a command that ends with status 2."""
+    """Return the single line on standard error of a command with exit status 2."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -81,7 +81,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_real_series_is_what_its_note_says() -> None:
+def test_the_sample_series_agrees_with_its_note() -> None:
     months = [row["month"] for row in rows_of(Path(CO2))]
     expected = [f"{year}-{month:02d}" for year in range(1974, 2025) for month in range(1, 13)]
     assert months == expected[4:]
@@ -94,18 +94,18 @@ def test_the_real_series_is_what_its_note_says() -> None:
     assert "NOAA" in Path(CO2).with_suffix(".md").read_text(encoding="utf-8")
 
 
-def test_the_real_series_is_forecast_far_better_than_by_persistence(air: Any) -> None:
+def test_the_sample_series_is_forecast_far_better_than_by_persistence(air: Any) -> None:
     errors = {name: e.rmse for name, e in air.errors.items()}
     assert (errors["LSTM"] < errors["persistence"]).all()  # at each step, and over all
     assert errors["LSTM"][-1] < 0.3 * errors["persistence"][-1]
     assert errors["linear"][-1] < 0.2 * errors["persistence"][-1]
     ahead = air.ahead["LSTM"]
     assert ahead.shape == (15,)
-    assert ahead[:12].argmax() in (3, 4, 5)  # the last row is a December, so about May
+    assert ahead[:12].argmax() in (3, 4, 5)  # about May, since the series ends in December
     assert 420 < ahead.min() < ahead.max() < 440
 
 
-def test_forecasts_are_a_file_with_all_digits(air: Any, folder: Path) -> None:
+def test_the_csv_file_has_all_digits_of_the_forecasts(air: Any, folder: Path) -> None:
     rows = rows_of(folder / "air" / "forecasts.csv")
     assert list(rows[0]) == ["part", "row", "rows_ahead", "truth", "LSTM", "persistence", "linear"]
     held_out = [row for row in rows if row["part"] == "held out"]
@@ -125,7 +125,7 @@ def test_forecasts_are_a_file_with_all_digits(air: Any, folder: Path) -> None:
     assert (folder / "air" / "forecast.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_predict_gives_the_forecasts_again_bit_for_bit(
+def test_predict_repeats_the_forecasts_bitwise(
     capsys: pytest.CaptureFixture[str], air: Any, folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "ahead.csv"
@@ -139,7 +139,7 @@ def test_predict_gives_the_forecasts_again_bit_for_bit(
     assert f"forecasts: {path}" in out
 
 
-def test_predict_takes_another_file_with_the_column(
+def test_predict_reads_another_file_with_the_column(
     capsys: pytest.CaptureFixture[str], air: Any, tmp_path: Path
 ) -> None:
     air.forecaster.save(tmp_path / "model.safetensors")
@@ -163,7 +163,7 @@ def test_predict_takes_another_file_with_the_column(
 
 @pytest.fixture(scope="module")
 def load(folder: Path) -> Path:
-    """A small forecaster of a user's file that reads another column too, in the folder `load`."""
+    """Train a small forecaster with two input columns; its files are in the folder `load`."""
     path = written(folder / "load.csv")
     options = ["--column", "load", "--features", "wind", "--figure", "svg", "--cell", "rnn"]
     with jax.enable_x64(False):
@@ -171,7 +171,7 @@ def load(folder: Path) -> Path:
     return path
 
 
-def test_what_is_printed_is_what_came_out(
+def test_the_report_agrees_with_the_csv_file(
     capsys: pytest.CaptureFixture[str], load: Path, folder: Path, tmp_path: Path
 ) -> None:
     options = ["--column", "load", "--features", "wind", "--cell", "rnn", *SMALL]
@@ -198,7 +198,7 @@ def test_what_is_printed_is_what_came_out(
     ]
     assert table[3:] == [[row, *(f"{value:.6g}" for value in rest)] for row, *rest in ahead]
     assert [line.split(": ")[0] for line in lines[-3:]] == ["forecasts", "figure", "model"]
-    # The same seed, the same numbers, to the last bit; only the figure's format was another.
+    # Equal seeds give bitwise equal results.
     one, two = (path / "forecasts.csv" for path in (out, folder / "load"))
     assert one.read_bytes() == two.read_bytes()
     one, two = (jaxrnn.state_dict(Forecaster.load(path).model) for path in (out, folder / "load"))
@@ -206,7 +206,7 @@ def test_what_is_printed_is_what_came_out(
     assert (folder / "load" / "forecast.svg").read_bytes().startswith(b"<?xml")
 
 
-def test_other_columns_are_read_by_their_names(
+def test_predict_reads_columns_by_name_and_rejects_invalid_files(
     capsys: pytest.CaptureFixture[str], load: Path, folder: Path, tmp_path: Path
 ) -> None:
     lines = load.read_text(encoding="utf-8").splitlines()
@@ -238,12 +238,12 @@ def test_other_columns_are_read_by_their_names(
     assert (
         f"{far}: values must be within 1e+30 standard deviations of the training set's mean" in line
     )
-    same = written(tmp_path / "same.csv", 8, load="3")  # nothing to learn from, but to forecast
+    same = written(tmp_path / "same.csv", 8, load="3")  # invalid for training, valid for a forecast
     assert main(["predict", model, str(same)]) == 0
 
 
 @pytest.mark.parametrize("content", ["empty", "text", "half", "other", "nan", "folder", "nothing"])
-def test_a_file_that_is_no_model_is_one_line(
+def test_an_invalid_model_file_is_one_line(
     capsys: pytest.CaptureFixture[str], load: Path, folder: Path, tmp_path: Path, content: str
 ) -> None:
     path, whole = tmp_path / "model.safetensors", (folder / "load" / "model.safetensors")
@@ -267,8 +267,8 @@ def test_a_file_that_is_no_model_is_one_line(
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be trained."""
-    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("the work was begun"))
+    """Fail if a training starts."""
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("the training started"))
 
 
 @pytest.mark.usefixtures("untrained")
@@ -367,7 +367,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, 60, ["--column", "load", "--held-out", "1e-320"], "got 60"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line_and_leaves_nothing(
+def test_an_invalid_file_is_one_line_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     columns: dict[str, Any],
@@ -382,7 +382,7 @@ def test_what_is_wrong_with_a_file_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.usefixtures("untrained")
-def test_a_place_that_can_not_be_written_to_is_known_before_the_work(
+def test_an_invalid_output_folder_is_rejected_before_the_training(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ["forecast", CO2, "--column", "co2", "--out"]
@@ -408,7 +408,7 @@ def test_a_place_that_can_not_be_written_to_is_known_before_the_work(
 
 @pytest.mark.parametrize("there", [True, False], ids=["old", "new"])
 @pytest.mark.parametrize("failing", NAMES)
-def test_a_full_disk_leaves_what_was_there(
+def test_a_full_disk_preserves_existing_files(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -456,13 +456,13 @@ def test_help_documents_each_option(capsys: pytest.CaptureFixture[str], command:
 
 
 class Closed(io.StringIO):
-    """Standard output whose reader is gone."""
+    """Standard output without a reader."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError
 
 
-def test_what_was_learned_is_written_though_nobody_reads_what_is_printed(
+def test_files_are_written_even_if_standard_output_is_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, air: Any
 ) -> None:
     monkeypatch.setattr(command, "fit_forecaster", lambda *_, **__: air)
@@ -472,7 +472,7 @@ def test_what_was_learned_is_written_though_nobody_reads_what_is_printed(
     assert sorted(path.name for path in out.iterdir()) == sorted(NAMES)
 
 
-def test_a_loss_that_is_not_a_number_is_one_line(
+def test_a_non_finite_loss_is_one_line(
     capsys: pytest.CaptureFixture[str], load: Path, tmp_path: Path
 ) -> None:
     run = ["forecast", str(load), "--column", "load", *SMALL, "--learning-rate", "1e30"]
@@ -484,7 +484,7 @@ def test_a_loss_that_is_not_a_number_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_forecaster_of_a_run_is_the_one_on_disk(air: Any, folder: Path) -> None:
+def test_the_saved_forecaster_is_that_of_the_run(air: Any, folder: Path) -> None:
     again = Forecaster.load(folder / "air")
     assert again.ahead == 15
     assert again.columns == ("co2",)

@@ -140,6 +140,7 @@ class _Column:
         self.error: tuple[int, str] | None = None
 
     def add(self, line: int, cells: Sequence[str]) -> None:
+        """Add the cell of a line."""
         cell = cells[self.place].strip()
         value = _number(cell)
         self.values.append(value)
