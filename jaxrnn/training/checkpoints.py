@@ -12,7 +12,6 @@ record and its arrays agree with their CRC-32 checksums.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -287,8 +286,7 @@ class _Saved(NamedTuple):
         got = {name: f"{a.dtype.name} {a.shape}" for name, a in stored.items()}
         expected = {
             name: f"{jnp.result_type(data := _key_data(leaf)).name} {np.shape(data)}"
-            for prefix, tree in trees.items()
-            for name, leaf in _named_leaves(tree, prefix).items()
+            for name, leaf in _named_leaves(trees).items()
         }
         wrong = [
             f"{name} is {got.get(name, 'missing')}, expected {expected.get(name, 'missing')}"
@@ -302,17 +300,14 @@ class _Saved(NamedTuple):
                 f"{'; '.join(wrong[:3])}{more}"
             )
 
-        def _restore(prefix: str, path: Any, leaf: Any) -> Any:
+        def _restore(path: Any, leaf: Any) -> Any:
             data = jnp.asarray(_key_data(leaf))
-            array = sharding.device_put(stored[_leaf_name(path, prefix)], data.sharding)
+            array = sharding.device_put(stored[_leaf_name(path)], data.sharding)
             if not _is_key(leaf):
                 return array
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
 
-        return {
-            prefix: jax.tree_util.tree_map_with_path(functools.partial(_restore, prefix), tree)
-            for prefix, tree in trees.items()
-        }
+        return jax.tree_util.tree_map_with_path(_restore, trees)
 
 
 def _name_format() -> Any:

@@ -30,8 +30,6 @@ from jax.sharding import PartitionSpec as P
 from jaxrnn import _checks as checks
 from jaxrnn.backends import sharding
 
-_DATA, _MODEL = "data", "model"
-
 # The axis of gates or hidden units, counted from the end: weights may be stacked.
 _UNIT_AXES = {"weight_ih": 2, "weight_hh": 2, "bias_ih": 1, "bias_hh": 1, "weight_hr": 1}
 _WEIGHT_NAME = re.compile(rf"(?:^|/)({'|'.join(_UNIT_AXES)})(?:_l\d+(?:_reverse)?)?$")
@@ -192,11 +190,11 @@ def _detect_lost_process() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
+        global _lost
         words = r"gloo|nccl|connection (closed|reset|refused)|coordination|heartbeat|socket closed"
         remote = jax.process_count() > 1 and re.search(words, str(error), re.IGNORECASE)
         if isinstance(error, ProcessLost) or not remote:
             raise
-        global _lost
         _lost = True
         line = str(error).strip().splitlines()[0][:200]
         raise ProcessLost(
@@ -205,19 +203,17 @@ def _detect_lost_process() -> Iterator[None]:
         ) from None
 
 
-def _leaf_name(path: Any, prefix: str = "") -> str:
-    """Return the name of a leaf of a pytree, e.g. ``params/rnn/weight_ih_l0``."""
-    names = [prefix, jax.tree_util.keystr(path, simple=True, separator="/")]
-    name = "/".join(filter(None, names))
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey):
-        name = name.removesuffix("/value")  # of a Flax variable
-    return name or "value"
+def _leaf_name(path: Any) -> str:
+    """Return the name of a leaf of a pytree, e.g. ``rnn/weight_ih_l0``."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    is_attribute = path and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    return name.removesuffix("/value") if is_attribute else name  # of a Flax variable
 
 
-def _named_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _named_leaves(tree: Any) -> dict[str, Any]:
     """Return the leaves of a pytree by name."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {_leaf_name(path, prefix): leaf for path, leaf in leaves}
+    named = {_leaf_name(path): leaf for path, leaf in leaves}
     if len(named) < len(leaves):
         raise ValueError(f"Arrays must have unique names, got {len(leaves)} for {list(named)}")
     return named
@@ -230,7 +226,7 @@ class _Layout(NamedTuple):
 
     @property
     def _shards(self) -> int:
-        return 1 if self.mesh is None else dict(self.mesh.shape).get(_MODEL, 1)
+        return 1 if self.mesh is None else dict(self.mesh.shape).get("model", 1)
 
     def context(self) -> Any:
         """Return the context in which programs are traced and run."""
@@ -269,7 +265,7 @@ class _Layout(NamedTuple):
             kind = "weight_hr" if projected else "weight_hh"
             if _weight_kind(name) == kind and leaf.shape[-1] % self._shards:
                 raise ValueError(
-                    f"The axis {_MODEL!r} of `mesh` must divide the {leaf.shape[-1]} hidden units "
+                    f"The axis 'model' of `mesh` must divide the {leaf.shape[-1]} hidden units "
                     f"of {name}, got {self._shards} devices"
                 )
 
@@ -313,13 +309,13 @@ def _make_layout(mesh: Any) -> _Layout:
         available = jax.devices()
         if mesh > len(available):
             raise ValueError(f"`mesh` must be at most the {len(available)} devices, got {mesh}")
-        mesh = Mesh(np.array(available[:mesh]), (_DATA,))
+        mesh = Mesh(np.array(available[:mesh]), ("data",))
     if not isinstance(mesh, Mesh):
         kind = type(mesh).__name__
         raise TypeError(f"`mesh` must be a jax.sharding.Mesh or a number of devices, got a {kind}")
     names = mesh.axis_names
-    if not names or not set(names) <= {_DATA, _MODEL}:
-        raise ValueError(f"The axes of `mesh` must be {_DATA!r} and {_MODEL!r}, got {names}")
+    if not names or not set(names) <= {"data", "model"}:
+        raise ValueError(f"The axes of `mesh` must be 'data' and 'model', got {names}")
     absent = set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}
     if absent:
         raise ValueError(f"`mesh` must have devices of every process, got none of {min(absent)}")
@@ -347,7 +343,7 @@ def _weight_spec(path: Any, leaf: Any, shards: int) -> P:
     axis = np.ndim(leaf) - from_end
     if not from_end or axis < 0 or np.shape(leaf)[axis] % shards:
         return P()
-    return P(*[None] * axis, _MODEL)
+    return P(*[None] * axis, "model")
 
 
 def _weight_kind(name: str) -> str:

@@ -45,8 +45,11 @@ class NonFiniteLoss(FloatingPointError):
         value: its loss.
     """
 
-    def __init__(self, message: str, step: int, value: float):
-        super().__init__(message)
+    def __init__(self, step: int, value: float, checkpoints: Checkpoints | None = None):
+        words = f"The loss must be finite, got {value} at step {step}. The model is unchanged"
+        if checkpoints is not None and (steps := checkpoints.steps()):
+            words += f"; {checkpoints.folder} has a checkpoint of step {steps[-1]}"
+        super().__init__(words)
         self.step, self.value = step, value
 
 
@@ -642,8 +645,12 @@ class _Run:
             if evaluated or saved or end == steps:
                 self._record(pending, bar)
                 pending.clear()
-            if evaluated:
-                self._evaluate()
+            if evaluated and self.evaluation is not None:
+                variables = self.state.params, self.state.carry[0]
+                metrics = self.evaluation.measure(*variables, self.random)
+                self.recorder.add_evaluation(end, metrics)
+                if self.best.update(metrics):
+                    self.best.variables = jax.tree.map(lambda a: jnp.array(a, copy=True), variables)
             if saved or self.best.stop:
                 self._save()
 
@@ -668,26 +675,17 @@ class _Run:
             losses = np.asarray(losses)
             wrong = np.flatnonzero(~np.isfinite(losses))
             if wrong.size:
-                self._fail(start + int(wrong[0]) + 1, float(losses[wrong[0]]))
+                step, value = start + int(wrong[0]) + 1, float(losses[wrong[0]])
+                words = (
+                    f"The loss must be finite, got {value} at step {step}. The model is unchanged"
+                )
+                if self.checkpoints is not None and (existing := self.checkpoints.steps()):
+                    words += f"; {self.checkpoints.folder} has a checkpoint of step {existing[-1]}"
+                raise NonFiniteLoss(words, step, value)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             self.recorder.add_steps({"loss": losses, **metrics})
             if bar is not None:
                 bar.update(start + len(losses), float(losses[-1]))
-
-    def _fail(self, step: int, value: float) -> None:
-        words = f"The loss must be finite, got {value} at step {step}. The model is unchanged"
-        if self.checkpoints is not None and (existing := self.checkpoints.steps()):
-            words += f"; {self.checkpoints.folder} has a checkpoint of step {existing[-1]}"
-        raise NonFiniteLoss(words, step, value)
-
-    def _evaluate(self) -> None:
-        """Evaluate the model, and copy its variables if they are the best."""
-        assert self.evaluation is not None
-        variables = self.state.params, self.state.carry[0]
-        metrics = self.evaluation.measure(*variables, self.random)
-        self.recorder.add_evaluation(self.step, metrics)
-        if self.best.update(metrics):
-            self.best.variables = jax.tree.map(lambda a: jnp.array(a, copy=True), variables)
 
     def _trees(self) -> dict[str, Any]:
         """Return the state by the prefixes of names in a checkpoint."""
@@ -698,13 +696,12 @@ class _Run:
         """Write a checkpoint."""
         if self.checkpoints is None:
             return
-        trees = self._trees() | {"history": self.recorder.history()._asdict()}
+        trees = self._trees() | {"history": self.recorder.history()}
         if self.best.variables is not None:
             trees["best_params"], trees["best_state"] = self.best.variables
         arrays = {
             name: sharding.to_host(distributed._key_data(leaf))
-            for prefix, tree in trees.items()
-            for name, leaf in distributed._named_leaves(tree, prefix).items()
+            for name, leaf in distributed._named_leaves(trees).items()
         }
         record = {"settings": self.settings, "data": self.source.position()}
         if distributed._is_first():

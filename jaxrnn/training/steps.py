@@ -99,7 +99,7 @@ def jit_steps(loss: Loss, optimizer: optax.GradientTransformation) -> Callable[.
     """Compile `train_steps` with donated buffers, for a loop over chunks of steps.
 
     Each call overwrites the parameters, the optimizer state and the carry that it receives, so
-    that one copy of each exists. The compiled function is traced once per shape of its arguments.
+    that one copy of each exists.
 
     Args:
         loss: as for `train_steps`.
@@ -191,21 +191,12 @@ def truncated_bptt(
         >>> bool(trained.losses[-5:].mean() < 0.1 * trained.losses[:5].mean())
         True
 
-        Donated buffers, one chunk of a stream at a time:
-
-        >>> steps = jax.jit(train, donate_argnames=("params", "carry", "opt_state"))
-        >>> params, opt_state, hx, _, _ = steps(params, (wave[:500], wave[1:501]), carry=hx)
-        >>> rest = wave[500:-1], wave[501:]
-        >>> steps(params, rest, carry=hx, opt_state=opt_state).losses.shape
-        (17,)
-
     Differs from PyTorch: PyTorch needs a loop with ``detach()`` between the windows. Here the
     carry is an argument of the loss, and nothing has to be detached.
 
     Source: R. J. Williams, J. Peng, An efficient gradient-based algorithm for on-line training of
-    recurrent network trajectories, Neural Computation 2 (1990), algorithm BPTT(h; h') with
-    h = h' = W; I. Sutskever, Training recurrent neural networks, PhD thesis, University of Toronto
-    (2013), section 2.8.6.
+    recurrent network trajectories, Neural Computation 2 (1990), BPTT(h; h') with h = h' = W;
+    I. Sutskever, Training recurrent neural networks, PhD thesis, Toronto (2013), section 2.8.6.
     """
     checks.at_least("window", window, 1)
     steps = checks.leading_axis("stream", stream, "time steps")

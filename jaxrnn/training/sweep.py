@@ -38,12 +38,11 @@ def sweep(train: Callable[..., Any], /, **axes: Any) -> Swept:
         \mathrm{results}_{i, j, \ldots} = \mathrm{train}(a_i, b_j, \ldots)
 
     All runs share each step: batch size N becomes M * N for M runs. Computations that depend on
-    one argument only, such as initial weights from a key, run once per value of it. The compiled
-    function is reused by later sweeps of the same shapes with the same object `train`.
+    one argument only run once per value of it. Sweeps of one function and shape compile once.
 
     Args:
-        train: a pure function of keyword arguments. A hyperparameter of an optimizer arrives as a
-            traced scalar: ``optax.adam(lr)`` inside `train`.
+        train: a pure function of keyword arguments. A hyperparameter is a traced scalar:
+            ``optax.adam(lr)`` inside `train`.
         axes: the values of each argument along the first axis of an array, or of every array of a
             pytree. ``run={"key": keys, "lr": rates}`` pairs values instead of combining them.
 
@@ -66,9 +65,6 @@ def sweep(train: Callable[..., Any], /, **axes: Any) -> Swept:
         >>> losses, grid = sweep(train, key=keys, lr=rates)
         >>> losses.shape, grid["lr"].shape
         ((8, 4, 50), (8, 4))
-        >>> best = jnp.median(losses[..., -1], axis=0).argmin()
-        >>> round(grid["lr"][0, best].item(), 3)
-        0.1
     """
     if not axes:
         raise TypeError("`sweep` must have at least one axis, e.g. sweep(train, lr=rates)")
@@ -140,14 +136,9 @@ class Groups(NamedTuple):
         return np.argsort(np.argsort(medians, kind="stable"), kind="stable")
 
     def quantile(self, part: float) -> np.ndarray:
-        """Return a quantile over the runs of each group.
+        """Return a quantile over runs (groups, steps) or (groups, 1); failed runs are the worst.
 
-        Args:
-            part: the quantile, from 0 to 1.
-
-        Returns:
-            Quantiles at each step (groups, steps), or (groups, 1). Failed runs, which are infinite
-            or NaN, count as worse than all others; a quantile among them is NaN.
+        A run has failed if its result is infinite or NaN. A quantile among failed runs is NaN.
         """
         worst = np.inf if self.mode == "min" else -np.inf
         values = np.sort(np.where(np.isfinite(self.values), self.values, worst), axis=1)
