@@ -1,10 +1,9 @@
-"""The one recurrence against a step-by-step loop: cells, blocks, directions, masks, memory."""
+"""The recurrence against its definition: cells, blocks, directions, masks, rematerialisation."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from jax.nn import sigmoid
 
-from jaxrnn import cells
+from jaxrnn import cells, reference
 from jaxrnn.backends.scan import block_length, scan_blocks
 from jaxrnn.backends.step import advance, input_pre_activations
 from jaxrnn.core import stack
@@ -62,27 +61,6 @@ def draw(cell: cells.Cell, *, proj: int = 0, bias: bool = True, seed: int = 0) -
     return weights, array(T, N, D), state, masks, array(T, N, proj or H)
 
 
-def loop(
-    cell: cells.Cell, weights: Any, x: Any, state: Any, masks: StepMasks, reverse: bool
-) -> tuple[Any, Any]:
-    """The definition, one step after another in Python."""
-    hs: dict[int, Any] = {}
-    for t in reversed(range(T)) if reverse else range(T):
-        old = state
-        if masks.reset_mask is not None:
-            state = tuple(jnp.where(masks.reset_mask[t][:, None], 0.0, s) for s in state)
-        zx, zh = x[t] @ weights.weight_ih.T, state[0] @ weights.weight_hh.T
-        if weights.bias_ih is not None:
-            zx, zh = zx + weights.bias_ih[None], zh + weights.bias_hh[None]
-        z = (zx.T, zh.T) if cell.split else (zx + zh).T
-        h, *rest = (s.T for s in cell.step(z, tuple(s.T for s in state)))
-        state = (h if weights.weight_hr is None else h @ weights.weight_hr.T, *rest)
-        if masks.valid_mask is not None:
-            state = tuple(jnp.where(masks.valid_mask[t][:, None], s, o) for s, o in zip(state, old))
-        hs[t] = state[0]
-    return jnp.stack([hs[t] for t in range(T)]), state
-
-
 def results_and_grads(run: Any, cotangent: Any) -> Any:
     """A function of weights, x and state to what `run` gives, and the gradients of a loss."""
 
@@ -101,10 +79,15 @@ def results_and_grads(run: Any, cotangent: Any) -> Any:
 def expected(
     cell: cells.Cell, reverse: bool, *, masked: bool = True, proj: int = 0, bias: bool = True
 ) -> Any:
-    """Results and gradients of the loop for what `draw` gives, computed once, step by step."""
+    """Return the results and gradients of the definition for what `draw` returns."""
     weights, x, state, masks, cotangent = draw(cell, proj=proj, bias=bias)
     masks = masks if masked else StepMasks()
-    run = functools.partial(loop, cell, masks=masks, reverse=reverse)
+
+    def run(weights: Any, x: Any, state: Any) -> Any:
+        options = dict(reset_mask=masks.reset_mask, valid_mask=masks.valid_mask, reverse=reverse)
+        output, _, final = reference.unroll(cell, weights, x, state, **options)
+        return output, final
+
     return results_and_grads(run, cotangent)(weights, x, state)
 
 
@@ -112,43 +95,33 @@ def close(got: Any, want: Any) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), got, want)
 
 
-# Each cell with any two of the three options in all of theirs; one beside it and the cell with the
-# same equations have the other half.
-WAYS = [
-    (cell, *options)
-    for index, cell in enumerate(CELLS)
-    for options in itertools.product((False, True), repeat=3)
-    if (index + index // 4 + sum(options)) % 2 == 0
-]
 SAME = {PlainLSTM(): cells.LSTM(), PlainGRU(): cells.GRU()}
-"""Cells with the equations of another, whose loop is run once for both."""
+"""Cells with the equations of another, whose definition is run once for both."""
 
 
-def named(way: Any) -> str:
-    cell, *options = way
-    names = ("reverse" * options[0], "remat" * options[1], "masked" * options[2])
-    return "-".join([repr(cell), *filter(None, names)])
-
-
-@pytest.mark.parametrize("way", WAYS, ids=named)
-def test_values_and_gradients_equal_a_loop(way: tuple[cells.Cell, bool, bool, bool]) -> None:
-    """Blocks of two, the last of one; resets and steps that are not the row's own."""
-    cell, reverse, remat, masked = way
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("remat", [False, True], ids=["residuals", "remat"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("cell", CELLS, ids=repr)
+def test_values_and_gradients_equal_the_definition(
+    cell: cells.Cell, reverse: bool, remat: bool, masked: bool
+) -> None:
+    """Blocks of two, the last of one; resets and padding at any step."""
     weights, x, state, masks, cotangent = draw(cell)
     masks = masks if masked else StepMasks()
     run = functools.partial(unroll, cell, masks=masks, reverse=reverse, remat=remat, block_length=2)
     both = results_and_grads(run, cotangent)
-    # The forward pass alone keeps nothing, and is another program.
+    # The forward pass alone saves no residuals and is another program.
     (results, grads), alone = jax.jit(lambda *a: (both(*a), run(*a)))(weights, x, state)
     want = expected(SAME.get(cell, cell), reverse, masked=masked)
     close((results, grads), want)
     close(alone, want[0])
 
 
-@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@pytest.mark.parametrize("remat", [False, True], ids=["residuals", "remat"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("cell", [cells.LSTM(), cells.GRU(), PlainLSTM()], ids=repr)
-def test_projection_equals_a_loop(cell: cells.Cell, reverse: bool, remat: bool) -> None:
+def test_projection_equals_the_definition(cell: cells.Cell, reverse: bool, remat: bool) -> None:
     weights, x, state, masks, cotangent = draw(cell, proj=2, bias=False)
     if isinstance(cell, cells.GRU):  # its step mixes h with the gates: no projection fits
         with pytest.raises(TypeError):
