@@ -17,9 +17,6 @@ import jax.numpy as jnp
 
 from jaxrnn._checks import ShapeError, StateCountError, StateTypeError
 
-_FUNCTIONS = {"LSTM": "lstm", "LSTMCell": "lstm_cell"}
-"""Names of PyTorch's functions in its own errors."""
-
 
 def constructor(
     input_size: Any,
@@ -241,7 +238,8 @@ def cell_sizes(
 
 def _expected(kind: str, names: Sequence[str]) -> str:
     count = "two" if len(names) == 2 else len(names)
-    return f"{_FUNCTIONS.get(kind, kind)} expects {count} hidden states ({', '.join(names)})"
+    function = {"LSTM": "lstm", "LSTMCell": "lstm_cell"}.get(kind, kind)  # as PyTorch
+    return f"{function} expects {count} hidden states ({', '.join(names)})"
 
 
 def _describe(value: Any) -> str:

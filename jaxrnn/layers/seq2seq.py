@@ -39,7 +39,7 @@ from jaxrnn.backends.step import zero_padding
 from jaxrnn.core import masks
 from jaxrnn.generation.sampling import active_dropout, check_no_dropout, check_temperature
 from jaxrnn.layers._module import as_key
-from jaxrnn.layers.attention import KINDS, Attention, Memory
+from jaxrnn.layers.attention import Attention, Memory
 from jaxrnn.layers.heads import check_tokens, cross_entropy, linear
 
 
@@ -51,17 +51,7 @@ class Encoder(nnx.Module):
         vocab_size: V.
         rngs: random streams; ``params`` draws the embedding from N(0, 1), as PyTorch does.
 
-    Parameters: ``embedding.weight`` (V, D) and those of ``rnn``.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> from jaxrnn.layers.seq2seq import Encoder
-        >>> rngs = nnx.Rngs(0)
-        >>> encoder = Encoder(jaxrnn.GRU(8, 16, bidirectional=True, rngs=rngs), 50, rngs=rngs)
-        >>> memory, state = encoder(jnp.array([[3, 1, 4], [1, 5, -1]]), lengths=jnp.array([3, 2]))
-        >>> memory.shape, state.shape, memory[1, 2].any().item()
-        ((2, 3, 32), (2, 2, 16), False)
+    Parameters: ``embedding.weight`` (V, D) and those of ``rnn``. Example: see `Seq2Seq`.
     """
 
     def __init__(self, rnn: Any, vocab_size: int, *, rngs: nnx.Rngs):
@@ -98,18 +88,7 @@ class Decoder(nnx.Module):
 
     Parameters: ``embedding.weight`` (V, D), those of ``rnn``, ``fc.weight`` (V, R), ``fc.bias``;
     with attention also ``attention.*``, ``combine.weight`` (R, M + R) and ``combine.bias``.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> from jaxrnn.layers.seq2seq import Decoder
-        >>> rngs = nnx.Rngs(0)
-        >>> decoder = Decoder(jaxrnn.GRU(8, 16, rngs=rngs), 50, attention="dot", rngs=rngs)
-        >>> memory = decoder.prepare(jnp.ones((2, 3, 16)))
-        >>> tokens, state = jnp.zeros((2, 5), int), jnp.zeros((1, 2, 16))
-        >>> logits, state, weights = decoder(tokens, state, memory)
-        >>> logits.shape, state.shape, weights.shape
-        ((2, 5, 50), (1, 2, 16), (2, 5, 3))
+    Example: see `Seq2Seq`.
     """
 
     def __init__(
@@ -123,8 +102,6 @@ class Decoder(nnx.Module):
     ):
         if rnn.bidirectional:
             raise ValueError(f"`rnn` of a decoder must be unidirectional, got {rnn}.")
-        if attention is not None:
-            checks.choice("attention", attention, KINDS)
         size, options = rnn.output_size, _dtypes(rnn)
         self.embedding = _embedding(rnn, vocab_size, rngs)
         self.rnn = rnn
