@@ -676,12 +676,7 @@ class _Run:
             wrong = np.flatnonzero(~np.isfinite(losses))
             if wrong.size:
                 step, value = start + int(wrong[0]) + 1, float(losses[wrong[0]])
-                words = (
-                    f"The loss must be finite, got {value} at step {step}. The model is unchanged"
-                )
-                if self.checkpoints is not None and (existing := self.checkpoints.steps()):
-                    words += f"; {self.checkpoints.folder} has a checkpoint of step {existing[-1]}"
-                raise NonFiniteLoss(words, step, value)
+                raise NonFiniteLoss(step, value, self.checkpoints)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             self.recorder.add_steps({"loss": losses, **metrics})
             if bar is not None:
