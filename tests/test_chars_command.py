@@ -23,8 +23,7 @@ from jaxrnn import text as writing
 from jaxrnn.cli import main
 from jaxrnn.data import Vocabulary, sample
 from jaxrnn.layers.heads import CharacterModel
-from jaxrnn.text import Trained, command
-from jaxrnn.text.model import NGRAMS
+from jaxrnn.text import Trained, command, model
 
 ENTRY = "jaxrnn.characters"
 SMALL = [*("--hidden", "8", "--embedding", "4", "--steps", "12", "--every", "6"), "--window", "8"]
@@ -109,7 +108,7 @@ def test_a_novel_is_predicted_better_than_by_unigrams(
     out = output(capsys, str(sample("alice.txt")), *sizes, "--length", "80")
     lines = [line.replace("│", " ").split() for line in out.splitlines() if line.startswith("│")]
     losses = {" ".join(row[:-2]): (float(row[-2]), float(row[-1])) for row in lines}
-    assert list(losses) == [*NGRAMS, "LSTM"]
+    assert list(losses) == [*model.NGRAMS, "LSTM"]
     nats = {name: loss for name, (loss, _) in losses.items()}
     assert nats["uniform"] == pytest.approx(math.log(65), abs=1e-3)
     assert nats["trigram"] < nats["bigram"] < nats["unigram"] < nats["uniform"]
@@ -197,7 +196,7 @@ def test_the_figure_shows_the_losses(folder: Path, trained: Any) -> None:
     validation = next(line for line in axis.lines if "validation" in str(line.get_label()))
     assert np.asarray(validation.get_xdata()).tolist() == [6, 12]
     assert np.allclose(np.asarray(validation.get_ydata()), trained.history.validation["loss"])
-    assert len(axis.lines) == 3 + len(NGRAMS)
+    assert len(axis.lines) == 3 + len(model.NGRAMS)
 
 
 def test_a_failure_preserves_the_existing_model(
@@ -278,7 +277,7 @@ def test_an_invalid_text_is_one_line(
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if a training starts."""
-    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("the training started"))
+    monkeypatch.setattr(model, "fit", lambda *_, **__: pytest.fail("the training started"))
 
 
 @pytest.mark.parametrize(

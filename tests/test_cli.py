@@ -31,7 +31,7 @@ from jaxrnn.examples import EXAMPLES, shapes, sine
 from jaxrnn.layers.heads import LAYERS
 
 SMALL = ["--steps", "4", "--every", "2", "--points", "3", "--hidden", "2"]
-QUICK = [  # each experiment, as small as it goes
+QUICK = [  # each example with minimal sizes
     ["sine", *SMALL],
     ["shapes"],
     ["scratch", "--steps", "3", "--hidden", "2"],
@@ -52,7 +52,7 @@ FIGURES = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml", ".pdf": b"%PDF-"}
 
 @pytest.fixture(autouse=True)
 def float32() -> Iterator[None]:
-    """The command as users run it, in float32."""
+    """Run in float32, as users do."""
     with jax.enable_x64(False):
         yield
 
@@ -69,7 +69,7 @@ def replace_main(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) 
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on standard error of a command that ends with status 2."""
+    """Return the single line on standard error of a command with exit status 2."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -77,8 +77,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def misspelt(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The last line on standard error, after the usage, of a command that makes no sense."""
+def rejected_usage(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the last line on standard error, after the usage, of an invalid command."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -89,7 +89,7 @@ def misspelt(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
@@ -102,7 +102,7 @@ def test_the_package_runs_as_a_module() -> None:
     assert result.stdout == f"jaxrnn {jaxrnn.__version__}\n"
 
 
-def test_list_has_a_line_for_each_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_prints_a_line_for_each_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(EXAMPLES)
@@ -110,7 +110,7 @@ def test_list_has_a_line_for_each_experiment(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]], ids=" ".join)
-def test_help_names_what_can_come_next(
+def test_help_lists_commands_and_examples(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -121,12 +121,12 @@ def test_help_names_what_can_come_next(
     assert all(word in text for word in expected)
 
 
-def test_every_experiment_is_tested_here() -> None:
+def test_every_example_is_tested_here() -> None:
     assert [arguments[0] for arguments in QUICK] == list(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_help_of_an_experiment_has_each_option_with_its_default(
+def test_help_of_an_example_documents_each_option_and_default(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -157,10 +157,10 @@ def test_help_of_an_experiment_has_each_option_with_its_default(
     ids=str,
 )
 @pytest.mark.usefixtures("untrained")
-def test_a_command_that_makes_no_sense_ends_in_one_line(
+def test_invalid_usage_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
 ) -> None:
-    line = misspelt(capsys, *arguments)
+    line = rejected_usage(capsys, *arguments)
     assert "error:" in line
     assert all(word in line for word in words)
 
@@ -174,7 +174,7 @@ def test_a_command_that_makes_no_sense_ends_in_one_line(
     ],
 )
 @pytest.mark.usefixtures("untrained")
-def test_a_setting_that_can_not_be_is_named_before_any_work(
+def test_an_invalid_option_is_rejected_before_any_computation(
     capsys: pytest.CaptureFixture[str], option: str, value: str
 ) -> None:
     line = refused(capsys, "run", "sine", f"--{option}", value)
@@ -194,7 +194,7 @@ def test_a_setting_that_can_not_be_is_named_before_any_work(
     ids=lambda arguments: arguments[-2],
 )
 @pytest.mark.usefixtures("untrained")
-def test_a_model_that_no_memory_holds_is_refused(
+def test_a_model_that_exceeds_the_memory_is_rejected(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     line = refused(capsys, *arguments)
@@ -213,7 +213,7 @@ def test_a_model_that_no_memory_holds_is_refused(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_what_happens_meanwhile_is_one_line(
+def test_an_exception_of_a_command_is_one_line_and_an_exit_status(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
@@ -228,7 +228,7 @@ def test_what_happens_meanwhile_is_one_line(
     assert capsys.readouterr().err.strip() == words
 
 
-def test_ctrl_c_does_not_wait_for_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_does_not_wait_for_running_computations(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -240,7 +240,7 @@ def test_ctrl_c_does_not_wait_for_what_is_computed(monkeypatch: pytest.MonkeyPat
 
 
 class Full(io.TextIOWrapper):
-    """Standard output on a disk that is full, which knows no letters but those of ASCII."""
+    """ASCII standard output on a full disk."""
 
     def __init__(self, full: bool):
         super().__init__(io.BytesIO(), encoding="ascii", write_through=True)
@@ -252,7 +252,7 @@ class Full(io.TextIOWrapper):
         super().flush()
 
 
-def test_what_can_not_be_printed_is_one_line_or_spelt(
+def test_standard_output_escapes_characters_and_reports_a_full_disk(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_main(monkeypatch, lambda: print("caf\xe9"))
@@ -266,7 +266,7 @@ def test_what_can_not_be_printed_is_one_line_or_spelt(
     assert capsys.readouterr().err == "jaxrnn: error: [Errno 28] No space left on device\n"
 
 
-def test_a_file_is_written_through_links_and_keeps_its_permissions(tmp_path: Path) -> None:
+def test_atomic_writes_follow_links_and_preserve_permissions(tmp_path: Path) -> None:
     real, link, fifo = (tmp_path / name for name in ("real.txt", "link.txt", "fifo.txt"))
     real.write_text("old")
     real.chmod(0o640)
@@ -277,7 +277,7 @@ def test_a_file_is_written_through_links_and_keeps_its_permissions(tmp_path: Pat
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
     longest = tmp_path / f"{'a' * 250}.txt"
     files.write_atomically(longest, lambda path: path.write_text("new"))
-    os.mkfifo(fifo)  # as are /dev/stdout and /dev/null, no file to be replaced
+    os.mkfifo(fifo)  # a special file such as /dev/stdout, which is not replaced
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     files.write_atomically(fifo, lambda path: path.write_text("new"))
     assert os.read(reader, 9) == b"new"
@@ -287,7 +287,7 @@ def test_a_file_is_written_through_links_and_keeps_its_permissions(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("untrained")
-def test_a_file_that_is_read_or_protected_is_not_written_to(
+def test_input_files_and_read_only_files_are_not_overwritten(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, link = tmp_path / "data.png", tmp_path / "link.png"
@@ -314,7 +314,7 @@ def test_a_file_that_is_read_or_protected_is_not_written_to(
 )
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.usefixtures("untrained")
-def test_a_figure_that_can_not_be_saved_is_refused_before_any_work(
+def test_an_invalid_figure_path_is_rejected_before_any_computation(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, target: str, words: str
 ) -> None:
     (tmp_path / "folder.svg").mkdir()
@@ -327,21 +327,21 @@ def test_a_figure_that_can_not_be_saved_is_refused_before_any_work(
 
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.usefixtures("untrained")
-def test_a_folder_that_can_not_be_written_is_refused_before_any_work(
+def test_a_read_only_folder_is_rejected_before_any_computation(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     line = refused(capsys, "run", name, "--out", str(tmp_path / "figure.svg"))
     assert "the folder is not writable" in line
 
 
-def test_letters_between_dollars_are_no_formulas(tmp_path: Path) -> None:
+def test_dollars_in_labels_are_escaped(tmp_path: Path) -> None:
     panel = plotting.HeatMap("$^$", np.zeros((1, 1)), ["$_$"], ["$\\frac$"])
     path = plotting.save(plotting.heat_maps([panel], title="$^$ of $_$"), tmp_path / "a.png")
     assert path.stat().st_size
 
 
-def test_sine_prints_the_losses_and_saves_its_figure(
+def test_sine_prints_losses_and_saves_a_figure(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "sine.png"
@@ -356,7 +356,7 @@ def test_sine_prints_the_losses_and_saves_its_figure(
 
 
 @pytest.mark.parametrize("suffix", FIGURES)
-def test_the_suffix_chooses_the_format_of_a_figure(tmp_path: Path, suffix: str) -> None:
+def test_the_suffix_determines_the_format_of_a_figure(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"sine{suffix}"
     path.write_text("the figure of an earlier run")
     assert main(["run", "sine", *SMALL, "--out", str(path)]) == 0
@@ -365,7 +365,7 @@ def test_the_suffix_chooses_the_format_of_a_figure(tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.parametrize("arguments", [["shapes"], ["sine", *SMALL]], ids=lambda a: a[0])
-def test_a_figure_stays_as_it_was_when_saving_fails(
+def test_a_failed_save_preserves_the_existing_figure(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -392,7 +392,7 @@ def figure(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(figure: Path) -> str:
-    """What ``jaxrnn run shapes`` prints; it saves that, too."""
+    """Return the output of ``jaxrnn run shapes``."""
     with jax.enable_x64(False), contextlib.redirect_stdout(io.StringIO()) as text:
         assert main(["run", "shapes", "--out", str(figure)]) == 0
     return text.getvalue()
@@ -428,7 +428,7 @@ def test_shapes_shows_each_argument_of_the_constructor(tables: str, argument: st
     assert argument in tables
 
 
-def test_shapes_ends_in_pytorchs_error(tables: str) -> None:
+def test_shapes_ends_with_pytorchs_error(tables: str) -> None:
     last = tables.splitlines()[-2]
     assert last.endswith("Expected hidden size (1, 3, 20), got [2, 3, 20]")
 
@@ -439,7 +439,7 @@ def test_shapes_saves_its_tables(tables: str, figure: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", QUICK, ids=lambda a: a[0])
-def test_an_experiment_runs_where_jax_has_float64_on(
+def test_an_example_runs_with_x64_enabled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     calls = [shapes.measure_sine, lambda: shapes.measure("", (5, 10), (2, 20), 10, 20, 2)]

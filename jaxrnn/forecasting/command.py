@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
 from jaxrnn._files import write_atomically
 from jaxrnn.data.csv import list_columns, read_header
@@ -63,8 +62,6 @@ def forecast(
     if not column:
         names = list_columns(read_header(file, delimiter=delimiter))
         raise ValueError(f"--column is required: {file} has the columns {names}")
-    checks.at_least("ahead", ahead, 0)
-    checks.choice("figure", figure, plotting.FORMATS)
     if not out:
         raise ValueError("`out` must be a folder, got ''")
     columns = [column, *(name.strip() for name in features.split(",") if features)]
@@ -112,7 +109,6 @@ def predict(
     """
     if not model or not file:
         raise ValueError("a MODEL of 'jaxrnn forecast' and a CSV FILE are required")
-    checks.at_least("ahead", ahead, 0)
     target = out and plotting.check_target(out, ("csv",), "forecasts", inputs=[file, model])
     forecaster = Forecaster.load(model)
     ahead = ahead or forecaster.ahead

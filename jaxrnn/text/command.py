@@ -18,8 +18,6 @@ from jaxrnn.layers.heads import CharacterModel
 from jaxrnn.text.model import (
     Text,
     Trained,
-    check_share,
-    check_sizes,
     load_model,
     make_model,
     prepare,
@@ -89,12 +87,7 @@ def chars(
     for name, path in (("save", save), ("out", out)):
         if load and path:
             raise ValueError(f"--{name} requires training, which --load skips")
-    check_sizes(cell, layers, hidden, embedding, dropout)
-    integers = {"window": window, "batch_size": batch_size, "steps": steps, "every": every}
-    for name, value in {**integers, "patience": patience, "length": length}.items():
-        checks.at_least(name, value, 1)
-    check_share(share)
-    checks.positive("lr", lr)
+    checks.at_least("length", length, 1)
     checks.seed(seed)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"`temperature` must be in [0, inf), got {temperature}")

@@ -116,7 +116,8 @@ def prepare(
     """
     checks.at_least("window", window, 1)
     checks.at_least("batch_size", batch_size, 1)
-    check_share(share)
+    if not 0 < share <= 0.25:
+        raise ValueError(f"`share` must be in (0, 0.25], got {share!r}")
     if len(text) < _MIN_CHARACTERS:
         raise ValueError(
             f"{name} must have at least {_MIN_CHARACTERS} characters, got {len(text) or 'none'}"
@@ -135,12 +136,6 @@ def prepare(
         _windows(train_size, test_start, window, few),
         _windows(test_start, len(text), window, few),
     )
-
-
-def check_share(share: float) -> None:
-    """Check the fraction of the validation set and of the test set."""
-    if not 0 < share <= 0.25:
-        raise ValueError(f"`share` must be in (0, 0.25], got {share!r}")
 
 
 def _windows(start: int, end: int, window: int, batch_size: int) -> np.ndarray:
@@ -231,17 +226,6 @@ def make_model(
         >>> make_model(Vocabulary.of("hello"), cell="gru", hidden=8, embedding=3).rnn
         GRU(3, 8)
     """
-    check_sizes(cell, layers, hidden, embedding, dropout)
-    checks.seed(seed)
-    rngs = nnx.Rngs(seed)
-    table = nnx.Embed(len(vocabulary), embedding, rngs=rngs) if embedding else None
-    size = embedding or len(vocabulary)
-    rnn = LAYERS[cell](size, hidden, layers, dropout=dropout, rngs=rngs)
-    return CharacterModel(rnn, vocabulary, table, rngs=rngs)
-
-
-def check_sizes(cell: str, layers: int, hidden: int, embedding: int, dropout: float) -> None:
-    """Check the arguments of `make_model`."""
     checks.choice("cell", cell, tuple(LAYERS))
     checks.at_least("layers", layers, 1)
     checks.at_least("hidden", hidden, 1)
@@ -250,6 +234,12 @@ def check_sizes(cell: str, layers: int, hidden: int, embedding: int, dropout: fl
         raise ValueError(f"`dropout` must be in [0, 1), got {dropout!r}")
     if dropout and layers == 1:
         raise ValueError(f"`dropout` must be 0 with a single layer, got {dropout}")
+    checks.seed(seed)
+    rngs = nnx.Rngs(seed)
+    table = nnx.Embed(len(vocabulary), embedding, rngs=rngs) if embedding else None
+    size = embedding or len(vocabulary)
+    rnn = LAYERS[cell](size, hidden, layers, dropout=dropout, rngs=rngs)
+    return CharacterModel(rnn, vocabulary, table, rngs=rngs)
 
 
 class Trained(NamedTuple):
@@ -405,8 +395,7 @@ def _evaluate(model: CharacterModel, windows: Any) -> dict[str, jax.Array]:
 def save_model(model: CharacterModel, path: str | os.PathLike[str]) -> Path:
     """Write a model to a safetensors file, atomically.
 
-    The tensors are the parameters under PyTorch's names. The header holds the vocabulary, the layer
-    with its arguments and the size of the embedding as JSON.
+    The tensors have PyTorch's names. The header describes vocabulary, layer and embedding as JSON.
 
     Args:
         model: a model of an `RNN`, `LSTM` or `GRU`, whose embedding is an `nnx.Embed` or None. Its
