@@ -242,7 +242,7 @@ class _BackwardWriter(KernelWriter):
                 gemm.pack(f, tile, c["w_ih"], target, p, self.features, c["D"])
         with f.if_then(f.icmp("eq", "%number", 0)):
             m.declare("llvm.smax.i64", INT, INT, INT)
-            size = f.call("llvm.smax.i64", f"i64 {c['DZ_STRIDE']}", f"i64 {c['D']}", result=INT)
+            size = f.call("llvm.smax.i64", c["DZ_STRIDE"], c["D"])
             with f.loop(0, size) as i:
                 f.store("0.0", f.gep(self.shared["ZEROS"], i), m.scalar)
             f.store("1.0", self.shared["ONE"], m.scalar)
@@ -304,7 +304,7 @@ class _BackwardWriter(KernelWriter):
             w = f.gep(self.shared["W_HH"], f.mul(self.panel, p))
             dz = f.gep(self.private["DZ_POINTERS"], i, 8)
             zeros = self.shared["ZEROS"]
-            gemm.matmul(f, "product", height, w, features, dz, zeros, "0", sums)
+            f.call("product", height, w, features, dz, zeros, "0", sums)
             with f.loop(0, height) as j:
                 n = self.get("SEQUENCES", f.add(i, j), INT)
                 yield p, n, f.gep(sums, f.mul(j, self.sums))
@@ -508,7 +508,7 @@ class _BackwardWriter(KernelWriter):
         with f.loop(first, end) as p, gemm.split_tiles(f, count, tile.height) as (i, height):
             w, dz = f.gep(self.shared["W_IH"], f.mul(size, p)), f.gep(self.private["MY_DZ"], i, 8)
             zeros, target = self.shared["ZEROS"], self.private["SUMS"]
-            gemm.matmul(f, "product_x", height, w, self.features, dz, zeros, "0", target)
+            f.call("product_x", height, w, self.features, dz, zeros, "0", target)
             with f.loop(0, height) as j:
                 dx = self.get("MY_DX", f.add(i, j))
                 source = f.gep(target, f.mul(j, sums))

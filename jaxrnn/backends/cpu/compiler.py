@@ -68,15 +68,7 @@ def call_kernel(
     shapes: Sequence[tuple[int, ...]],
     operands: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """Call a kernel, which is compiled first if necessary.
-
-    Args:
-        spec: the kernel.
-        machine: the processor.
-        layout: integers and workspace of the call.
-        shapes: the shapes of the results.
-        operands: the arrays.
-    """
+    """Call a kernel, which is compiled first if necessary; `shapes` are those of its results."""
     name = _compile_kernel(spec, machine, jax.config.read("jax_disable_most_optimizations"))
     results = [jax.ShapeDtypeStruct(shape, spec.dtype) for shape in shapes]
     results.append(jax.ShapeDtypeStruct((layout.workspace,), np.uint8))
@@ -110,10 +102,7 @@ def _compile_kernel(spec: KernelSpec, machine: Machine, quickly: bool) -> str:
 def compile_object(text: str, name: str, quickly: bool = False) -> bytes:
     """Compile a module to object code, or read it from the cache on disk.
 
-    Args:
-        text: the module.
-        name: prefix of the file's name.
-        quickly: If True, do not optimise.
+    If `quickly` is True, LLVM does not optimise. `name` is the prefix of the file's name.
     """
     file = _cache_file(text, name, quickly)
     if file is None:
@@ -211,5 +200,5 @@ def _write_handler(m: Module, name: str, spec: KernelSpec) -> None:
         buffers += [(results, i) for i in range(outputs)]
         for i, (array, index) in enumerate(buffers, threads.HEADER + count):
             f.store(data(array, index), slot(i), "ptr")
-        f.call("run", f"ptr {context}")
+        f.call("run", context)
     f.ret("null")

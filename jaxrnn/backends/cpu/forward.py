@@ -161,7 +161,7 @@ class _ForwardWriter(KernelWriter):
                     xs = f.gep(self.private["X_POINTERS"], i, 8)
                     target = f.gep(zx, f.mul(i, self.sums))
                     bias = f.gep(self.shared["B_X"], f.mul(p, self.sums))
-                    gemm.matmul(f, "product", count, w, c["D"], xs, bias, "0", target)
+                    f.call("product", count, w, c["D"], xs, bias, "0", target)
             with f.loop(0, steps) as s:
                 self._step(s0, s, panel_hh)
         f.ret()
@@ -198,7 +198,7 @@ class _ForwardWriter(KernelWriter):
                 start = (bias, "0") if spec.cell.split else (source, str(self.sums))
                 hs = f.gep(self.private["H_POINTERS"], i, 8)
                 w = f.gep(self.shared["W_HH"], f.mul(panel_hh, p))
-                gemm.matmul(f, "product", count, w, c["H"], hs, *start, self.private["SUMS"])
+                f.call("product", count, w, c["H"], hs, *start, self.private["SUMS"])
                 with f.loop(0, count) as j:
                     index = f.add(i, j)
                     n = f.load(f.gep(sequences, index, 8), INT)

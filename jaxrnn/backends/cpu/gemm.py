@@ -93,7 +93,11 @@ def choose_outer_tile(registers: int, lanes: int, size: int) -> OuterTile:
 
 
 def write_matmul(m: Module, name: str, tile: Tile) -> None:
-    """Write the function that `matmul` calls."""
+    """Write ``name(count, w, features, pointers, source, stride, target)``.
+
+    It multiplies `count` vectors (K,), at most ``tile.height``, by a packed panel of weights. The
+    initial sums are at `source`, `stride` elements apart, 0 for a bias.
+    """
     arguments = dict(w="ptr", features=INT, pointers="ptr", source="ptr", stride=INT, target="ptr")
     for height in range(1, tile.height + 1):
         _write_micro_kernel(Function(m, f"{name}{height}", arguments), tile, height)
@@ -108,43 +112,10 @@ def write_matmul(m: Module, name: str, tile: Tile) -> None:
             offset = group * tile.group * m.lanes
             w = f.gep("%w", f.mul(panel, group)) if group else "%w"
             source, target = f.gep("%source", offset), f.gep("%target", offset)
-            f.call(
-                *(f"{name}{height}", f"ptr {w}", "i64 %features", "ptr %pointers"),
-                *(f"ptr {source}", "i64 %stride", f"ptr {target}"),
-            )
+            f.call(f"{name}{height}", w, "%features", "%pointers", source, "%stride", target)
         f.emit("br label %end")
     f.label("end")
     f.ret()
-
-
-def matmul(
-    f: Function,
-    name: str,
-    count: str,
-    w: str,
-    features: str,
-    pointers: str,
-    source: str,
-    stride: str,
-    target: str,
-) -> None:
-    """Compute the sums of up to ``tile.height`` vectors with a panel of weights.
-
-    Args:
-        f: the calling function.
-        name: the name given to `write_matmul`.
-        count: the number of vectors.
-        w: the packed panel.
-        features: K.
-        pointers: the addresses of the vectors.
-        source: the initial sums.
-        stride: elements between the initial sums of two vectors, 0 for a bias.
-        target: the sums, one panel per vector.
-    """
-    f.call(
-        *(name, f"i64 {count}", f"ptr {w}", f"i64 {features}", f"ptr {pointers}"),
-        *(f"ptr {source}", f"i64 {stride}", f"ptr {target}"),
-    )
 
 
 def _write_micro_kernel(f: Function, tile: Tile, height: int) -> None:
@@ -270,7 +241,7 @@ def _write_outer_kernel(f: Function, height: int, width: int) -> None:
             f.prefetch(f.gep(line, column))
 
     def _body(k: str, sums: list[str]) -> list[str]:
-        # Each vector of a large A is in a page of its own, which defeats hardware prefetching.
+        # The vectors of a large A are in different pages, which defeats hardware prefetching.
         f.prefetch(f.gep(f.load(f.gep("%a", f.add(k, PREFETCH), 8), "ptr"), "%i"))
         a = f.gep(f.load(f.gep("%a", k, 8), "ptr"), "%i")
         b = f.gep("%panel", f.mul(k, width * m.lanes))
@@ -308,21 +279,10 @@ def add_outer(
     panel: str,
     target: str,
 ) -> None:
-    """Add ``A.T @ B`` to an interval of C.
+    """Add ``A.T @ B`` to C, for intervals of i and optionally of the panels of B.
 
-    Args:
-        f: the calling function.
-        name: the name given to `write_outer`.
-        tile: the tile given to it.
-        count: K.
-        a: the addresses of A[k], with `PREFETCH` more readable elements behind them.
-        b: the addresses of B[k].
-        interval: first and end of i.
-        columns: J.
-        panels: first and end of the panels of B, optional. Defaults to all.
-        overwrite: True if C is uninitialised.
-        panel: memory for a panel of K or `MAX_TERMS` vectors.
-        target: C.
+    `a` and `b` hold the addresses of `count` vectors A[k] and B[k]; `PREFETCH` more elements of `a`
+    must be readable. `panel` has room for `MAX_TERMS` vectors. If `overwrite` holds, C is not read.
     """
     m = f.module
     first, end = interval
@@ -347,10 +307,7 @@ def add_outer(
             ):
                 with f.loop(*bounds) as i:
                     to = f.gep(target, f.mul(i, columns))
-                    f.call(
-                        *(function, f"i64 {terms}", f"ptr {a0}", f"i64 {i}", f"ptr {panel}"),
-                        *(f"i64 {j}", f"i64 {columns}", f"i1 {overwrite0}", f"ptr {to}"),
-                    )
+                    f.call(function, terms, a0, i, panel, j, columns, overwrite0, to)
 
 
 def count_panels(f: Function, tile: OuterTile, columns: str) -> str:

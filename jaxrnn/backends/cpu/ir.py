@@ -43,11 +43,13 @@ class Module:
         self.vector = f"<{lanes} x {self.scalar}>"
         self.mask = f"<{lanes} x i1>"
         self.functions: list[str] = []
+        self.signatures: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._declared: dict[str, str] = {}
 
     def declare(self, name: str, result: str, *arguments: str) -> None:
         """Declare an external function or an intrinsic."""
         self._declared[name] = f"declare {result} @{name}({', '.join(arguments)})"
+        self.signatures[name] = result, arguments
 
     def text(self) -> str:
         """Return the module as text."""
@@ -57,12 +59,7 @@ class Module:
 class Function:
     """Function under construction; instructions are appended to its last basic block.
 
-    Args:
-        module: the module that contains the function once `ret` closes it.
-        name: its name.
-        arguments: names and types of the arguments.
-        result: the type of the returned value.
-        linkage: "internal", or "" for external linkage.
+    `arguments` are types by name. The default of `linkage`, "internal", hides the function.
     """
 
     def __init__(
@@ -74,6 +71,7 @@ class Function:
         linkage: str = "internal",
     ):
         self.module, self.result = module, result
+        module.signatures[name] = result, tuple(arguments.values())
         parameters = ", ".join(f"{kind} %{n}" for n, kind in arguments.items())
         self.lines = [f"define {linkage} {result} @{name}({parameters}) #0 {{", "entry:"]
         self.block = "entry"
@@ -170,11 +168,13 @@ class Function:
     def prefetch(self, address: str) -> None:
         """Prefetch a cache line for reading."""
         self.module.declare("llvm.prefetch.p0", "void", "ptr", "i32", "i32", "i32")
-        self.call("llvm.prefetch.p0", f"ptr {address}", "i32 0", "i32 3", "i32 1")
+        self.call("llvm.prefetch.p0", address, 0, 3, 1)
 
-    def call(self, name: str, *arguments: str, result: str = "void") -> str:
-        """Call a function; each argument is preceded by its type."""
-        line = f"call {result} @{name}({', '.join(arguments)})"
+    def call(self, name: str, *arguments: Any) -> str:
+        """Call a function of the module or a declared one."""
+        result, types = self.module.signatures[name]
+        typed = ", ".join(f"{kind} {a}" for kind, a in zip(types, arguments, strict=True))
+        line = f"call {result} @{name}({typed})"
         if result == "void":
             self.emit(line)
             return ""
@@ -203,15 +203,9 @@ class Function:
     def accumulate(
         self, end: str, initial: Sequence[str], body: Callable[[str, list[str]], list[str]]
     ) -> list[str]:
-        """Write a loop over ``range(end)`` that keeps vectors in registers.
+        """Write a loop over ``range(end)`` that keeps vectors in registers, and return them.
 
-        Args:
-            end: the number of iterations.
-            initial: the vectors before the loop.
-            body: takes the index and the vectors and returns the new vectors. It adds no blocks.
-
-        Returns:
-            The vectors after the loop.
+        `body` takes the index and the vectors and returns the new ones. It adds no basic blocks.
         """
         names = [self.unique("%sum") for _ in initial]
         start = self.block
@@ -285,23 +279,21 @@ class Function:
         m = self.module
         full = f"llvm.{name}.v{m.lanes}f{m.itemsize * 8}"
         m.declare(full, m.vector, *[m.vector] * len(values))
-        return self.call(full, *(f"{m.vector} {v}" for v in values), result=m.vector)
+        return self.call(full, *values)
 
     def masked_load(self, address: str, mask: str) -> str:
         """Load a vector; inactive lanes are zero and their memory is not read."""
         m = self.module
         name = f"llvm.masked.load.v{m.lanes}f{m.itemsize * 8}.p0"
         m.declare(name, m.vector, "ptr", "i32", m.mask, m.vector)
-        arguments = f"ptr {address}", f"i32 {m.itemsize}", f"{m.mask} {mask}"
-        return self.call(name, *arguments, f"{m.vector} zeroinitializer", result=m.vector)
+        return self.call(name, address, m.itemsize, mask, "zeroinitializer")
 
     def masked_store(self, value: str, address: str, mask: str) -> None:
         """Store the active lanes of a vector."""
         m = self.module
         name = f"llvm.masked.store.v{m.lanes}f{m.itemsize * 8}.p0"
         m.declare(name, "void", m.vector, "ptr", "i32", m.mask)
-        arguments = f"ptr {address}", f"i32 {m.itemsize}", f"{m.mask} {mask}"
-        self.call(name, f"{m.vector} {value}", *arguments)
+        self.call(name, value, address, m.itemsize, mask)
 
     def active_lanes(self, first: str, size: str) -> str:
         """Return the mask of the lanes with ``first + lane < size``."""
@@ -377,54 +369,35 @@ def _tanh(f: Function, x: str) -> str:
     return f.intrinsic("copysign", value, x)
 
 
-def _arithmetic(operation: str) -> Callable[..., str]:
-    return lambda f, a, b: f.arithmetic(operation, a, b)
-
-
-def _intrinsic(name: str) -> Callable[..., str]:
-    return lambda f, *values: f.intrinsic(name, *values)
-
-
-def _fcmp(predicate: str) -> Callable[..., str]:
-    return lambda f, a, b: f.assign(f"fcmp {predicate} {f.module.vector} {a}, {b}")
-
-
+_ARITHMETIC = dict(add="fadd", add_any="fadd", sub="fsub", mul="fmul", div="fdiv")
+_INTRINSICS = dict(abs="fabs", sqrt="sqrt", max="maximum", min="minimum")
+_PREDICATES = dict(gt="ogt", ge="oge", lt="olt", le="ole", eq="oeq", ne="une")
 _FUNCTIONS: dict[str, Callable[..., str]] = {
-    "add": _arithmetic("fadd"),
-    "add_any": _arithmetic("fadd"),
-    "sub": _arithmetic("fsub"),
-    "mul": _arithmetic("fmul"),
-    "div": _arithmetic("fdiv"),
     "neg": _negative,
     "exp": _exp,
     "expm1": lambda f, x: _exp(f, x, minus_one=True),
     "tanh": _tanh,
     "logistic": _logistic,
-    "abs": _intrinsic("fabs"),
-    "sqrt": _intrinsic("sqrt"),
-    "max": _intrinsic("maximum"),
-    "min": _intrinsic("minimum"),
     "square": lambda f, a: f.arithmetic("fmul", a, a),
-    "gt": _fcmp("ogt"),
-    "ge": _fcmp("oge"),
-    "lt": _fcmp("olt"),
-    "le": _fcmp("ole"),
-    "eq": _fcmp("oeq"),
-    "ne": _fcmp("une"),
     "select": Function.select_lanes,
 }
 
 
+def _emit_operation(f: Function, name: str, *operands: str) -> str:
+    """Write an operation under the name of JAX's primitive."""
+    if name in _ARITHMETIC:
+        return f.arithmetic(_ARITHMETIC[name], *operands)
+    if name in _INTRINSICS:
+        return f.intrinsic(_INTRINSICS[name], *operands)
+    if name in _PREDICATES:
+        return f.assign(f"fcmp {_PREDICATES[name]} {f.module.vector} {', '.join(operands)}")
+    return _FUNCTIONS[name](f, *operands)
+
+
 def emit_graph(f: Function, outputs: Iterable[Node], leaf: Callable[[str, int], str]) -> list[str]:
-    """Write the operations of an elementwise graph.
+    """Write an elementwise graph and return the vectors of its outputs.
 
-    Args:
-        f: the function.
-        outputs: nodes of the graph.
-        leaf: returns the vector of a leaf from its name and index.
-
-    Returns:
-        The vectors of the outputs.
+    `leaf` returns the vector of a leaf from its name and index.
     """
     vectors: dict[int, str] = {}
 
@@ -435,7 +408,8 @@ def emit_graph(f: Function, outputs: Iterable[Node], leaf: Callable[[str, int], 
             elif node.operation == "leaf":
                 vectors[node.key] = leaf(*node.value)
             else:
-                vectors[node.key] = _FUNCTIONS[node.operation](f, *map(_vector, node.inputs))
+                operands = map(_vector, node.inputs)
+                vectors[node.key] = _emit_operation(f, node.operation, *operands)
         return vectors[node.key]
 
     return [_vector(node) for node in outputs]

@@ -72,16 +72,7 @@ class Partition(NamedTuple):
 def partition(
     machine: Machine, tile: Tile, gates: int, sizes: CallSizes, panels: int, weight_bytes: int
 ) -> Partition:
-    """Partition a call among threads.
-
-    Args:
-        machine: the processor.
-        tile: the tile of the recurrent product.
-        gates: the number of gates.
-        sizes: the sizes of the call.
-        panels: the number of panels of hidden units.
-        weight_bytes: size of the weights that each step reads.
-    """
+    """Partition a call among threads; each step reads `weight_bytes` of weights in `panels`."""
     flop = 2 * sizes.T * sizes.N * sizes.H * (sizes.D + sizes.H) * gates
     count = max(1, min(machine.cores, flop // machine.flop_per_thread))
     batch_tiles = max(1, sizes.N // tile.height)
@@ -100,11 +91,7 @@ def backward_block(sizes: CallSizes, gradient_bytes: int) -> int:
 
 
 class Workspace:
-    """Offsets of the regions of a workspace, each aligned to a cache line.
-
-    Args:
-        regions: sizes in bytes by name.
-    """
+    """Offsets of the regions of a workspace, given by their bytes and aligned to cache lines."""
 
     def __init__(self, **regions: int):
         self.size, self.offsets = 0, {}
@@ -129,16 +116,9 @@ def call_layout(
     private: Workspace,
     **more: int,
 ) -> CallLayout:
-    """Assemble the layout of a call.
+    """Assemble the integers of a call, in the order of `names`, and its workspace.
 
-    Args:
-        names: names of the integers in the order in which the kernel reads them.
-        split: the partition.
-        sizes: the sizes.
-        reverse: True if the recurrence runs from the last step to the first.
-        shared: the workspace of all threads. The workspaces of each thread follow it.
-        private: the workspace of a thread.
-        more: other integers by name.
+    The workspaces of the threads follow the shared one.
     """
     direction = dict(T_FIRST=sizes.T - 1 if reverse else 0, T_STEP=-1 if reverse else 1)
     values = {**more, **shared.offsets, **private.offsets, **sizes._asdict(), **direction}

@@ -20,7 +20,7 @@ READY, THREADS, BATCH_GROUPS, UNIT_GROUPS, BARRIERS = range(5)
 HEADER = 5
 """Number of these slots."""
 
-_CACHE_LINE = 64  # bytes; each barrier's counter has a line, which avoids false sharing
+_CACHE_LINE = 64  # bytes; the counter of each barrier has a line, so that groups do not contend
 _CPU_SET = 128  # bytes of a cpu_set_t
 _ATTRIBUTES = 64  # bytes of a pthread_attr_t, or a few more
 
@@ -64,8 +64,7 @@ def request_large_pages(f: Function, address: str, count: str) -> None:
         end = f.assign(f"and i64 {f.add(begin, size)}, -{_PAGE}")
         first = f.assign(f"and i64 {f.add(begin, _PAGE - 1)}, -{_PAGE}")
         page = f.assign(f"inttoptr i64 {first} to ptr")
-        arguments = f"ptr {page}", f"i64 {f.sub(end, first)}", f"i32 {_MADV_HUGEPAGE}"
-        f.call("madvise", *arguments, result="i32")
+        f.call("madvise", page, f.sub(end, first), _MADV_HUGEPAGE)
 
 
 def write_barrier(m: Module) -> None:
@@ -97,7 +96,7 @@ def write_barrier(m: Module) -> None:
 def _yield(f: Function) -> None:
     if _has_threads():
         f.module.declare("sched_yield", "i32")
-        f.call("sched_yield", result="i32")
+        f.call("sched_yield")
 
 
 def write_run(m: Module, cores: int) -> None:
@@ -116,7 +115,7 @@ def write_run(m: Module, cores: int) -> None:
     if cores == 1 or not _has_threads():
         for index in (THREADS, BATCH_GROUPS, UNIT_GROUPS):
             f.store(1, slot(index), INT)
-        f.call("work", "ptr %context", "i64 0")
+        f.call("work", "%context", 0)
         f.ret()
         return
     requested = f.load(slot(THREADS), INT)
@@ -128,7 +127,7 @@ def write_run(m: Module, cores: int) -> None:
     if _has_affinity():
         _write_other_core(m)
         with f.if_then(several):
-            f.store(f.call("other_core", f"ptr {attributes}", result="ptr"), placement, "ptr")
+            f.store(f.call("other_core", attributes), placement, "ptr")
     f.store(1, count, INT)
     with f.loop(1, requested):
         number = f.load(count, INT)
@@ -136,25 +135,25 @@ def write_run(m: Module, cores: int) -> None:
         f.store(number, argument, INT)
         f.store("%context", f.gep(argument, 1, 8), "ptr")
         m.declare("pthread_create", "i32", *["ptr"] * 4)
-        operands = f"ptr {f.load(placement, 'ptr')}", "ptr @start", f"ptr {argument}"
+        where = f.load(placement, "ptr")
         handle = f.gep(handles, number, 8)
-        failed = f.call("pthread_create", f"ptr {handle}", *operands, result="i32")
+        failed = f.call("pthread_create", handle, where, "@start", argument)
         success = f.icmp("eq", failed, 0, "i32")
         f.store(f.select(success, f.add(number, 1), number), count, INT)
     if _has_affinity():
         m.declare("pthread_attr_destroy", "i32", "ptr")
         with f.if_then(several):
-            f.call("pthread_attr_destroy", f"ptr {attributes}", result="i32")
+            f.call("pthread_attr_destroy", attributes)
     threads = f.load(count, INT)
     with f.if_then(f.icmp("ne", threads, requested)):
         for index in (THREADS, BATCH_GROUPS, UNIT_GROUPS):
             f.store(1, slot(index), INT)
     f.emit("store atomic i64 1, ptr %context release, align 8")
-    f.call("work", "ptr %context", "i64 0")
+    f.call("work", "%context", 0)
     m.declare("pthread_join", "i32", INT, "ptr")
     with f.loop(1, threads) as i:
         handle = f.load(f.gep(handles, i, 8), INT)
-        f.call("pthread_join", f"i64 {handle}", "ptr null", result="i32")
+        f.call("pthread_join", handle, "null")
     f.ret()
 
 
@@ -174,7 +173,7 @@ def _write_start(m: Module) -> None:
     f.label("run")
     threads = f.load(f.gep(context, THREADS, 8), INT)
     with f.if_then(f.icmp("slt", number, threads)):
-        f.call("work", f"ptr {context}", f"i64 {number}")
+        f.call("work", context, number)
     f.ret("null")
 
 
@@ -193,9 +192,8 @@ def _write_other_core(m: Module) -> None:
     m.declare("pthread_attr_init", "i32", "ptr")
     m.declare("pthread_attr_setaffinity_np", "i32", "ptr", INT, "ptr")
     cores = f.alloca(INT, _CPU_SET // 8)
-    cpu_set = f"i64 {_CPU_SET}", f"ptr {cores}"
-    failed = f.call("sched_getaffinity", "i32 0", *cpu_set, result="i32")
-    current = f.assign(f"sext i32 {f.call('sched_getcpu', result='i32')} to i64")
+    failed = f.call("sched_getaffinity", 0, _CPU_SET, cores)
+    current = f.assign(f"sext i32 {f.call('sched_getcpu')} to i64")
     known = f.icmp("ult", current, 8 * _CPU_SET)
     known = f.assign(f"and i1 {known}, {f.icmp('eq', failed, 0, 'i32')}")
     current = f.select(known, current, "0")
@@ -206,8 +204,8 @@ def _write_other_core(m: Module) -> None:
     for i in range(_CPU_SET // 8):
         others = f.assign(f"or i64 {others}, {f.load(f.gep(cores, i, 8), INT)}")
     known = f.assign(f"and i1 {known}, {f.icmp('ne', others, 0)}")
-    f.call("pthread_attr_init", "ptr %attributes", result="i32")
-    failed = f.call("pthread_attr_setaffinity_np", "ptr %attributes", *cpu_set, result="i32")
+    f.call("pthread_attr_init", "%attributes")
+    failed = f.call("pthread_attr_setaffinity_np", "%attributes", _CPU_SET, cores)
     known = f.assign(f"and i1 {known}, {f.icmp('eq', failed, 0, 'i32')}")
     f.ret(f.select(known, "%attributes", "null", "ptr"))
 
@@ -223,10 +221,7 @@ def load_context(f: Function, names: Sequence[str]) -> dict[str, str]:
 
 def wait_for_all(f: Function, context: dict[str, str], arrivals: str) -> None:
     """Wait at the barrier of all threads."""
-    f.call(
-        *("barrier", f"ptr {context['barriers']}", f"i64 {context['THREADS']}"),
-        f"i64 {arrivals}",
-    )
+    f.call("barrier", context["barriers"], context["THREADS"], arrivals)
 
 
 def interval(f: Function, total: str, index: str, parts: str) -> tuple[str, str]:
@@ -262,7 +257,4 @@ class Part:
     def wait(self, f: Function, arrivals: str) -> None:
         """Wait at the barrier of the threads with the same batch elements."""
         with f.if_then(self._several):
-            f.call(
-                *("barrier", f"ptr {self._counter}", f"i64 {self._unit_groups}"),
-                f"i64 {arrivals}",
-            )
+            f.call("barrier", self._counter, self._unit_groups, arrivals)
