@@ -26,7 +26,7 @@ import jax
 from jaxrnn.backends.cpu import compiler, gemm, layout, threads
 from jaxrnn.backends.cpu.gemm import OuterTile, Tile
 from jaxrnn.backends.cpu.ir import INT, Module, emit_graph
-from jaxrnn.backends.cpu.layout import CallLayout, CallSizes, KernelSpec, KernelWriter, Machine
+from jaxrnn.backends.cpu.layout import CallSizes, KernelSpec, KernelWriter, Machine
 
 
 class Requested(NamedTuple):
@@ -111,11 +111,14 @@ def run(
     states, params = len(cell.states), bool(cell.parameters)
     dh, dfinal, arrays = operands[0], operands[1 : 1 + states], operands[1 + states :]
     x, w_ih, w_hh = arrays[:3]
-    sizes = CallSizes(*x.shape, w_hh.shape[1])
+    sizes = CallSizes.of(x, w_hh)
     machine = compiler.machine().divided(at_once)
     lanes, registers = machine.lanes(x.dtype.itemsize), machine.registers
     spec = BackwardSpec(
-        *(cell, x.dtype, masked, gemm.choose_tile(registers, lanes, 1, sizes.H)),
+        cell,
+        x.dtype,
+        masked,
+        gemm.choose_tile(registers, lanes, 1, sizes.H),
         Requested(*requested),
         gemm.choose_tile(registers, lanes, 1, sizes.D),
         gemm.choose_outer_tile(registers, lanes, sizes.D),
@@ -127,12 +130,14 @@ def run(
     if spec.requested.cell_params:
         shapes.append((spec.graph.param_count * sizes.H,))
     shapes += [(sizes.N, sizes.H)] * states
-    call = _layout(spec, machine, sizes, reverse)
+    scalars, workspace = _layout(spec, machine, sizes, reverse)
     ordered = (dh, *arrays[: 3 + params], *dfinal, *arrays[3 + params :])
-    return compiler.call_kernel(spec, machine, call, shapes, ordered)
+    return compiler.call_kernel(spec, machine, scalars, workspace, shapes, ordered)
 
 
-def _layout(spec: BackwardSpec, machine: Machine, sizes: CallSizes, reverse: bool) -> CallLayout:
+def _layout(
+    spec: BackwardSpec, machine: Machine, sizes: CallSizes, reverse: bool
+) -> tuple[list[int], int]:
     (_, N, D, H), itemsize = sizes, spec.dtype.itemsize
     tile, x_tile, requested = spec.tile, spec.x_tile, spec.requested
     lanes = machine.lanes(itemsize)
@@ -174,21 +179,13 @@ def _layout(spec: BackwardSpec, machine: Machine, sizes: CallSizes, reverse: boo
 
 
 class _Step(NamedTuple):
-    """Values that the cell's transpose needs at a step of a sequence.
+    """Values that the transpose of the cell needs at a step of a sequence."""
 
-    Attributes:
-        place: n * H.
-        position: t * N + n.
-        before: (t - 1) * N.
-        initial: condition "the step before is the initial state".
-        reset: mask "the states are reset before the step"; "" without flags.
-    """
-
-    place: str
-    position: str
-    before: str
-    initial: str
-    reset: str
+    place: str  # n * H + the first hidden unit
+    position: str  # t * N + n
+    before: str  # (t - 1) * N
+    initial: str  # condition "the step before is the initial state"
+    reset: str  # mask "the states are reset before the step"; "" without flags
 
 
 class _BackwardWriter(KernelWriter):
@@ -200,7 +197,6 @@ class _BackwardWriter(KernelWriter):
         self.features = f.mul(c["H"], spec.gates)
         self.panel = f.mul(self.features, self.sums)
         self.part = threads.Part(f, c)
-        f.sub(self.part.n1, self.part.n0)
 
     def work(self) -> None:
         """Write the whole function."""

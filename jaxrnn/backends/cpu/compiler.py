@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxrnn.backends.cpu import threads
 from jaxrnn.backends.cpu.ir import INT, Function, Module
-from jaxrnn.backends.cpu.layout import CallLayout, KernelSpec, Machine
+from jaxrnn.backends.cpu.layout import KernelSpec, Machine
 
 _engines: dict[str, Any] = {}  # by handler name; they own the code that XLA calls
 _lock = threading.Lock()  # XLA accepts a name once, and two threads may trace the same layer
@@ -64,16 +64,17 @@ def machine() -> Machine:
 def call_kernel(
     spec: KernelSpec,
     machine: Machine,
-    layout: CallLayout,
+    scalars: list[int],
+    workspace: int,
     shapes: Sequence[tuple[int, ...]],
     operands: Sequence[jax.Array],
 ) -> list[jax.Array]:
     """Call a kernel, which is compiled first if necessary; `shapes` are those of its results."""
     name = _compile_kernel(spec, machine, jax.config.read("jax_disable_most_optimizations"))
     results = [jax.ShapeDtypeStruct(shape, spec.dtype) for shape in shapes]
-    results.append(jax.ShapeDtypeStruct((layout.workspace,), np.uint8))
-    scalars = np.array(layout.scalars, np.int64).view(np.int32)  # JAX may have no int64
-    return list(jax.ffi.ffi_call(name, results)(scalars, *operands))[:-1]
+    results.append(jax.ShapeDtypeStruct((workspace,), np.uint8))
+    integers = np.array(scalars, np.int64).view(np.int32)  # JAX may have no int64
+    return list(jax.ffi.ffi_call(name, results)(integers, *operands))[:-1]
 
 
 @functools.cache

@@ -21,7 +21,7 @@ import jax
 
 from jaxrnn.backends.cpu import compiler, gemm, layout, threads
 from jaxrnn.backends.cpu.ir import INT, Module, emit_graph
-from jaxrnn.backends.cpu.layout import CallLayout, CallSizes, KernelSpec, KernelWriter, Machine
+from jaxrnn.backends.cpu.layout import CallSizes, KernelSpec, KernelWriter, Machine
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,18 @@ def run(
 ) -> list[jax.Array]:
     """Run the forward kernel; see `jaxrnn.backends.cpu.run_forward`."""
     x, w_hh = operands[0], operands[2]
-    sizes = CallSizes(*x.shape, w_hh.shape[1])
+    sizes = CallSizes.of(x, w_hh)
     machine = compiler.machine().divided(at_once)
     lanes = machine.lanes(x.dtype.itemsize)
     tile = gemm.choose_tile(machine.registers, lanes, len(cell.gates), sizes.H)
     spec = ForwardSpec(cell, x.dtype, masked, tile, store_residuals)
-    call = _layout(spec, machine, sizes, reverse)
-    return compiler.call_kernel(spec, machine, call, spec.shapes(sizes), operands)
+    scalars, workspace = _layout(spec, machine, sizes, reverse)
+    return compiler.call_kernel(spec, machine, scalars, workspace, spec.shapes(sizes), operands)
 
 
-def _layout(spec: ForwardSpec, machine: Machine, sizes: CallSizes, reverse: bool) -> CallLayout:
+def _layout(
+    spec: ForwardSpec, machine: Machine, sizes: CallSizes, reverse: bool
+) -> tuple[list[int], int]:
     (T, N, D, H), tile, itemsize = sizes, spec.tile, spec.dtype.itemsize
     lanes = machine.lanes(itemsize)
     panels = -(-H // (tile.width * lanes))

@@ -9,20 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import jax
+
 from jaxrnn.backends.cpu import threads
 from jaxrnn.backends.cpu.gemm import Tile
 from jaxrnn.backends.cpu.ir import INT, Function, Module
 from jaxrnn.backends.elementwise.lower import CellGraphs, cell_graphs
 
+# Sequences times steps of a block whose input products are computed at once: enough for a fast
+# product, few enough that the results stay in the cache until their step.
 FORWARD_BLOCK = 96
-"""Batch elements times steps of a block whose input products are computed at once: enough for a
-fast product, few enough that the results stay in the cache until their step."""
 
-BACKWARD_BLOCK, LARGE_BACKWARD_BLOCK = 128, 512
-"""The same for the products that follow the backward loop. Weight gradients that exceed the cache
-are read and written once per block, so their blocks are larger."""
-
-_LARGE_GRADIENT = 1 << 24  # bytes of weight gradients for the larger blocks
+# The same for the products behind the backward loop. Weight gradients of more bytes than the cache
+# holds are read and written once per block, so their blocks are larger.
+BACKWARD_BLOCK, LARGE_BACKWARD_BLOCK, LARGE_GRADIENT = 128, 512, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class CallSizes(NamedTuple):
     D: int
     H: int
 
+    @classmethod
+    def of(cls, x: jax.Array, w_hh: jax.Array) -> CallSizes:
+        """Return the sizes of a call with inputs (T, N, D) and recurrent weights (G*H, H)."""
+        return cls(x.shape[0], x.shape[1], x.shape[2], w_hh.shape[1])
+
 
 class Partition(NamedTuple):
     """Partition of a call: groups of batch elements, and of hidden units within each."""
@@ -86,7 +91,7 @@ def partition(
 
 def backward_block(sizes: CallSizes, gradient_bytes: int) -> int:
     """Return the number of steps in a block of the backward kernel."""
-    size = BACKWARD_BLOCK if gradient_bytes <= _LARGE_GRADIENT else LARGE_BACKWARD_BLOCK
+    size = BACKWARD_BLOCK if gradient_bytes <= LARGE_GRADIENT else LARGE_BACKWARD_BLOCK
     return max(1, min(sizes.T, size // sizes.N))
 
 
@@ -100,13 +105,6 @@ class Workspace:
             self.size += -(-size // 64) * 64
 
 
-class CallLayout(NamedTuple):
-    """Integers that a kernel receives, and the bytes of its workspace."""
-
-    scalars: list[int]
-    workspace: int
-
-
 def call_layout(
     names: tuple[str, ...],
     split: Partition,
@@ -115,8 +113,8 @@ def call_layout(
     shared: Workspace,
     private: Workspace,
     **more: int,
-) -> CallLayout:
-    """Assemble the integers of a call, in the order of `names`, and its workspace.
+) -> tuple[list[int], int]:
+    """Return the integers of a call, in the order of `names`, and the bytes of its workspace.
 
     The workspaces of the threads follow the shared one.
     """
@@ -124,7 +122,7 @@ def call_layout(
     values = {**more, **shared.offsets, **private.offsets, **sizes._asdict(), **direction}
     values |= dict(PRIVATE=shared.size, PRIVATE_SIZE=private.size)
     size = shared.size + split.batch_groups * split.unit_groups * private.size
-    return CallLayout([*split, *(values[name] for name in names)], size)
+    return [*split, *(values[name] for name in names)], size
 
 
 @dataclass(frozen=True)
