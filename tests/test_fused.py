@@ -1,4 +1,4 @@
-"""The loops as single operations: the kernels against the scans that define them."""
+"""CPU kernels and their primitives against the scans that define them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
 from jaxrnn.backends.cpu import compiler
 
 SIZES = [(5, 3, 4, 7), (4, 13, 1, 33), (6, 1, 5, 20)]
-"""T, N, D, H: fewer than a vector, more than one, a single row."""
+"""T, N, D, H: H below a vector register and above it; a batch of one."""
 
-optimised = pytest.mark.usefixtures("optimised")  # the kernel as users have it, beside a quick scan
+optimised = pytest.mark.usefixtures(
+    "optimised"
+)  # an optimised kernel, beside a quickly compiled scan
 
 
 def draw(cell: cells.Cell, sizes: tuple[int, ...], dtype: Any, seed: int = 0) -> Any:
@@ -43,15 +45,15 @@ def draw(cell: cells.Cell, sizes: tuple[int, ...], dtype: Any, seed: int = 0) ->
     random = np.random.RandomState(seed)
     array = lambda *s: jnp.asarray(random.uniform(-1, 1, s), dtype)  # noqa: E731
     weights = Weights(array(G * H, D), array(G * H, H) / H**0.5, array(G * H), array(G * H))
-    own = {n: array(*s) for n, s in cell.cell_parameter_shapes(cells.Sizes(D, H, H)).items()}
-    weights = weights._replace(cell_params=own or None)
+    params = {n: array(*s) for n, s in cell.cell_parameter_shapes(cells.Sizes(D, H, H)).items()}
+    weights = weights._replace(cell_params=params or None)
     state = tuple(array(N, H) for _ in cell.states)
     masks = StepMasks(jnp.asarray(random.rand(T, N) < 0.3), jnp.asarray(random.rand(T, N) < 0.7))
     ct = (array(T, N, H), tuple(array(N, H) for _ in cell.states))
     return weights, array(T, N, D), state, masks, ct
 
 
-def value_and_pulled(backend: str, cell: cells.Cell, **options: Any) -> Any:
+def value_and_vjp(backend: str, cell: cells.Cell, **options: Any) -> Any:
     def f(weights: Any, x: Any, state: Any, masks: Any, ct: Any) -> Any:
         run = functools.partial(unroll, cell, masks=masks, backend=backend, **options)
         value, pull = jax.vjp(run, weights, x, state)
@@ -65,9 +67,9 @@ def close(got: Any, expected: Any, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-# The direction is a number that a kernel is told: the LSTM has both with masks and without, each
-# other cell each of the four with one of the others.
-WAYS = [
+# The direction is an integer operand of a kernel: the LSTM runs in both with masks and without,
+# other cells in half of the four cases.
+CASES = [
     (cell, masked, reverse)
     for number, cell in enumerate(CELLS)
     for masked in (False, True)
@@ -76,10 +78,10 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "masked", "reverse"), WAYS, ids=str)
+@pytest.mark.parametrize(("cell", "masked", "reverse"), CASES, ids=str)
 @optimised
-def test_a_kernel_is_its_scan(cell: cells.Cell, masked: bool, reverse: bool) -> None:
-    """Each cell with each size, each mask with each size; optimised the largest of each cell."""
+def test_kernel_equals_scan(cell: cells.Cell, masked: bool, reverse: bool) -> None:
+    """Each cell and each mask with each size; the largest size of a cell is optimised."""
     number = CELLS.index(cell)
     some = SIZES[:2] if (number + masked) % 2 else SIZES[1:]
     if isinstance(cell, (PlainLSTM, PlainGRU)):
@@ -89,8 +91,7 @@ def test_a_kernel_is_its_scan(cell: cells.Cell, masked: bool, reverse: bool) -> 
         weights, x, state, masks, ct = draw(cell, sizes, jnp.float64)
         args = weights, x, state, masks if masked else StepMasks(), ct
         kernel, scan = (
-            value_and_pulled(backend, cell, reverse=reverse)(*args)
-            for backend in ("kernel", "scan")
+            value_and_vjp(backend, cell, reverse=reverse)(*args) for backend in ("kernel", "scan")
         )
         close(kernel, scan, 1e-12)
 
@@ -98,17 +99,17 @@ def test_a_kernel_is_its_scan(cell: cells.Cell, masked: bool, reverse: bool) -> 
 @pytest.mark.parametrize("cell", CELLS[:4], ids=str)
 @optimised
 def test_float32(cell: cells.Cell) -> None:
-    """Optimised that of the most states; the others in `tests/test_parity.py`."""
+    """The LSTM is optimised here, the others in `tests/test_parity.py`."""
     compiling.optimise(cell == cells.LSTM())
     *args, masks, ct = draw(cell, (7, 5, 3, 12), jnp.float32)
-    kernel, scan = (value_and_pulled(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
+    kernel, scan = (value_and_vjp(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-5)
     assert jax.tree.leaves(kernel)[0].dtype == jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Gained(cells.Cell):
-    """A GRU with gains and biases of its own, x and h apart."""
+class GainGRU(cells.Cell):
+    """A GRU with gains and biases as cell parameters, and separate pre-activations of x and h."""
 
     gates, split, parameters = ("r", "z", "n"), True, {"gain": ("H",), "bias_g": ("3*H",)}
 
@@ -119,21 +120,21 @@ class Gained(cells.Cell):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["float32", "masked-reverse-float64"])
-@pytest.mark.parametrize("cell", [cells.PeepholeLSTM(), Gained()], ids=str)
-def test_parameters_of_a_cell_s_own(cell: cells.Cell, masked: bool) -> None:
+@pytest.mark.parametrize("cell", [cells.PeepholeLSTM(), GainGRU()], ids=str)
+def test_cell_parameters(cell: cells.Cell, masked: bool) -> None:
     weights, x, state, masks, ct = draw(cell, SIZES[masked], jnp.float64 if masked else jnp.float32)
     args = weights, x, state, masks if masked else StepMasks(), ct
-    kernel, scan = (value_and_pulled(b, cell, reverse=masked)(*args) for b in ("kernel", "scan"))
+    kernel, scan = (value_and_vjp(b, cell, reverse=masked)(*args) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-12 if masked else 1e-5)
 
 
-def test_one_parameter_of_many() -> None:
+def test_gradient_of_one_cell_parameter() -> None:
     cell = cells.PeepholeLSTM()
     weights, x, *_ = draw(cell, SIZES[0], jnp.float64)
 
     def loss(w: jax.Array, backend: str) -> jax.Array:
-        own = {**weights.cell_params, "weight_cf": w}
-        return (unroll(cell, weights._replace(cell_params=own), x, backend=backend)[0] ** 2).sum()
+        changed = weights._replace(cell_params={**weights.cell_params, "weight_cf": w})
+        return (unroll(cell, changed, x, backend=backend)[0] ** 2).sum()
 
     slope, w = jax.grad(loss), weights.cell_params["weight_cf"]
     close(slope(w, "kernel"), slope(w, "scan"), 1e-12)
@@ -142,7 +143,7 @@ def test_one_parameter_of_many() -> None:
 
 
 def backward_outputs(jaxpr: Any) -> list[int]:
-    """The number of results of each rnn_backward in a program."""
+    """Return the number of results of each rnn_backward in a program."""
     found = []
     for eqn in jaxpr.eqns:
         found += [len(eqn.outvars)] if eqn.primitive.name == "rnn_backward" else []
@@ -155,21 +156,21 @@ def backward_outputs(jaxpr: Any) -> list[int]:
 def test_one_mask(only: str) -> None:
     *args, masks, ct = draw(cells.LSTM(), SIZES[0], jnp.float64)
     masks = StepMasks(**{only: getattr(masks, only)})
-    kernel, scan = (value_and_pulled(b, cells.LSTM())(*args, masks, ct) for b in ("kernel", "scan"))
+    kernel, scan = (value_and_vjp(b, cells.LSTM())(*args, masks, ct) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
 
 
 @pytest.mark.parametrize(("remat", "reverse"), [(False, True), (True, False), (True, True)])
 def test_blocks(remat: bool, reverse: bool) -> None:
-    """The derivative in blocks of two steps and one that is left over."""
+    """The derivative in blocks of two steps, and one of one step."""
     cell = cells.LSTM()
     *args, masks, ct = draw(cell, SIZES[0], jnp.float64)
     options = dict(block_length=2, remat=remat, reverse=reverse)
-    kernel = value_and_pulled("kernel", cell, **options)(*args, masks, ct)
-    close(kernel, value_and_pulled("scan", cell, reverse=reverse)(*args, masks, ct), 1e-12)
+    kernel = value_and_vjp("kernel", cell, **options)(*args, masks, ct)
+    close(kernel, value_and_vjp("scan", cell, reverse=reverse)(*args, masks, ct), 1e-12)
 
 
-def test_no_bias_and_frozen_parts() -> None:
+def test_no_bias_and_frozen_weights() -> None:
     cell = cells.GRU()
     weights, x, *_ = draw(cell, SIZES[0], jnp.float64)
     weights = weights._replace(bias_ih=None, bias_hh=None)
@@ -185,8 +186,8 @@ def test_no_bias_and_frozen_parts() -> None:
 
 
 @pytest.mark.parametrize("cell", [cells.GRU(), cells.PeepholeLSTM()], ids=str)
-def test_what_a_kernel_has_no_code_for(cell: cells.Cell) -> None:
-    """Forward mode, the second derivative in both orders of modes, and `vmap` over weights."""
+def test_transformations_without_a_kernel(cell: cells.Cell) -> None:
+    """Forward mode, second derivatives in both orders of modes, and `vmap` over weights."""
     weights, x, state, masks, _ = draw(cell, SIZES[0], jnp.float64)
     along = jax.tree.map(jnp.cos, weights)
 
@@ -225,25 +226,27 @@ def describe(monkeypatch: pytest.MonkeyPatch, **fields: int) -> None:
 
 @pytest.mark.parametrize(("threads", "units"), [(3, False), (3, True), (2, True)])
 @optimised
-def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, units: bool) -> None:
-    """Bit for bit: a sum is in one order, whoever makes it. Optimised where most is shared."""
+def test_threads_do_not_change_the_bits(
+    monkeypatch: pytest.MonkeyPatch, threads: int, units: bool
+) -> None:
+    """Each sum has one order for any partition. The largest partition is optimised."""
     compiling.optimise(units and threads == 3)
     cell = cells.LSTM()
     *args, masks, ct = draw(cell, (6, 40, 3, 70), jnp.float64)
-    alone = value_and_pulled("kernel", cell)(*args, masks, ct)
+    alone = value_and_vjp("kernel", cell)(*args, masks, ct)
     partitioned(monkeypatch, threads, units)
-    together = value_and_pulled("kernel", cell)(*args, masks, ct)
+    together = value_and_vjp("kernel", cell)(*args, masks, ct)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take processors away")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
 def test_threads_with_a_single_processor_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are sent where the caller is not; with nowhere to go they share its processor."""
+    """Threads avoid the caller's core unless it is the only one."""
     cell = cells.LSTM()
     args = draw(cell, (6, 40, 3, 70), jnp.float64)[:3]
     partitioned(monkeypatch, 2, units=True)
-    # A program that is a kernel and nothing else runs in the thread that calls it.
+    # A program that is a single kernel runs in the calling thread.
     run = jax.jit(functools.partial(unroll, cell, backend="kernel"))
     before, allowed = run(*args), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
@@ -257,30 +260,30 @@ def test_threads_with_a_single_processor_left(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-def test_inputs_of_more_features_than_rows(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
-    """W_ih is then put in order a panel at a time, and all steps are one block."""
+def test_more_features_than_input_vectors(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
+    """Panels of W_ih are packed one after another, and all steps are one block."""
     cell = cells.GRU()
     *args, masks, ct = draw(cell, (3, 3, 70, 33), jnp.float64)
     args = (*args, masks if masked else StepMasks(), ct)
     partitioned(monkeypatch, 2, units=True)
-    kernel, scan = (value_and_pulled(backend, cell)(*args) for backend in ("kernel", "scan"))
+    kernel, scan = (value_and_vjp(backend, cell)(*args) for backend in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
 
 
 @pytest.mark.parametrize(("bits", "registers"), [(128, 32), (256, 16)])
-def test_narrower_registers(monkeypatch: pytest.MonkeyPatch, bits: int, registers: int) -> None:
+def test_smaller_registers(monkeypatch: pytest.MonkeyPatch, bits: int, registers: int) -> None:
     if compiler.machine().bits < bits:
         pytest.skip(f"this machine's registers have {compiler.machine().bits} bits")
     describe(monkeypatch, bits=bits, registers=registers)
     cell = cells.GRU()
     *args, masks, ct = draw(cell, SIZES[1], jnp.float64)
-    kernel, scan = (value_and_pulled(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
+    kernel, scan = (value_and_vjp(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
 
 
 @optimised
-def test_a_row_does_not_depend_on_those_beside_it() -> None:
-    """A batch gives each row the bits that it has alone, and a sequence in pieces those of one."""
+def test_a_sequence_does_not_depend_on_its_batch() -> None:
+    """A sequence has the same bits alone and in a batch, whole and in pieces."""
     cell = cells.LSTM()
     weights, x, state, _, _ = draw(cell, (6, 9, 3, 20), jnp.float32)
     run = lambda x, state: unroll(cell, weights, x, state, backend="kernel")  # noqa: E731
@@ -295,7 +298,7 @@ def test_a_row_does_not_depend_on_those_beside_it() -> None:
 
 
 @optimised
-def test_nothing_is_lost_of_what_is_not_finite() -> None:
+def test_non_finite_inputs() -> None:
     cell = cells.LSTM()
     weights, x, *_ = draw(cell, SIZES[0], jnp.float32)
     x = x.at[2, 1].set(jnp.nan).at[:, 2].set(1e30)
@@ -305,8 +308,8 @@ def test_nothing_is_lost_of_what_is_not_finite() -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_sum_over_many_rows_loses_no_digits() -> None:
-    """The derivative by the weights of rows that are all alike is as many times that of one."""
+def test_a_gradient_over_a_large_batch_loses_no_digits() -> None:
+    """The weight gradient of equal sequences is a multiple of that of one."""
     weights, x, *_ = draw(cells.Elman(), (1, 1, 3, 2), jnp.float32)
     many = 100_003
 
@@ -316,11 +319,11 @@ def test_a_sum_over_many_rows_loses_no_digits() -> None:
     got = slope("kernel", weights, jnp.repeat(x, many, axis=1))
     one = slope("scan", *jax.tree.map(lambda a: a.astype(jnp.float64), (weights, x)))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(a, many * b, rtol=3e-5)  # in one sum: 1e-3
+        np.testing.assert_allclose(a, many * b, rtol=3e-5)  # a single sum has an error of 1e-3
 
 
-def test_scratch_memory_may_be_large() -> None:
-    """More bytes than 32 bits can count, of a million small series; lowered, not run."""
+def test_large_workspace() -> None:
+    """More than 2^31 bytes, for a million short sequences; lowered, not run."""
     array: Any = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     weights = Weights(array(192, 1), array(192, 64), array(192), array(192))
     x = array(5, 1_000_000, 1)
@@ -330,7 +333,7 @@ def test_scratch_memory_may_be_large() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unseen(cells.Cell):
+class UncompiledCell(cells.Cell):
     """A cell that no other test has compiled."""
 
     gates = ("a",)
@@ -339,15 +342,16 @@ class Unseen(cells.Cell):
         return (jnp.tanh(z + 0.1234567 * state[0]),)
 
 
-def test_threads_that_compile_the_same_kernel_at_once() -> None:
-    weights, x, *_ = draw(Unseen(), SIZES[0], jnp.float64)
+def test_concurrent_compilation_of_a_kernel() -> None:
+    weights, x, *_ = draw(UncompiledCell(), SIZES[0], jnp.float64)
     together = threading.Barrier(4)
 
     def run(_: int) -> Any:
         together.wait()
         options = compiling.QUICKLY
         f = jax.jit(
-            lambda: unroll(Unseen(), weights, x, backend="kernel")[0], compiler_options=options
+            lambda: unroll(UncompiledCell(), weights, x, backend="kernel")[0],
+            compiler_options=options,
         )
         return np.asarray(f())
 
@@ -359,7 +363,7 @@ def test_threads_that_compile_the_same_kernel_at_once() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Conditional(cells.Cell):
-    """A cell of conditions, and of an exponential."""
+    """A cell with conditions and an exponential."""
 
     gates, states = ("a", "b"), ("h", "s")
 
@@ -370,7 +374,7 @@ class Conditional(cells.Cell):
 
 @dataclasses.dataclass(frozen=True)
 class Logical(cells.Cell):
-    """A cell of conditions of conditions: relu6 and hard_sigmoid have them in their derivative."""
+    """A cell with logical operations, as the derivatives of relu6 and hard_sigmoid have."""
 
     gates, states = ("a", "b"), ("h", "s")
 
@@ -383,13 +387,13 @@ class Logical(cells.Cell):
 @pytest.mark.parametrize("cell", [Conditional(), Logical()], ids=str)
 def test_conditions(cell: cells.Cell) -> None:
     *args, masks, ct = draw(cell, SIZES[0], jnp.float64)
-    kernel, scan = (value_and_pulled(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
+    kernel, scan = (value_and_vjp(b, cell)(*args, masks, ct) for b in ("kernel", "scan"))
     close(kernel, scan, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @optimised
-def test_exponentials_to_the_ends_of_all_numbers(dtype: str) -> None:
+def test_exponentials_over_the_full_range(dtype: str) -> None:
     compiling.optimise(True)
     end = np.log(np.finfo(dtype).max)
     x = np.array([-np.inf, -2 * end, 3 - end, -1, 0, end - 0.3, end - 0.01, end + 0.01, np.inf])
@@ -402,7 +406,7 @@ def test_exponentials_to_the_ends_of_all_numbers(dtype: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Mixing(cells.Cell):
-    """A cell whose units are not apart: each is divided by their sum."""
+    """A cell that is not elementwise."""
 
     gates = ("h",)
 
@@ -410,7 +414,7 @@ class Mixing(cells.Cell):
         return (jax.nn.softmax(z, axis=0),)
 
 
-def test_who_runs_what() -> None:
+def test_selection() -> None:
     weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
 
     def choose(backend: str, cell: Any, weights: Any = weights, x: Any = x, **options: Any) -> str:
@@ -432,7 +436,7 @@ def test_who_runs_what() -> None:
         choose("kernel", cells.LSTM(), weights=weights._replace(weight_hr=weights.weight_hh))
 
 
-def test_a_cell_that_no_kernel_can_run_is_run() -> None:
+def test_a_cell_without_a_kernel_runs_in_the_scan() -> None:
     weights, x, *_ = draw(Mixing(), SIZES[0], jnp.float64)
     y, _ = unroll(Mixing(), weights, x)
     np.testing.assert_allclose(y.sum(-1), 1.0, rtol=1e-12)
@@ -446,7 +450,7 @@ def test_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
         backends.choose("kernel", cells.LSTM(), weights, x)
 
 
-def test_an_exported_program_has_no_kernel_in_it() -> None:
+def test_an_exported_program_contains_no_kernel() -> None:
     weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
     f = jax.jit(lambda x: unroll(cells.LSTM(), weights, x, backend="kernel")[0])
     assert "jaxrnn_forward" in f.lower(x).as_text()
@@ -460,10 +464,10 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import jaxrnn
-mesh = Mesh(np.array(jax.devices()), ("rows",))
+mesh = Mesh(np.array(jax.devices()), ("batch",))
 layer = jaxrnn.LSTM(3, 5, rngs=nnx.Rngs(0))
 x = jax.random.normal(jax.random.key(0), (4, 8, 3))
-split = jax.device_put(x, NamedSharding(mesh, P(None, "rows")))
+split = jax.device_put(x, NamedSharding(mesh, P(None, "batch")))
 graph, state = nnx.split(layer)
 run = jax.jit(lambda state, x: nnx.merge(graph, state)(x)[0])
 assert "jaxrnn_forward" in run.lower(state, x).as_text()
@@ -478,7 +482,7 @@ for backend in ("kernel", "scan"):
     graph, state = nnx.split(layer)
     loss = lambda state, x: (nnx.merge(graph, state)(x, lengths=lengths)[0] ** 2).sum()
     grad = jax.jit(jax.value_and_grad(loss))
-    with jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))):
+    with jax.set_mesh(Mesh(np.array(jax.devices()), ("batch",))):
         lowered = grad.lower(state, split)
         assert ("jaxrnn_backward" in lowered.as_text()) == (backend == "kernel")
         compiled = lowered.compile()
@@ -491,7 +495,7 @@ for backend in ("kernel", "scan"):
 """
 
 
-def test_among_devices_scans_and_kernels_are_split_and_only_gradients_are_sent() -> None:
+def test_devices_partition_scans_and_kernels_and_communicate_only_gradients() -> None:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
@@ -500,28 +504,28 @@ def test_among_devices_scans_and_kernels_are_split_and_only_gradients_are_sent()
     assert done.returncode == 0, done.stderr
 
 
-def test_the_operations_know_their_shapes() -> None:
-    """What an operation says of its results is what defines it gives, and what a kernel gives."""
+def test_shapes_of_the_primitives() -> None:
+    """The abstract evaluation of a primitive agrees with its reference and its kernel."""
     for cell in CELLS[:4]:
         weights, x, state, masks, (dh, dlast) = draw(cell, SIZES[0], jnp.float32)
         how = dict(cell=cell, reverse=False, tuned_for="cpu")
         operands, tree = forward_operands(weights, x, state, masks)
         for store_residuals in (False, True):
             options = how | dict(tree=tree, store_residuals=store_residuals)
-            said, scan, kernel = shapes(fused.forward_p.bind, fused._forward_reference,
+            abstract, scan, kernel = shapes(fused.forward_p.bind, fused._forward_reference,
                                         on_a_cpu("forward"), operands, options)  # fmt: skip
-            assert said == scan == kernel
+            assert abstract == scan == kernel
         for requested in ((True, True, True, True), (False, True, False, False)):
-            arguments = cell, weights, x, state, masks, said, (dh, dlast)
+            arguments = cell, weights, x, state, masks, abstract, (dh, dlast)
             linear, tree = linear_operands(*arguments, requested=requested)
             options = how | dict(tree=tree)
-            linear_said, scan, _ = shapes(fused.linear_p.bind, fused._linear_reference, None,
+            abstract_linear, scan, _ = shapes(fused.linear_p.bind, fused._linear_reference, None,
                                           linear, options)  # fmt: skip
-            assert linear_said == scan
+            assert abstract_linear == scan
             backward, _ = backward_operands(*arguments, requested=requested)
-            backward_said, scan, kernel = shapes(fused.backward_p.bind, fused._backward_reference,
-                                                 on_a_cpu("backward"), backward, options)  # fmt: skip
-            assert backward_said == scan == kernel
+            functions = fused.backward_p.bind, fused._backward_reference, on_a_cpu("backward")
+            abstract_backward, scan, kernel = shapes(*functions, backward, options)
+            assert abstract_backward == scan == kernel
 
 
 def forward_operands(weights: Any, x: Any, state: Any, masks: StepMasks) -> tuple[Any, Any]:
@@ -570,8 +574,8 @@ def shapes(bind: Any, reference: Any, kernel: Any, operands: Any, options: Any) 
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-def test_vmap_over_the_data_is_a_larger_batch(masked: bool) -> None:
-    """The gradient of each of three batches, and of all, the weights one for them."""
+def test_vmap_over_data_is_a_larger_batch(masked: bool) -> None:
+    """The gradient of each of three batches, and of their sum, with shared weights."""
     cell = cells.LSTM()
     weights, x, state, masks, _ = draw(cell, SIZES[0], jnp.float64)
     xs = jnp.stack([x, 2 * x, -x], axis=2)
@@ -588,7 +592,7 @@ def test_vmap_over_the_data_is_a_larger_batch(masked: bool) -> None:
     close(each("kernel")(weights, xs, state), each("scan")(weights, xs, state), 1e-12)
     text = each("kernel").lower(weights, xs, state).as_text()
     assert "jaxrnn_forward" in text
-    assert "jaxrnn_backward" not in text  # each batch has sums of its own
+    assert "jaxrnn_backward" not in text  # the weight gradients are not summed
 
     def together(backend: str) -> Any:
         def total(w: Any, xs: jax.Array, state: Any) -> jax.Array:
@@ -601,7 +605,7 @@ def test_vmap_over_the_data_is_a_larger_batch(masked: bool) -> None:
     assert "jaxrnn_backward" in together("kernel").lower(weights, xs, state).as_text()
 
 
-def test_a_layer_says_who_runs_it() -> None:
+def test_a_layer_names_the_unsupported_option() -> None:
     from flax import nnx
 
     layer = jaxrnn.LSTM(3, 4, backend="kernel", proj_size=2, rngs=nnx.Rngs(0))
