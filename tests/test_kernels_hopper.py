@@ -28,7 +28,7 @@ from jaxrnn.backends.hopper.tiling import Tiling
 from jaxrnn.backends.step import StepMasks
 from jaxrnn.core import stack
 from tests import hopper_interpreter
-from tests.test_fused import backward_operands, close, draw, forward_operands, value_and_pulled
+from tests.test_fused import backward_operands, close, draw, forward_operands, value_and_vjp
 from tests.test_kernels_tpu import Hostile, MinimalGatedUnit
 
 GPU = jax.default_backend() == "gpu"
@@ -233,7 +233,7 @@ def test_padding_units_affect_nothing(called: Any) -> None:
 def test_lowered_for_a_gpu(cell: Any, dtype: Any, sizes: Any, precision: Any) -> None:
     """A program for a Hopper GPU contains a forward and a backward kernel."""
     with jax.default_matmul_precision(precision):
-        f = value_and_pulled("kernel", cell, platform="cuda")
+        f = value_and_vjp("kernel", cell, platform="cuda")
         exported = jax.export.export(f, platforms=["cuda"])(*draw(cell, sizes, dtype))
         text = exported.mlir_module()
         t = hopper.tiling_for(cell, dtype, sizes[1], sizes[3])

@@ -29,7 +29,7 @@ from tests.test_fused import (
     close,
     draw,
     forward_operands,
-    value_and_pulled,
+    value_and_vjp,
 )
 from tests.test_recurrence import CELLS
 
@@ -83,7 +83,7 @@ def compare(cell: cells.Cell, sizes: Any, dtype: Any, tolerance: float, **option
         x = jnp.where(masks.valid_mask[..., None], x, jnp.nan)
     args = weights, x, state, masks if masked else StepMasks(), ct
     kernel, scan = (
-        value_and_pulled(backend, cell, platform="tpu", **options)(*args)
+        value_and_vjp(backend, cell, platform="tpu", **options)(*args)
         for backend in ("kernel", "scan")
     )
     assert [a.dtype for a in jax.tree.leaves(kernel)] == [a.dtype for a in jax.tree.leaves(scan)]
@@ -217,7 +217,7 @@ LOWERED = [
 def test_lowered_for_a_tpu(cell: cells.Cell, dtype: Any, masked: bool) -> None:
     weights, x, state, masks, ct = draw(cell, BLOCKS, dtype)
     masks = masks if masked else StepMasks()
-    f = value_and_pulled("kernel", cell, platform="tpu")
+    f = value_and_vjp("kernel", cell, platform="tpu")
     text = jax.export.export(f, platforms=["tpu"])(weights, x, state, masks, ct).mlir_module()
     assert text.count("@tpu_custom_call") == 2
     assert 'kernel_name = "jaxrnn_forward"' in text
