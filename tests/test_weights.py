@@ -554,7 +554,7 @@ def test_truncated_file(path: Path, size: int) -> None:
 def test_file_of_an_unsupported_dtype(path: Path) -> None:
     header = b'{"weight_ih_l0":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"0")
-    with pytest.raises(StateDictError, match=r"gru\.safetensors has numbers of a dtype that NumPy"):
+    with pytest.raises(StateDictError, match=r"gru\.safetensors has a dtype that NumPy"):
         jaxrnn.load_safetensors(make("GRU"), path)
 
 

@@ -29,7 +29,7 @@ from jaxrnn._checks import ShapeError
 from jaxrnn.cells import GeneralCell, Sizes, State, StateSpec
 from jaxrnn.cells._check import RESERVED_NAMES
 from jaxrnn.cells.weights import Weights
-from jaxrnn.core import params as initial_weights
+from jaxrnn.core.params import init, param_shapes
 from jaxrnn.layers import _checks
 from jaxrnn.layers.single_step import RecurrentCell, run_step
 
@@ -152,10 +152,10 @@ class ToLinen(linen.RNNCellBase):
         if self.is_initializing():
             # All parameters come from one draw, since one may depend on another.
             key = self.make_rng("params")
-            (drawn,) = initial_weights.init(key, *arguments, bias=self.bias, dtype=self.param_dtype)
+            (drawn,) = init(key, *arguments, bias=self.bias, dtype=self.param_dtype)
             values = drawn.named()
         else:
-            shapes = initial_weights.param_shapes(*arguments, bias=self.bias)
+            shapes = param_shapes(*arguments, bias=self.bias)
             values = {name: jnp.zeros(shape, self.param_dtype) for name, shape in shapes.items()}
         named = {n: self.param(n, lambda key, value=value: value) for n, value in values.items()}
         weights = Weights.from_named(self.cell, named)

@@ -302,8 +302,7 @@ def _directions(graph: _Graph, node: Any, problems: list[str], reverse: bool) ->
     ]
     problems += wrong
     if missing or wrong:
-        empty = np.zeros((0, 0), np.float32)
-        return [Direction(name, kind, empty, empty)] * size
+        return []
 
     orders = _ONNX_GATES[operator], GATES[kind]
     activations = attributes.get("activations", [])

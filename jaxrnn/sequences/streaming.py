@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrnn.core import masks as ragged
 from jaxrnn.core import stack
-from jaxrnn.core import state as states
+from jaxrnn.core.masks import check_resets
+from jaxrnn.core.state import broadcast_to_batch
 from jaxrnn.layers import _checks
 from jaxrnn.layers.recurrent import Recurrent
 
@@ -93,16 +93,16 @@ def _compiled(structure: _Structure) -> Any:
 
     @jax.jit
     def _step(params: Any, x: Any, state: Any = None, reset: Any = None) -> tuple[jax.Array, Any]:
-        weights, gates, learned = params
+        weights, highway_gates, learned_state = params
         x = jnp.asarray(x)
         _checks.cell_input(layer._kind, x)
         layout, initial = layer._check_call(x[None], state, time_major=True)
-        if initial is None and learned is not None:
-            initial = states.broadcast_to_batch(learned, len(x) if x.ndim > 1 else None)
-        resets = None if reset is None else ragged.check_resets(reset, x.shape[:-1])[None]
-        plan = layer._stack_options(layout, training=False)
-        y, last = stack.run(plan, weights, x[None], initial, resets=resets, gates=gates)
-        return y[0], layer._as_hx(last)
+        if initial is None and learned_state is not None:
+            initial = broadcast_to_batch(learned_state, len(x) if x.ndim > 1 else None)
+        resets = None if reset is None else check_resets(reset, x.shape[:-1])[None]
+        options = layer._stack_options(layout, training=False)
+        y, final = stack.run(options, weights, x[None], initial, resets=resets, gates=highway_gates)
+        return y[0], layer._as_hx(final)
 
     return _step
 
