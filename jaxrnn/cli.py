@@ -32,7 +32,7 @@ _COMMANDS = {
 
 
 def argument_descriptions(function: Callable[..., Any]) -> dict[str, str]:
-    """Return the descriptions of the arguments in the "Args:" section of a docstring.
+    """Return the descriptions of arguments in a docstring, and of those with ``Annotated`` types.
 
     Example:
         >>> from jaxrnn.examples import sine
@@ -42,7 +42,14 @@ def argument_descriptions(function: Callable[..., Any]) -> dict[str, str]:
     _, _, section = (inspect.getdoc(function) or "").partition("\nArgs:\n")
     section = re.split(r"\n\S", section)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
+    hints = get_type_hints(function, include_extras=True)
+    annotated = {
+        name: item
+        for name, hint in hints.items()
+        for item in getattr(hint, "__metadata__", ())
+        if isinstance(item, str)
+    }
+    return annotated | {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
 
 
 def _add_options(parser: argparse.ArgumentParser, command: Callable[..., Any]) -> None:
@@ -83,7 +90,7 @@ def _execute(command: Callable[..., Any], values: Mapping[str, Any]) -> None:
             fields = dataclasses.fields(kind)
             arguments[name] = kind(**{field.name: values[field.name] for field in fields})  # pyright: ignore
         elif name != "return":
-            for check in getattr(kind, "__metadata__", ()):
+            for check in filter(callable, getattr(kind, "__metadata__", ())):
                 check(name, values[name])
             arguments[name] = values[name]
     _check_memory(values)

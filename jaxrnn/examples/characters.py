@@ -24,7 +24,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import Cell, FigurePath, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
@@ -40,15 +40,7 @@ def train(
 ) -> Trained:
     """Train with Adam, the whole string in each step; a pure function of the parameters.
 
-    Args:
-        graph, params: the layer, from ``nnx.split(layer)``.
-        text: the string, T + 1 characters.
-        steps: number of training steps.
-        lr: learning rate.
-        progress: a progress bar.
-
-    Returns:
-        `Trained`; its metrics are the logits (steps, T, D).
+    The metrics are the logits (steps, T, D).
     """
     _, x, y = data.next_characters(text)
 
@@ -79,9 +71,9 @@ def charseq(
     steps: PositiveInt = 100,
     every: PositiveInt = 1,
     cell: Cell = "rnn",
-    lr: PositiveFloat = 0.1,
+    lr: LearningRate = 0.1,
     seed: Seed = 1,
-    out: str = "charseq.png",
+    out: FigurePath = "charseq.png",
 ) -> str:
     """Memorize a sentence, character by character.
 
@@ -89,10 +81,6 @@ def charseq(
         text: the string to memorize.
         steps: training steps, the whole string each.
         every: print the prediction every this number of steps.
-        cell: the cell.
-        lr: learning rate of Adam.
-        seed: seed of the initial weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     if len(set(text)) < 2:
         raise ValueError(f"`text` must have at least 2 different characters, got {text!r}.")
@@ -124,9 +112,9 @@ def hihello(
     steps: PositiveInt = 100,
     every: PositiveInt = 1,
     cell: Cell = "rnn",
-    lr: PositiveFloat = 0.1,
+    lr: LearningRate = 0.1,
     seed: Seed = 1,
-    out: str = "hihello.png",
+    out: FigurePath = "hihello.png",
 ) -> str:
     """Memorize 'hihello': read 'hihell' and predict 'ihello'.
 
@@ -134,9 +122,5 @@ def hihello(
         text: the string to memorize.
         steps: training steps, the whole string each.
         every: print the prediction every this number of steps.
-        cell: the cell.
-        lr: learning rate of Adam.
-        seed: seed of the initial weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     return charseq(text=text, steps=steps, every=every, cell=cell, lr=lr, seed=seed, out=out)

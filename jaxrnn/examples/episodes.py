@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from jaxrnn import _checks as checks
 from jaxrnn import plotting
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveFloat, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, linear
 from jaxrnn.sequences.episodes import Recall, RecallParams, resets_from_dones
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
@@ -46,59 +46,35 @@ RESETS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 class Task(NamedTuple):
-    """Environments and the length of a segment.
-
-    Attributes:
-        cues: number of cues.
-        silent: largest number of steps between cue and question.
-        envs: N, number of parallel environments.
-        steps: T, number of steps between two updates.
-        resets: key of `RESETS` for the update; "always" also resets in acting.
-    """
+    """Environments and segments, as the arguments of `main`."""
 
     cues: int = 4
     silent: int = 6
-    envs: int = 64
-    steps: int = 32
+    envs: int = 64  # N
+    steps: int = 32  # T
     resets: str = "next"
 
 
 class RunnerState(NamedTuple):
-    """State of N environments and their policy between two steps.
+    """State of N environments and their policy between two steps."""
 
-    Attributes:
-        env: states of the environments, leaves (N, ...).
-        observations: the next observations (N, D).
-        dones: True if the last step ended an episode (N,).
-        hx: state of the layer after the last step, not reset yet.
-    """
-
-    env: Any
-    observations: jax.Array
-    dones: jax.Array
-    hx: Any
+    env: Any  # states of the environments, leaves (N, ...)
+    observations: jax.Array  # of the next step (N, D)
+    dones: jax.Array  # True if the last step ended an episode (N,)
+    hx: Any  # state of the layer, not reset yet
 
 
 class Trajectory(NamedTuple):
-    """T steps of N environments.
+    """T steps of N environments."""
 
-    Attributes:
-        observations: observations (T, N, D).
-        logits: logits of the policy while acting (T, N, cues).
-        actions, rewards, dones: actions, rewards and ends of episodes (T, N).
-        right: True for a right answer to a question (T, N).
-        resets: True if the state was reset before the step (T, N).
-        output: hidden state after the step (T, N, H).
-    """
-
-    observations: Any
-    logits: Any
-    actions: Any
+    observations: Any  # (T, N, D)
+    logits: Any  # while acting (T, N, cues)
+    actions: Any  # (T, N), as the next four
     rewards: Any
-    dones: Any
-    right: Any
-    resets: Any
-    output: Any
+    dones: Any  # True at the last step of an episode
+    right: Any  # True for a right answer to a question
+    resets: Any  # True if the state was reset before the step
+    output: Any  # hidden state after the step (T, N, H)
 
     def per_episode(self, values: Any) -> Any:
         """Return the sum of values (T, N) divided by the number of finished episodes."""
@@ -189,8 +165,7 @@ def train(
 ) -> Trained:
     """Train with Adam; a pure function of parameters and key.
 
-    Returns:
-        `Trained`; its metrics are the mean return and the fraction of right answers of the episodes
+    The metrics are the mean return and the fraction of right answers of the episodes
         that ended before each update, (updates,) each, NaN without such episodes.
     """
 
@@ -217,9 +192,8 @@ def train(
 def play(task: Task, model: ActorCritic, key: jax.Array) -> tuple[Trajectory, dict[str, Any]]:
     """Collect a trajectory that starts inside episodes, and evaluate it with each reset mask.
 
-    Returns:
-        The trajectory, of four of the longest episodes, and the largest difference between the
-        logits of one call and those while acting, for each key of `RESETS`.
+    The second result is the largest difference between the logits of one call and those while
+    acting, for each key of `RESETS`.
     """
     task = task._replace(steps=4 * (task.silent + 2))
     keys = jax.random.split(key, 3)
@@ -268,34 +242,30 @@ def draw(right: np.ndarray, trajectory: Trajectory, cues: int, title: str) -> Fi
 def main(
     *,
     cell: Cell = "gru",
-    hidden: PositiveInt = 32,
+    hidden: Hidden = 32,
     cues: PositiveInt = 4,
     silent: PositiveInt = 6,
     envs: PositiveInt = 64,
     steps: PositiveInt = 32,
     updates: PositiveInt = 300,
     discount: PositiveFloat = 0.9,
-    lr: PositiveFloat = 0.005,
+    lr: LearningRate = 0.005,
     resets: Literal["next", "same", "never", "always"] = "next",
     seed: Seed = 0,
-    out: str = "episodes.png",
+    out: FigurePath = "episodes.png",
 ) -> str:
     """Train a policy that must remember, on episodes that end inside the training sequences.
 
     Args:
-        cell: the cell.
-        hidden: hidden features.
         cues: number of cues, at least 2.
         silent: largest number of steps between cue and question.
         envs: number of parallel environments.
         steps: steps of each environment between two updates.
         updates: gradient steps.
         discount: discount factor of rewards.
-        lr: learning rate of Adam.
         resets: reset mask of the update: at the step after a done, at its step, never, or at
             every step; "always" also resets in acting, so that the policy has no memory.
         seed: seed of weights, episodes and actions.
-        out: the figure, a .png, .svg or .pdf file.
     """
     checks.at_least("cues", cues, 2)
     target = plotting.check_target(out)

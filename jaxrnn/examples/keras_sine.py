@@ -31,7 +31,7 @@ import optax
 from flax import nnx
 
 from jaxrnn import RNN, data, plotting
-from jaxrnn.examples import PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import FigurePath, LearningRate, PositiveInt, Seed
 from jaxrnn.training import train_steps
 
 TRAINED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("bias_hh_l0")))
@@ -89,14 +89,6 @@ def train(
 ) -> tuple[Any, jax.Array]:
     """Train a network; a pure function of its parameters.
 
-    Args:
-        graph, params, rest: the network, from ``nnx.split(network, TRAINED, ...)``.
-        key: random key of the shuffled batches; None for batches in order.
-        window: number of values of a window.
-        epochs: number of epochs.
-        batch: batch size.
-        lr: learning rate.
-
     Returns:
         The trained parameters, and the mean loss of each epoch (epochs,).
     """
@@ -120,9 +112,9 @@ def main(
     window: PositiveInt = 3,
     epochs: PositiveInt = 150,
     batch: PositiveInt = 32,
-    lr: PositiveFloat = 0.01,
+    lr: LearningRate = 0.01,
     seed: Seed = 1,
-    out: str = "keras.svg",
+    out: FigurePath = "keras.svg",
 ) -> str:
     """Predict the next value of a sine with two Keras networks and a linear regression.
 
@@ -132,7 +124,6 @@ def main(
         batch: batch size.
         lr: learning rate of stochastic gradient descent.
         seed: seed of the initial weights and the batches.
-        out: the figure, a .png, .svg or .pdf file.
     """
     if window > 40:
         raise ValueError(f"`window` must be at most 40, of 50 values, got {window}.")

@@ -27,7 +27,7 @@ import optax
 from flax import nnx
 
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import Cell, FigurePath, Layers, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, CharacterModel
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
@@ -81,17 +81,9 @@ def train(
     optimizer: optax.GradientTransformation,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train on all windows in each step; a pure function of the parameters.
+    """Train on all windows x and next characters y (N, T) in each step; a pure function.
 
-    Args:
-        graph, params: the model, from ``nnx.split(model)``.
-        x, y: the windows and the next characters (N, T).
-        steps: number of training steps.
-        optimizer: an optax optimizer.
-        progress: a progress bar.
-
-    Returns:
-        `Trained`; its metrics are the predicted characters (steps, N, T), int32.
+    The metrics are the predicted characters (steps, N, T), int32.
     """
 
     def loss(params: Any, step: jax.Array) -> Any:
@@ -111,28 +103,23 @@ def main(
     *,
     text: str = SENTENCE,
     window: PositiveInt = 10,
-    layers: PositiveInt = 2,
+    layers: Layers = 2,
     steps: PositiveInt = 100,
     every: PositiveInt = 1,
     cell: Cell = "rnn",
-    lr: PositiveFloat = 0.1,
+    lr: LearningRate = 0.1,
     stable: bool = False,
     seed: Seed = 6,
-    out: str = "longseq.png",
+    out: FigurePath = "longseq.png",
 ) -> str:
     """Memorize a long sentence in windows of ten characters, then generate it.
 
     Args:
         text: the text to memorize.
         window: characters in one window.
-        layers: recurrent layers.
         steps: training steps, all windows each.
         every: print the prediction every this number of steps.
-        cell: the cell.
-        lr: learning rate of Adam.
         stable: learning rate 0.03 instead of --lr, and gradients clipped to norm 1.
-        seed: seed of the initial weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     if len(set(text)) < 2:
         raise ValueError(f"`text` must have at least 2 different characters, got {text!r}.")

@@ -26,19 +26,12 @@ from jaxrnn.examples import EXAMPLES
 
 
 class Outcome(NamedTuple):
-    """Outcome of one example.
-
-    Attributes:
-        name: name of the example.
-        result: its summary, or its error.
-        failed: True if it raised an exception.
-        seconds: run time, compilation included.
-    """
+    """Outcome of one example."""
 
     name: str
-    result: str
+    result: str  # its summary, or its error
     failed: bool
-    seconds: float
+    seconds: float  # compilation included
 
 
 def run(name: str, folder: Path) -> Outcome:

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrnn import RNN, plotting
-from jaxrnn.examples import PositiveInt, Seed
+from jaxrnn.examples import FigurePath, Hidden, PositiveInt, Seed
 
 
 class Weights(NamedTuple):
@@ -60,14 +60,7 @@ def unroll(weights: Weights, xs: jax.Array, h: jax.Array) -> tuple[jax.Array, ja
 
 
 class Comparison(NamedTuple):
-    """Difference between the reference and the layer in one array.
-
-    Attributes:
-        name: name of the array.
-        shape: its shape.
-        largest: largest magnitude in the layer's array.
-        difference: largest absolute difference.
-    """
+    """Largest magnitude of an array of the layer, and its difference from the reference."""
 
     name: str
     shape: tuple[int, ...]
@@ -94,11 +87,7 @@ def make_inputs(
 def compare(
     rnn: RNN, xs: jax.Array, h_0: jax.Array, loss_weights: jax.Array
 ) -> tuple[list[Comparison], jax.Array, jax.Array]:
-    """Compare outputs, states and gradients of a loss that weights all of them.
-
-    Returns:
-        The comparisons, and the outputs (N, T, H) of the reference and of the layer.
-    """
+    """Compare outputs, states and all gradients; return also the outputs (N, T, H) of both."""
     graph, params = nnx.split(rnn)
 
     def loss(outputs: jax.Array, h_n: jax.Array) -> Any:
@@ -152,9 +141,9 @@ def main(
     batch: PositiveInt = 3,
     steps: PositiveInt = 50,
     features: PositiveInt = 10,
-    hidden: PositiveInt = 20,
+    hidden: Hidden = 20,
     seed: Seed = 0,
-    out: str = "scratch.png",
+    out: FigurePath = "scratch.png",
 ) -> str:
     """Compare a hand-written cell and time loop with `RNN`, values and gradients.
 
@@ -162,9 +151,7 @@ def main(
         batch: batch size.
         steps: time steps.
         features: input features.
-        hidden: hidden features.
         seed: seed of weights, inputs and initial state.
-        out: the figure, a .png, .svg or .pdf file.
     """
     target = plotting.check_target(out)
     inputs = make_inputs(batch, steps, features, hidden, seed)

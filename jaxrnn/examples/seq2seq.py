@@ -22,7 +22,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from jaxrnn import plotting
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import Cell, FigurePath, Hidden, Layers, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS
 from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
@@ -41,17 +41,11 @@ BOS, EOS = 0, 1
 
 
 class Sentences(NamedTuple):
-    """Sentences as word indices.
+    """Sentences as word indices."""
 
-    Attributes:
-        words: the vocabulary; words 0 and 1 mark the beginning and the end of a sentence.
-        tokens: word indices (N, T), int32, padded with 0.
-        lengths: number of tokens of each sentence (N,), int32.
-    """
-
-    words: tuple[str, ...]
-    tokens: jax.Array
-    lengths: jax.Array
+    words: tuple[str, ...]  # words 0 and 1 mark the beginning and the end of a sentence
+    tokens: jax.Array  # indices of words (N, T), int32, padded with 0
+    lengths: jax.Array  # (N,), int32
 
     @classmethod
     def encode(cls, texts: Sequence[str], *, end: bool) -> Sentences:
@@ -164,7 +158,9 @@ def draw(
 ) -> Figure:
     """Draw the loss and, with attention, the weights of up to five sentences."""
     panels = []
-    for n in [] if weights is None else plotting.spread(range(len(decoded)), count=5):
+    for n in plotting.spread(range(len(decoded)), count=5):
+        if weights is None:
+            break
         read = sources.text(n).split()
         words = [*targets.decode(decoded[n]).split(), "·"][: weights.shape[1]]
         values = weights[n, : len(words), : len(read)]
@@ -183,11 +179,11 @@ def main(
     steps: PositiveInt = 100,
     every: PositiveInt = 10,
     cell: Cell = "gru",
-    hidden: PositiveInt = 32,
-    layers: PositiveInt = 1,
-    lr: PositiveFloat = 0.01,
+    hidden: Hidden = 32,
+    layers: Layers = 1,
+    lr: LearningRate = 0.01,
     seed: Seed = 0,
-    out: str = "seq2seq.png",
+    out: FigurePath = "seq2seq.png",
 ) -> str:
     """Translate sentences with an encoder and a decoder, with attention and beam search.
 
@@ -198,12 +194,8 @@ def main(
         teacher_forcing: probability of the ground-truth word as decoder input, 0 to 1.
         steps: training steps, all pairs each.
         every: print the loss every this number of steps.
-        cell: the cell.
         hidden: hidden features, and features of a word.
         layers: recurrent layers of the encoder and of the decoder.
-        lr: learning rate of Adam.
-        seed: seed of the initial weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     if not 0 <= teacher_forcing <= 1:
         raise ValueError(f"`teacher_forcing` must lie in [0, 1], got {teacher_forcing}.")

@@ -27,7 +27,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import Cell, FigurePath, Hidden, Layers, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
@@ -43,25 +43,11 @@ def make_model(cell: str, hidden: int, layers: int, *, rngs: nnx.Rngs) -> ManyTo
 
 
 def train(
-    graph: Any,
-    params: Any,
-    *,
-    steps: int,
-    points: int,
-    lr: Any,
-    progress: Progress | None = None,
+    graph: Any, params: Any, *, steps: int, points: int, lr: Any, progress: Progress | None = None
 ) -> Trained:
     """Train with Adam, one half wave per step; a pure function of the parameters.
 
-    Args:
-        graph, params: the model, from ``nnx.split(model)``.
-        steps: number of training steps.
-        points: P, number of points of a half wave.
-        lr: learning rate.
-        progress: a progress bar.
-
-    Returns:
-        `Trained`; its metrics are the predictions (steps, points).
+    The metrics are the predictions (steps, points).
     """
 
     def loss(params: Any, state: Any, batch: Any) -> Any:
@@ -94,12 +80,12 @@ def main(
     steps: PositiveInt = 75,
     every: PositiveInt = 15,
     points: PositiveInt = 20,
-    hidden: PositiveInt = 32,
-    layers: PositiveInt = 1,
+    hidden: Hidden = 32,
+    layers: Layers = 1,
     cell: Cell = "rnn",
-    lr: PositiveFloat = 0.01,
+    lr: LearningRate = 0.01,
     seed: Seed = 0,
-    out: str = "sine.png",
+    out: FigurePath = "sine.png",
 ) -> str:
     """Predict the next point of a sine, with the state carried from step to step.
 
@@ -107,12 +93,6 @@ def main(
         steps: training steps, one half wave each.
         every: print the loss every this number of steps.
         points: points of a half wave.
-        hidden: hidden features.
-        layers: recurrent layers.
-        cell: the cell.
-        lr: learning rate of Adam.
-        seed: seed of the initial weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     target = plotting.check_target(out)
     model = make_model(cell, hidden, layers, rngs=nnx.Rngs(seed))

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
@@ -50,18 +50,9 @@ def train(
     lr: Any,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train with Adam, the whole series in each epoch; a pure function of the parameters.
+    """Train on the whole series, inputs x (T, window) and targets y (T, 1); a pure function.
 
-    Args:
-        graph, params: the model, from ``nnx.split(model)``.
-        x: inputs (T, window).
-        y: targets (T, 1).
-        epochs: number of updates.
-        lr: learning rate.
-        progress: a progress bar.
-
-    Returns:
-        `Trained`; its metrics are the parameters before each update.
+    The metrics are the parameters before each update.
     """
 
     def loss(params: Any, epoch: jax.Array) -> Any:
@@ -72,17 +63,7 @@ def train(
 
 
 def predict_from_zeros(graph: Any, trained: Trained, x: jax.Array, every: int) -> jax.Array:
-    """Predict each value from a zero state, after the epochs 0, every, 2 * every, ...
-
-    Args:
-        graph: the model, from ``nnx.split(model)``.
-        trained: result of `train`.
-        x: inputs (T, window).
-        every: number of epochs between two evaluations.
-
-    Returns:
-        Predictions (evaluations, T).
-    """
+    """Predict each value from a zero state, after the epochs 0, every, 2 * every, ..."""
     after = jax.tree.map(  # the parameters after an epoch are those before the next
         lambda before, final: jnp.concatenate([before[1:], final[None]])[::every],
         trained.metrics,
@@ -93,23 +74,13 @@ def predict_from_zeros(graph: Any, trained: Trained, x: jax.Array, every: int) -
 
 
 class Run(NamedTuple):
-    """Result of one training.
+    """Result of the training of a variant."""
 
-    Attributes:
-        name: the cell, the period and the window.
-        model: description of the model.
-        losses: summed squared error of each epoch, before its update (epochs,).
-        targets: the values to predict (T,).
-        predictions: predictions from zero states (evaluations, T).
-        compile_seconds: seconds of compilation.
-        run_seconds: seconds of training.
-    """
-
-    name: tuple[str, int, int]
+    name: tuple[str, int, int]  # cell, period, window
     model: str
-    losses: np.ndarray
-    targets: np.ndarray
-    predictions: np.ndarray
+    losses: np.ndarray  # before each update (epochs,)
+    targets: np.ndarray  # (T,)
+    predictions: np.ndarray  # from zero states (evaluations, T)
     compile_seconds: float
     run_seconds: float
 
@@ -129,8 +100,8 @@ def run(
 
     with Progress("stateful", epochs) as progress:
         (losses, predictions), *seconds = compile_and_run(train_and_evaluate, params)
-    results = map(np.asarray, (losses, y[:, 0], predictions))
-    return Run(name, f"{model.rnn} + linear", *results, *seconds)
+    losses, targets, predictions = map(np.asarray, (losses, y[:, 0], predictions))
+    return Run(name, f"{model.rnn} + linear", losses, targets, predictions, *seconds)
 
 
 def as_table(runs: list[Run]) -> Table:
@@ -161,28 +132,23 @@ def main(
     period: PositiveInt = 16,
     window: PositiveInt = 5,
     points: PositiveInt = 1000,
-    hidden: PositiveInt = 30,
+    hidden: Hidden = 30,
     epochs: PositiveInt = 33,
     every: PositiveInt = 8,
-    lr: PositiveFloat = 0.01,
+    lr: LearningRate = 0.01,
     seed: Seed = 0,
     table: bool = False,
-    out: str = "stateful.png",
+    out: FigurePath = "stateful.png",
 ) -> str:
     """Predict a sine from its last values, with one state carried over the whole series.
 
     Args:
-        cell: the cell.
         period: points of one period of the sine.
         window: consecutive values that one step reads.
         points: points of the series.
-        hidden: hidden features.
         epochs: updates, each from the whole series.
         every: print the loss and predict every this number of epochs.
-        lr: learning rate of Adam.
-        seed: seed of the initial weights.
         table: compare RNN and LSTM, periods 16 and 160, 5 and 32 values a step.
-        out: the figure, a .png, .svg or .pdf file.
     """
     variants: Any = itertools.product(("rnn", "lstm"), (16, 160), (5, 32))
     names = list(variants) if table else [(cell, period, window)]

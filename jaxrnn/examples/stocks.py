@@ -28,29 +28,29 @@ import optax
 from flax import nnx
 
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
+from jaxrnn.examples import (
+    Cell,
+    FigurePath,
+    Hidden,
+    Layers,
+    LearningRate,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
 from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, compile_and_run, train_steps
 
 
 class Series(NamedTuple):
-    """Training and test days, T days of C columns.
+    """Training and test windows of T days with C columns."""
 
-    Attributes:
-        table: the columns, in the units of the data (T, C), float64.
-        column: index of the target column.
-        scaled: the scaled columns (T, C), float32.
-        scaling: scaling of the target column.
-        windows: windows of days.
-        train, test: indices of the windows of each part.
-    """
-
-    table: data.Table
-    column: int
-    scaled: jax.Array
-    scaling: data.Scaling
+    table: data.Table  # in the units of the data (T, C), float64
+    column: int  # index of the target
+    scaled: jax.Array  # (T, C), float32
+    scaling: data.Scaling  # of the target
     windows: data.Windows
-    train: range
+    train: range  # indices of windows
     test: range
 
     @property
@@ -136,16 +136,6 @@ def train(
 ) -> tuple[Any, jax.Array, jax.Array]:
     """Train with Adam and predict the test days; a pure function of parameters and key.
 
-    Args:
-        graph, params: the model, from ``nnx.split(model)``.
-        key: random key of the shuffled batches.
-        series: the days.
-        epochs: number of epochs.
-        batch: batch size.
-        lr: learning rate.
-        change: if True, the model predicts the change since the last day.
-        progress: a progress bar.
-
     Returns:
         The trained parameters, the mean loss of each epoch (epochs,), and the predictions of the
         test days in the units of the data (S,).
@@ -188,15 +178,15 @@ def main(
     window: PositiveInt = 7,
     share: PositiveFloat = 0.7,
     change: bool = False,
-    hidden: PositiveInt = 10,
-    layers: PositiveInt = 1,
+    hidden: Hidden = 10,
+    layers: Layers = 1,
     cell: Cell = "lstm",
     epochs: PositiveInt = 200,
     every: PositiveInt = 20,
     batch: PositiveInt = 64,
-    lr: PositiveFloat = 0.01,
+    lr: LearningRate = 0.01,
     seed: Seed = 0,
-    out: str = "stocks.png",
+    out: FigurePath = "stocks.png",
 ) -> str:
     """Predict the next day's price from the last days, compared with persistence.
 
@@ -207,15 +197,10 @@ def main(
         window: days that each prediction depends on.
         share: fraction of the days in the training set.
         change: predict the change since the last day instead of the value.
-        hidden: hidden features.
-        layers: recurrent layers.
-        cell: the cell.
         epochs: passes over all training windows.
         every: print the loss every this number of epochs.
         batch: batch size.
-        lr: learning rate of Adam.
         seed: seed of weights, batches and synthetic prices.
-        out: the figure, a .png, .svg or .pdf file.
     """
     if share >= 1:
         raise ValueError(f"`share` must lie between 0 and 1, got {share}.")

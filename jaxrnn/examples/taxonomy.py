@@ -21,15 +21,8 @@ from rich.table import Table
 
 from jaxrnn import plotting
 from jaxrnn.data import Vocabulary
-from jaxrnn.examples import Cell, PositiveFloat, PositiveInt, Seed
-from jaxrnn.layers.heads import (
-    LAYERS,
-    ManyToMany,
-    ManyToOne,
-    OneToMany,
-    OneToOne,
-    cross_entropy,
-)
+from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed
+from jaxrnn.layers.heads import LAYERS, ManyToMany, ManyToOne, OneToMany, OneToOne, cross_entropy
 from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from jaxrnn.training import Progress, compile_and_run, train_steps
 
@@ -47,25 +40,15 @@ BITS = 5
 
 
 class Task(NamedTuple):
-    """A model with its data.
+    """A model with its data: a head on a layer, or an encoder with a decoder."""
 
-    Attributes:
-        kind: one-to-one, and so on.
-        title: input and output of the task.
-        model: a head on a layer, or an encoder with a decoder.
-        x: the input, vectors or letter indices.
-        logits: pure function of the model that returns (N, T, K).
-        targets: class indices (N, T), int32.
-        lengths: number of valid steps of each example (N,).
-    """
-
-    kind: str
+    kind: str  # one-to-one, and so on
     title: str
     model: Any
-    x: jax.Array
-    logits: Callable[[Any], jax.Array]
-    targets: np.ndarray
-    lengths: np.ndarray
+    x: jax.Array  # vectors or letter indices
+    logits: Callable[[Any], jax.Array]  # model -> (N, T, K)
+    targets: np.ndarray  # class indices (N, T), int32
+    lengths: np.ndarray  # valid steps of each example (N,)
 
 
 def pictures() -> jax.Array:
@@ -154,23 +137,13 @@ TASKS = (one_to_one, one_to_many, many_to_one, many_to_many, encoder_decoder)
 
 
 class Result(NamedTuple):
-    """Result of the training of a task.
-
-    Attributes:
-        task: the task, with the untrained model.
-        model: the trained model.
-        losses: cross-entropy before each update and after the last, in nats (steps + 1,).
-        probabilities: probability of each target, NaN at padding (steps + 1, N, T).
-        right: number of examples without an error, before and after.
-        compile_seconds: seconds of compilation.
-        run_seconds: seconds of training.
-    """
+    """Result of the training of a task, before each update and after the last."""
 
     task: Task
     model: Any
-    losses: np.ndarray
-    probabilities: np.ndarray
-    right: tuple[int, int]
+    losses: np.ndarray  # cross-entropy in nats (steps + 1,)
+    probabilities: np.ndarray  # of each target, NaN at padding (steps + 1, N, T)
+    right: tuple[int, int]  # examples without an error, before and after
     compile_seconds: float
     run_seconds: float
 
@@ -253,26 +226,22 @@ def draw(results: list[Result], title: str) -> Figure:
 def main(
     *,
     cell: Cell = "gru",
-    hidden: PositiveInt = 32,
+    hidden: Hidden = 32,
     steps: PositiveInt = 150,
-    lr: PositiveFloat = 0.01,
+    lr: LearningRate = 0.01,
     seed: Seed = 0,
-    out: str = "taxonomy.png",
+    out: FigurePath = "taxonomy.png",
 ) -> str:
     """Train one head of each kind: one-to-one, one-to-many, many-to-one, many-to-many.
 
     Args:
-        cell: the cell.
-        hidden: hidden features.
         steps: training steps, all examples each.
-        lr: learning rate of Adam.
-        seed: seed of the initial weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     target = plotting.check_target(out)
     results = [train(make_task(cell, hidden, nnx.Rngs(seed)), steps, lr) for make_task in TASKS]
     Console(width=150).print(as_table(results))  # also if the output is not a terminal
-    compile_seconds, run_seconds = (sum(result[i] for result in results) for i in (-2, -1))
+    compile_seconds = sum(result.compile_seconds for result in results)
+    run_seconds = sum(result.run_seconds for result in results)
     print(f"compiled in {compile_seconds:.2f} s", end=", ")
     print(f"{len(TASKS)} times {steps} steps in {run_seconds * 1e3:.1f} ms")
     figure = draw(results, f"{LAYERS[cell].__name__}, {hidden} hidden features")

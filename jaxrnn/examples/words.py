@@ -23,7 +23,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from jaxrnn import plotting
-from jaxrnn.examples import Cell, PositiveInt, Seed
+from jaxrnn.examples import Cell, FigurePath, Hidden, Seed
 from jaxrnn.layers.heads import LAYERS
 from jaxrnn.packing import PackedSequence, pack_padded_sequence, pad_packed_sequence, pad_sequence
 
@@ -53,20 +53,16 @@ def hello(
     *,
     words: str = "hello eolll lleel",
     cell: Cell = "rnn",
-    hidden: PositiveInt = 2,
+    hidden: Hidden = 2,
     source: bool = False,
     seed: Seed = 0,
-    out: str = "hello.png",
+    out: FigurePath = "hello.png",
 ) -> str:
     """Run three words of equal length through a recurrent layer, as a batch of one-hot letters.
 
     Args:
         words: the words, equal in length, separated by spaces.
-        cell: the cell.
-        hidden: hidden features.
         source: read words as time steps, as the source does.
-        seed: seed of the weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     split = words.split()
     if len({len(word) for word in split}) != 1:
@@ -91,25 +87,15 @@ def hello(
 
 
 class PackedRun(NamedTuple):
-    """Arrays of a run on a packed batch of N words, T letters in the longest, S in total.
+    """Arrays of a run on N words, T letters in the longest, S in total, F directions."""
 
-    Attributes:
-        padded: one-hot letters, zero at padding (T, N, D), float32.
-        packed: the same letters, packed (S, D).
-        outputs: outputs of the layer, packed (S, F*H).
-        unpacked: outputs, padded (T, N, F*H).
-        lengths: lengths of the words (N,).
-        state: state after the last letter of each word (F, N, H); of an LSTM the pair (h, c).
-        difference: largest difference between the outputs and those of each word alone.
-    """
-
-    padded: Any
-    packed: PackedSequence
-    outputs: PackedSequence
-    unpacked: np.ndarray
-    lengths: np.ndarray
-    state: Any
-    difference: float
+    padded: Any  # one-hot letters, zero at padding (T, N, D)
+    packed: PackedSequence  # the same letters (S, D)
+    outputs: PackedSequence  # (S, F*H)
+    unpacked: np.ndarray  # outputs, padded (T, N, F*H)
+    lengths: np.ndarray  # (N,)
+    state: Any  # after the last letter of each word (F, N, H); of an LSTM the pair (h, c)
+    difference: float  # largest difference from the outputs of each word alone
 
 
 def run_packed(rnn: Any, words: list[str]) -> PackedRun:
@@ -147,20 +133,16 @@ def packed(
     *,
     words: str = "rain thunderstorm sun umbrella wind",
     cell: Cell = "rnn",
-    hidden: PositiveInt = 8,
+    hidden: Hidden = 8,
     bidirectional: bool = False,
     seed: Seed = 0,
-    out: str = "packed.png",
+    out: FigurePath = "packed.png",
 ) -> str:
     """Run words of unequal length through a recurrent layer: pad, pack, run, unpack.
 
     Args:
         words: the words, of any lengths, separated by spaces.
-        cell: the cell.
-        hidden: hidden features.
         bidirectional: read the words in both directions.
-        seed: seed of the weights.
-        out: the figure, a .png, .svg or .pdf file.
     """
     split = words.split()
     if not split:
