@@ -1,4 +1,4 @@
-"""What the tests of several devices run in processes of their own.
+"""Trainings that tests/test_devices.py runs in subprocesses.
 
 python -m tests.devices_job FOLDER [eight | kill]
 """
@@ -22,26 +22,26 @@ import jaxrnn
 from jaxrnn.layers.heads import ManyToMany
 from jaxrnn.training import Checkpoints, EarlyStopping, fit, initialize
 
-ROWS, STEPS, BATCH = 24, 8, 8
+EXAMPLES, STEPS, BATCH = 24, 8, 8
 
 
 def examples() -> dict[str, np.ndarray]:
-    """Rows of unequal length."""
+    """Return sequences of unequal length."""
     random = np.random.default_rng(0)
-    x = random.standard_normal((ROWS, 6, 3)).astype(np.float32)
-    return {"x": x, "y": x.sum(-1, keepdims=True), "lengths": random.integers(0, 7, ROWS)}
+    x = random.standard_normal((EXAMPLES, 6, 3)).astype(np.float32)
+    return {"x": x, "y": x.sum(-1, keepdims=True), "lengths": random.integers(0, 7, EXAMPLES)}
 
 
 def loss(model: Any, batch: Any) -> Any:
-    """The mean of the squared error over the steps that are no padding."""
+    """Return the mean squared error over valid steps."""
     y, _ = model.rnn(batch["x"], lengths=batch["lengths"])
-    own = jnp.arange(6)[None, :, None] < batch["lengths"][:, None, None]
-    wrong = jnp.where(own, model.fc(y) - batch["y"], 0.0)
-    return (wrong**2).sum() / own.sum(), {"largest": jnp.abs(wrong).max()}
+    valid = jnp.arange(6)[None, :, None] < batch["lengths"][:, None, None]
+    wrong = jnp.where(valid, model.fc(y) - batch["y"], 0.0)
+    return (wrong**2).sum() / valid.sum(), {"largest": jnp.abs(wrong).max()}
 
 
 def make(kind: Any = jaxrnn.LSTM, hidden: int = 8, **options: Any) -> ManyToMany:
-    """An LSTM of two layers with dropout between them, or a layer of another kind."""
+    """Return a model with an LSTM of two layers and dropout, or a layer of another kind."""
     rngs = nnx.Rngs(0)
     options |= {"num_layers": 2, "dropout": 0.3} if kind is jaxrnn.LSTM else {}
     rnn = kind(3, hidden, batch_first=True, rngs=rngs, **options)
@@ -56,7 +56,7 @@ PLAIN: dict[str, Any] = {"validation": None, "evaluate_every": None, "early_stop
 
 
 def train(mesh: Any, model: Any = None, data: Any = None, **options: Any) -> Any:
-    """A training with all that has to work among devices."""
+    """Train with validation, early stopping, chunks and a mesh."""
     data = examples() if data is None else data
     usual: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "key": 1, "chunk": 4}
     usual |= {"validation": data if isinstance(data, dict) else None, "evaluate_every": 4}
@@ -65,7 +65,7 @@ def train(mesh: Any, model: Any = None, data: Any = None, **options: Any) -> Any
 
 
 def numbers(run: Any) -> dict[str, Any]:
-    """What is compared."""
+    """Return the numbers to compare."""
     history = run.history
     params = [np.asarray(a).ravel() for a in jax.tree.leaves(nnx.state(run.model, nnx.Param))]
     return {
@@ -76,20 +76,20 @@ def numbers(run: Any) -> dict[str, Any]:
 
 
 def parts(batches: int) -> list[Any]:
-    """Batches of this process: its part of each."""
+    """Return this process's part of each batch."""
     count, me, data = jax.process_count(), jax.process_index(), examples()
     each = BATCH // count
-    starts = [(BATCH * k) % ROWS + each * me for k in range(batches)]
+    starts = [(BATCH * k) % EXAMPLES + each * me for k in range(batches)]
     return [{n: a[s : s + each] for n, a in data.items()} for s in starts]
 
 
 def eight(folder: Path) -> None:
-    """Trainings on one device and on all, in float64; what can't be."""
+    """Train on one device and on all, in float64; collect the errors of invalid arguments."""
     devices = np.array(jax.devices())
     both = jax.sharding.Mesh(devices.reshape(4, 2), ("data", "model"))
     data = jax.tree.map(lambda a: a.astype(float) if a.dtype == np.float32 else a, examples())
     meshes = {"none": None, "one": 1, "data": len(devices), "both": both}
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for kind in (jaxrnn.LSTM, jaxrnn.GRU, jaxrnn.RNN):
         for name in ("none", *HOW[kind.__name__]):
             mesh = meshes[name]
@@ -97,7 +97,7 @@ def eight(folder: Path) -> None:
             saved = Checkpoints(folder / f"{kind.__name__}-{name}", every=4, keep=9)
             more = {} if kind is jaxrnn.LSTM else PLAIN
             run = train(mesh, model, data, checkpoints=saved, **more)
-            found[f"{kind.__name__} {name}"] = numbers(run)
+            results[f"{kind.__name__} {name}"] = numbers(run)
             assert all(len(a.devices()) == 1 for a in jax.tree.leaves((run.opt_state, run.model)))
     for before, after in (("both", "none"), ("none", "data")):
         there = folder / f"LSTM-{before}"
@@ -105,7 +105,7 @@ def eight(folder: Path) -> None:
         saved = Checkpoints(folder / f"{before}-{after}", every=4)
         model = make(param_dtype=jnp.float64)
         run = train(meshes[after], model, data, checkpoints=saved, resume=True)
-        found[f"from {before} to {after}"] = numbers(run)
+        results[f"from {before} to {after}"] = numbers(run)
     wrong: dict[str, dict[str, Any]] = {
         "batch": {"batch_size": 12},
         "all of the data": {"batch_size": None, "data": {n: a[:20] for n, a in data.items()}},
@@ -119,15 +119,15 @@ def eight(folder: Path) -> None:
         try:
             train(**{"mesh": len(devices)} | options)
         except (ValueError, TypeError) as error:
-            found[f"wrong {name}"] = f"{type(error).__name__}: {error}"
-    (folder / "found").write_text(json.dumps(found))
+            results[f"wrong {name}"] = f"{type(error).__name__}: {error}"
+    (folder / "results").write_text(json.dumps(results))
 
 
 def main(folder: Path, what: str) -> None:
-    """A training of each kind, its numbers in a file; or one to be killed."""
+    """Run a training of each kind and write its numbers, or train until killed."""
     if what == "eight":
         return eight(folder)
-    initialize(timeout=300)  # these may be suspended for long
+    initialize(timeout=300)  # the processes may be suspended
     me, mesh = jax.process_index(), jax.device_count()
     if what == "kill":
         model = make(jaxrnn.RNN)
@@ -146,16 +146,16 @@ def main(folder: Path, what: str) -> None:
         options = PLAIN | {"batch_size": None, "steps": 10**5, "checkpoints": saved}
         train(mesh, make(jaxrnn.RNN), batches(), **options)
         return
-    found = {}
+    results = {}
     pieces = jax.sharding.Mesh(np.array(jax.devices()), ("model",))
     saved = Checkpoints(folder / f"saved-{jax.process_count()}", every=4)
     train(pieces, make(jaxrnn.GRU), steps=4, checkpoints=saved)
     again = train(pieces, make(jaxrnn.GRU), checkpoints=saved, resume=True)
-    found["resumed"] = numbers(again)
+    results["resumed"] = numbers(again)
     fed = train(mesh, make(jaxrnn.RNN), parts(STEPS), **PLAIN | {"batch_size": None})
-    found["fed"] = numbers(fed)
+    results["fed"] = numbers(fed)
     fed.history.to_csv(folder / f"history-{jax.process_count()}-{me}.csv")
-    (folder / f"numbers-{jax.process_count()}-{me}").write_text(json.dumps(found))
+    (folder / f"numbers-{jax.process_count()}-{me}").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints: what is killed goes on as if it had not been, and what is damaged is noticed."""
+"""Checkpoints: bit-exact resume, damage, foreign checkpoints and full disks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STEPS, EVERY = 240, 20
 
 
 def train(checkpoints: Checkpoints | None, resume: bool = False, steps: int = STEPS) -> Any:
-    """Dropout, shuffling, an evaluation, the best parameters: all that has to go on."""
+    """Train with dropout, shuffling, validation and early stopping."""
     return fit(
         error,
         ADAM,
@@ -56,7 +56,7 @@ def values(run: Any) -> Any:
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    """Bit for bit."""
+    """Assert equality bit for bit."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
@@ -68,7 +68,7 @@ def uninterrupted() -> Any:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with checkpoints after 10, 20 and 30 steps, of a single number."""
+    """Return a folder with checkpoints of steps 10, 20 and 30."""
     folder = tmp_path_factory.mktemp("written")
     small(Checkpoints(folder, every=10))
     return folder
@@ -76,7 +76,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(written: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be spoiled."""
+    """Return a copy of the folder, to be damaged."""
     return Path(shutil.copytree(written, tmp_path / "checkpoints"))
 
 
@@ -91,7 +91,7 @@ def small(checkpoints: Checkpoints | None, steps: int = 30, **options: Any) -> A
     return fit(**(arguments | options))
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, uninterrupted: Any) -> None:
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, uninterrupted: Any) -> None:
     command = [sys.executable, "-m", "tests.test_checkpoints", str(tmp_path)]
     environment = os.environ | {"JAX_ENABLE_X64": "1"}
     child = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[1])
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, uninterrupted: Any) ->
     assert set(tmp_path.iterdir()) == {saved.path(step) for step in saved.steps()}
 
 
-def test_a_run_that_is_complete_is_there_again(tmp_path: Path) -> None:
+def test_a_complete_run_is_restored(tmp_path: Path) -> None:
     saved = Checkpoints(tmp_path, every=20, keep=1)
     first = train(saved, steps=40)
     assert saved.steps() == [40]
@@ -124,7 +124,7 @@ def test_a_run_that_is_complete_is_there_again(tmp_path: Path) -> None:
 
 
 class Reader:
-    """An iterator that can be put back to where it was, as those of grain."""
+    """Iterator whose state can be saved and restored, like those of grain."""
 
     def __init__(self, as_bytes: bool):
         self.place, self.drawn, self.as_bytes = 0, 0, as_bytes
@@ -144,7 +144,7 @@ class Reader:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "json", "generator"])
-def test_batches_go_on_where_they_were(tmp_path: Path, kind: str) -> None:
+def test_iterators_resume_at_their_position(tmp_path: Path, kind: str) -> None:
     def batches() -> Any:
         if kind == "generator":
             return (np.arange(3.0) + place for place in range(1, 100))
@@ -163,7 +163,7 @@ def test_batches_go_on_where_they_were(tmp_path: Path, kind: str) -> None:
         assert data.drawn == 12
 
 
-def test_every_kind_of_array_goes_on(tmp_path: Path) -> None:
+def test_every_kind_of_array_is_restored(tmp_path: Path) -> None:
     def loss(model: Any, carry: Any, batch: Any) -> Any:
         key, used = jax.random.split(carry["key"])
         error = (model["half"] * batch.sum() - jax.random.uniform(used)) ** 2
@@ -184,7 +184,7 @@ def test_every_kind_of_array_goes_on(tmp_path: Path) -> None:
     assert again.carry["empty"].shape == (2, 0)
 
 
-def spoil(path: Path, damage: str) -> None:
+def damage_checkpoint(path: Path, damage: str) -> None:
     """Damage a checkpoint."""
     files = [file for file in (path / "arrays").rglob("*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
@@ -223,13 +223,13 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
 ) -> None:
     saved = Checkpoints(folder, every=10)
     assert saved.steps() == [10, 20, 30]
-    spoil(saved.path(30), damage)
+    damage_checkpoint(saved.path(30), damage)
     with pytest.warns(UserWarning, match=f"({WORDS[damage]}).*continuing from step 20"):
         run = small(saved, resume=True)
     assert_equal(run.history.losses, small(None).history.losses)
     assert_equal(saved.load(run.model), run.model)
     for step in saved.steps():
-        spoil(saved.path(step), damage)
+        damage_checkpoint(saved.path(step), damage)
     with pytest.raises(
         CheckpointError, match=f"no checkpoint is valid.*({WORDS[damage]})"
     ) as caught:
@@ -263,7 +263,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_checkpoint_of_something_else_is_one_clear_error(folder: Path, name: str) -> None:
+def test_a_foreign_checkpoint_raises_one_clear_error(folder: Path, name: str) -> None:
     changed, words = FOREIGN[name]
     before = sorted(folder.rglob("*"))
     with pytest.raises(ValueError, match=r"\A.*\Z") as caught:
@@ -272,7 +272,7 @@ def test_a_checkpoint_of_something_else_is_one_clear_error(folder: Path, name: s
     assert sorted(folder.rglob("*")) == before
 
 
-def test_loading_into_another_model_is_one_clear_error(folder: Path, tmp_path: Path) -> None:
+def test_loading_into_another_model_raises_one_clear_error(folder: Path, tmp_path: Path) -> None:
     saved = Checkpoints(folder, every=10)
     with pytest.raises(ValueError, match=r"params/v is missing, expected float64 \(\)"):
         saved.load({"v": jnp.zeros(())})
@@ -284,7 +284,7 @@ def test_loading_into_another_model_is_one_clear_error(folder: Path, tmp_path: P
 
 @contextlib.contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file may be larger."""
+    """Limit the size of files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -294,11 +294,11 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 3000])
-def test_a_full_disk_is_one_clear_error_and_the_one_before_stays(
+def test_a_full_disk_raises_and_preserves_the_previous_checkpoint(
     folder: Path, size: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     saved = Checkpoints(folder, every=10)
-    # What a resumed run compiles is in JAX's cache before: that meets the limit, too.
+    # Fill JAX's compilation cache first: the limit applies to its files, too.
     another = Path(shutil.copytree(folder, folder.with_name("another")))
     small(Checkpoints(another, every=10), steps=50, resume=True)
     with (
@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_clear_error_and_the_one_before_stays(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_disk_that_fills_up_while_writing_is_one_clear_error(
+def test_a_disk_that_fills_up_while_writing_raises_one_clear_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import orbax.checkpoint as ocp
@@ -333,7 +333,7 @@ def test_a_disk_that_fills_up_while_writing_is_one_clear_error(
 
 
 def assert_refused(error: Exception, saved: Checkpoints) -> None:
-    """It says one line, and all is as it was and goes on."""
+    """Assert a message of one line, an unchanged folder, and a working resume."""
     assert "the one of step 30 is intact" in str(error)
     assert "\n" not in str(error)
     assert set(Path(saved.folder).iterdir()) == {saved.path(step) for step in (10, 20, 30)}
@@ -342,8 +342,8 @@ def assert_refused(error: Exception, saved: Checkpoints) -> None:
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """Not as root, for whom nothing is forbidden."""
+def unprivileged() -> Iterator[None]:
+    """Drop the privileges of root, which may write anywhere."""
     if os.geteuid() != 0:
         yield
         return
@@ -355,10 +355,10 @@ def nobody() -> Iterator[None]:
 
 
 def never(*_: Any) -> Any:
-    pytest.fail("the work was begun")
+    pytest.fail("training started")
 
 
-def test_a_folder_that_can_not_be_written_to_is_said_before_any_work(nobody: None) -> None:
+def test_a_read_only_folder_raises_before_training(unprivileged: None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o555)
         with pytest.raises(CheckpointError, match=r"cannot be written to.*Permission denied"):
@@ -368,7 +368,7 @@ def test_a_folder_that_can_not_be_written_to_is_said_before_any_work(nobody: Non
         Path(folder).chmod(0o755)
 
 
-def test_a_folder_under_a_file_is_said_before_any_work(tmp_path: Path) -> None:
+def test_a_folder_under_a_file_raises_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("file", "file/folder"):
         with pytest.raises(CheckpointError, match="cannot be written to") as caught:
@@ -376,7 +376,7 @@ def test_a_folder_under_a_file_is_said_before_any_work(tmp_path: Path) -> None:
         assert isinstance(caught.value, OSError)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_non_finite_loss_preserves_the_last_checkpoint(tmp_path: Path) -> None:
     data = np.where(np.arange(100) == 26, np.inf, 1.0)
     saved = Checkpoints(tmp_path, every=10)
     with pytest.raises(NonFiniteLoss, match=r"at step 27.*checkpoint of step 20"):
@@ -386,7 +386,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     np.testing.assert_allclose(saved.load(jnp.zeros(())), 1 - 0.8**20)
 
 
-def test_what_a_kill_left_is_swept_away(folder: Path) -> None:
+def test_incomplete_checkpoints_are_deleted(folder: Path) -> None:
     part = folder / "step_00000040.orbax-checkpoint-tmp"
     part.mkdir()
     (part / "half").write_text("half")
@@ -395,12 +395,12 @@ def test_what_a_kill_left_is_swept_away(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"every": 5, "keep": 0}], ids=str)
-def test_options_that_can_not_be(options: dict[str, Any]) -> None:
+def test_invalid_options_raise(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be an integer >= 1"):
         Checkpoints("folder", **options)
 
 
-if __name__ == "__main__":  # what is killed
-    assert not any(name.startswith("orbax") for name in sys.modules)  # slow: only when needed
+if __name__ == "__main__":  # the process that is killed
+    assert not any(name.startswith("orbax") for name in sys.modules)  # slow to import
     train(Checkpoints(sys.argv[1], every=EVERY))
     time.sleep(60)

@@ -1,4 +1,4 @@
-"""Several devices and several processes: the numbers of one, and an end when one is missing."""
+"""Several devices and processes: the numbers of one device, and the loss of a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(folder: Path, *words: str, processes: int = 1, **environment: str) -> list[Any]:
-    """Processes of the job; each one's standard error in a file."""
+    """Start processes of the job, with standard error in files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -38,13 +38,13 @@ def start(folder: Path, *words: str, processes: int = 1, **environment: str) -> 
             }
         with (folder / f"error-{index}").open("w") as error:
             command = [sys.executable, "-m", "tests.devices_job", str(folder), *words]
-            quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # most of the time is compiling
+            quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling dominates
             env = {**os.environ, **quick, **environment}
             begun.append(subprocess.Popen(command, env=env, cwd=ROOT, stderr=error, text=True))
     return begun
 
 
-def said(folder: Path, index: int = 0) -> str:
+def stderr(folder: Path, index: int = 0) -> str:
     return (folder / f"error-{index}").read_text()
 
 
@@ -54,8 +54,8 @@ def close(one: Any, other: Any, tolerance: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What eight devices of one process gave; one worker of the tests runs it for all."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the results of eight devices; one worker of the tests computes them for all."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "eight"
     try:
@@ -69,25 +69,25 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (job,) = start(folder, "eight", XLA_FLAGS=flags, JAX_ENABLE_X64="1")
         job.wait(600)
         (folder / "done").touch()
-    assert (folder / "found").exists(), said(folder)
-    return json.loads((folder / "found").read_text())
+    assert (folder / "results").exists(), stderr(folder)
+    return json.loads((folder / "results").read_text())
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_devices_have_the_numbers_of_one(found: dict[str, Any], kind: str) -> None:
-    alone = found[f"{kind} none"]
+def test_several_devices_equal_one(results: dict[str, Any], kind: str) -> None:
+    alone = results[f"{kind} none"]
     assert len(alone["losses"]) == devices_job.STEPS
-    others = [name for name in found if name.startswith(kind) and name != f"{kind} none"]
+    others = [name for name in results if name.startswith(kind) and name != f"{kind} none"]
     assert others == [f"{kind} {how}" for how in devices_job.HOW[kind]]
     for name in others:
-        close(found[name], alone, 1e-12)
+        close(results[name], alone, 1e-12)
 
 
-def test_a_checkpoint_goes_from_any_devices_to_any(found: dict[str, Any]) -> None:
-    moved = [name for name in found if name.startswith("from")]
+def test_a_checkpoint_moves_between_meshes(results: dict[str, Any]) -> None:
+    moved = [name for name in results if name.startswith("from")]
     assert len(moved) == 2
     for name in moved:
-        close(found[name], found["LSTM none"], 1e-12)
+        close(results[name], results["LSTM none"], 1e-12)
 
 
 WRONG = {
@@ -102,50 +102,50 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_devices_can_not_share_is_one_clear_error(found: dict[str, Any], name: str) -> None:
-    said = found[f"wrong {name}"]
-    assert re.match(WRONG[name], said), said
-    assert "\n" not in said
+def test_indivisible_sizes_raise_one_clear_error(results: dict[str, Any], name: str) -> None:
+    message = results[f"wrong {name}"]
+    assert re.match(WRONG[name], message), message
+    assert "\n" not in message
 
 
-def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path) -> None:
     jobs = start(tmp_path, processes=2)
     with jax.enable_x64(False):
-        devices_job.main(tmp_path, "")  # the one is this
+        devices_job.main(tmp_path, "")  # in this process
     for index, job in enumerate(jobs):
-        assert job.wait(600) == 0, said(tmp_path, index)
+        assert job.wait(600) == 0, stderr(tmp_path, index)
     one, *two = [json.loads((tmp_path / f"numbers-{n}").read_text()) for n in ("1-0", "2-0", "2-1")]
     assert two[0] == two[1]
     for name in one:
         close(two[0][name], one[name], 1e-6)
     assert (tmp_path / "saved-2" / "step_00000008").is_dir()
     written = [tmp_path / f"history-{n}.csv" for n in ("1-0", "2-0", "2-1")]
-    assert [path.exists() for path in written] == [True, True, False]  # the first one writes
+    assert [path.exists() for path in written] == [True, True, False]  # the first process writes
     assert len(written[1].read_text().splitlines()) == 1 + devices_job.STEPS
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_when_one_is_killed_the_other_ends_and_says_why(tmp_path: Path, killed: int) -> None:
-    """Before, the processes begin unlike, say so, and go on alike."""
+def test_a_process_ends_when_another_is_killed(tmp_path: Path, killed: int) -> None:
+    """The processes also reject unequal parameters before they train."""
     jobs = start(tmp_path, "kill", processes=2)
     limit = time.monotonic() + 600
     while not (tmp_path / "saved" / "step_00000012").exists() and time.monotonic() < limit:
-        assert all(job.poll() is None for job in jobs), said(tmp_path, 0) + said(tmp_path, 1)
+        assert all(job.poll() is None for job in jobs), stderr(tmp_path, 0) + stderr(tmp_path, 1)
         time.sleep(0.02)
     jobs[killed].kill()
     begun = time.monotonic()
     assert jobs[1 - killed].wait(120) != 0
     assert time.monotonic() - begun < 60
     for index in range(2):
-        told = (tmp_path / f"unlike-{index}").read_text()
-        assert "parameters must be equal in all processes" in told
-        assert "process 0 and process 1" in told
-    words = said(tmp_path, 1 - killed)
+        message = (tmp_path / f"unlike-{index}").read_text()
+        assert "parameters must be equal in all processes" in message
+        assert "process 0 and process 1" in message
+    words = stderr(tmp_path, 1 - killed)
     assert re.search("ProcessLost: .*another of the 2 processes has ended|another task died", words)
     assert jobs[killed].wait() == -9
 
 
-def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
+def test_the_launcher_kills_its_processes(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         "import os, pathlib, signal, time\n"
@@ -177,7 +177,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_what_can_not_be_launched_is_said(
+def test_invalid_launches_are_reported(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,4 +1,4 @@
-"""`fit`: the steps one would write by hand, their course, and when they end."""
+"""`fit`: equality with a training loop, history, early stopping and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALONE = np.arange(1.0, 7.0)
 
 
 class Net(nnx.Module):
-    """Dropout between two linear layers: quickly compiled."""
+    """Two linear layers with dropout, which compile fast."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.first = nnx.Linear(3, 4, param_dtype=jnp.float64, rngs=rngs)
@@ -46,7 +46,7 @@ def make_net() -> Net:
 
 
 def make_rnn() -> ManyToMany:
-    """Two recurrent layers with dropout between them."""
+    """Return two recurrent layers with dropout between them."""
     rngs = nnx.Rngs(params=0, dropout=5)
     rnn = RNN(3, 4, 2, batch_first=True, dropout=0.4, param_dtype=jnp.float64, rngs=rngs)
     model = ManyToMany(rnn, 1, rngs=rngs)
@@ -55,19 +55,19 @@ def make_rnn() -> ManyToMany:
 
 
 def difference(model: Any, batch: Any) -> Any:
-    """What the loss and the metric are made of."""
+    """Return the error of the predictions."""
     y = model(batch["x"])
     return (y[0] if isinstance(y, tuple) else y) - batch["y"]
 
 
 def error(model: Any, batch: Any) -> Any:
-    """A loss with a metric."""
+    """Return a loss and a metric."""
     wrong = difference(model, batch)
     return (wrong**2).mean(), {"largest": jnp.abs(wrong).max()}
 
 
 def line(w: Any, batch: Any) -> Any:
-    """The loss of a model that is one number, on data that are numbers."""
+    """Return the loss of a scalar model."""
     return ((w * batch - 1.0) ** 2).mean()
 
 
@@ -82,7 +82,7 @@ def assert_same(one: Any, other: Any, rtol: float = 1e-12) -> None:
 
 @functools.partial(jax.jit, static_argnums=0)
 def one_step(graph: Any, params: Any, rest: Any, opt_state: Any, batch: Any, key: Any) -> Any:
-    """A step of a model with one random stream, which is set by hand."""
+    """Run a gradient step of a model with one random stream."""
     random, other = rest
 
     def loss(params: Any) -> Any:
@@ -95,7 +95,7 @@ def one_step(graph: Any, params: Any, rest: Any, opt_state: Any, batch: Any, key
 
 
 def by_hand(model: Any, batches: list[Any], key: Any) -> tuple[Any, Any, Any]:
-    """The same training as a loop, a step a call."""
+    """Run the same training as a Python loop."""
     graph, params, *rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
     opt_state, values = OPTIMIZER.init(params), []
     for k, batch in enumerate(batches):
@@ -106,7 +106,7 @@ def by_hand(model: Any, batches: list[Any], key: Any) -> tuple[Any, Any, Any]:
 
 
 def expected_batches(key: int) -> tuple[list[Any], Any]:
-    """The batches of a training and the key of its steps, as the documentation says."""
+    """Return the documented batches and step key of a training."""
     shuffle_key, step_key = jax.random.split(jax.random.key(key))
     orders = [
         jax.random.permutation(jax.random.fold_in(shuffle_key, e), EXAMPLES) for e in range(4)
@@ -120,12 +120,12 @@ OPTIONS: Any = dict(steps=STEPS, batch_size=BATCH, chunk=4, key=3, evaluate_ever
 
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Any, Net]:
-    """A run as most tests look at it."""
+    """Train with validation in two chunks."""
     model = make_net()
     return fit(error, OPTIMIZER, model, DATA, validation=DATA, **OPTIONS), model
 
 
-def test_it_is_the_loop_one_would_write(fitted: Any) -> None:
+def test_fit_equals_a_training_loop(fitted: Any) -> None:
     run, model = fitted
     params, opt_state, values = by_hand(make_net(), *expected_batches(3))
     assert_same(nnx.state(model, nnx.Param), params)
@@ -135,7 +135,7 @@ def test_it_is_the_loop_one_would_write(fitted: Any) -> None:
     assert not run.stopped
 
 
-def test_it_is_that_loop_for_recurrent_layers_with_dropout() -> None:
+def test_fit_equals_a_training_loop_with_recurrent_dropout() -> None:
     model = make_rnn()
     run = fit(error, OPTIMIZER, model, DATA, steps=STEPS, batch_size=BATCH, key=4)
     params, _, values = by_hand(make_rnn(), *expected_batches(4))
@@ -143,21 +143,21 @@ def test_it_is_that_loop_for_recurrent_layers_with_dropout() -> None:
     assert_same(run.history.train, values)
 
 
-def rows_in_order(data: Any, index: jax.Array) -> Any:
+def examples_in_order(data: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[data["order"][index]], data["all"])
 
 
 @pytest.mark.parametrize("form", ["list", "generator", "take", "arrays"])
-def test_all_forms_of_data_are_the_same_training(form: str) -> None:
+def test_all_kinds_of_data_give_the_same_training(form: str) -> None:
     order = np.random.default_rng(1).integers(EXAMPLES, size=(STEPS, BATCH))
     batches: list[Any] = [{name: a[index] for name, a in DATA.items()} for index in order]
     options: Any = {"steps": STEPS, "chunk": 4, "key": 3}
     if form in ("take", "arrays"):
         options |= {"batch_size": BATCH, "shuffle": False}
     if form == "take":
-        options |= {"examples": order.size, "take": rows_in_order}
+        options |= {"examples": order.size, "take": examples_in_order}
     data: Any = {
-        "list": batches[:4],  # begun again
+        "list": batches[:4],  # restarted at its end
         "generator": (batch for batch in batches),
         "take": {"all": DATA, "order": order.ravel()},
         "arrays": jax.tree.map(lambda *a: np.concatenate(a), *batches),
@@ -170,7 +170,7 @@ def test_all_forms_of_data_are_the_same_training(form: str) -> None:
     assert_same(run.history.train, values)
 
 
-def test_chunks_change_nothing(fitted: Any) -> None:
+def test_results_do_not_depend_on_the_chunk_size(fitted: Any) -> None:
     run, trained = fitted
     for chunk in (1, 2):
         model = make_net()
@@ -180,7 +180,7 @@ def test_chunks_change_nothing(fitted: Any) -> None:
         assert_same(again.history, run.history)
 
 
-def test_a_second_training_of_the_same_is_not_traced_again() -> None:
+def test_a_second_training_is_not_traced_again() -> None:
     traced = []
 
     def counted(w: Any, batch: Any) -> Any:
@@ -192,26 +192,26 @@ def test_a_second_training_of_the_same_is_not_traced_again() -> None:
         w = jnp.ones(())
         run = fit(counted, SGD, w, ALONE, steps=30, batch_size=2, chunk=10, key=key)
         counts.append(len(traced))
-        assert float(w) == 1.0  # nobody else's array is given away
+        assert float(w) == 1.0  # the user's array is not donated
         assert run.history.losses.shape == (30,)
     assert counts[0] == counts[-1]
 
 
-def test_an_evaluation_is_without_dropout_and_a_mean_over_examples(fitted: Any) -> None:
+def test_an_evaluation_is_a_mean_over_examples_without_dropout(fitted: Any) -> None:
     run, model = fitted
     assert run.history.evaluated.tolist() == [4, 8]
     alone = nnx.clone(model)
     alone.eval()
     value, metrics = error(alone, DATA)
     assert_same(run.history.validation["loss"][-1], value)
-    # Ten examples, four at once: what each part measures, by its examples.
+    # Ten examples in batches of 4, 4 and 2, weighted by their sizes.
     parts = [error(alone, {n: a[i : i + 4] for n, a in DATA.items()})[1] for i in (0, 4, 8)]
     largest = sum(w * p["largest"] for w, p in zip((0.4, 0.4, 0.2), parts))
     assert_same(run.history.validation["largest"][-1], largest)
     assert metrics["largest"] > largest
 
 
-def test_the_mode_and_the_random_streams_of_the_model_stay(fitted: Any) -> None:
+def test_the_mode_and_the_random_streams_of_the_model_are_unchanged(fitted: Any) -> None:
     _, model = fitted
     assert not model.dropout.deterministic
     before, after = (nnx.state(m, nnx.RngState) for m in (make_net(), model))
@@ -219,7 +219,7 @@ def test_the_mode_and_the_random_streams_of_the_model_stay(fitted: Any) -> None:
         assert (a == b).all()
 
 
-def test_every_example_is_used_as_often_as_there_are_epochs() -> None:
+def test_every_example_is_used_once_per_epoch() -> None:
     seen = fit(lambda w, index: -w[index].sum(), optax.sgd(1.0), jnp.zeros(6), np.arange(6),
                epochs=2, batch_size=4, key=1)  # fmt: skip
     assert seen.history.losses.shape == (3,)  # ceil(2 * 6 / 4)
@@ -229,7 +229,7 @@ def test_every_example_is_used_as_often_as_there_are_epochs() -> None:
     assert len(set(map(tuple, apart))) > 1
 
 
-def test_all_of_the_data_at_each_step_is_the_default() -> None:
+def test_full_batches_are_the_default() -> None:
     run = fit(line, SGD, jnp.zeros(()), ALONE, steps=5)
     w = 0.0
     for loss in run.history.losses:
@@ -238,7 +238,7 @@ def test_all_of_the_data_at_each_step_is_the_default() -> None:
     np.testing.assert_allclose(run.model, w, rtol=1e-12)
 
 
-def test_a_carry_goes_on_from_step_to_step_and_from_call_to_call() -> None:
+def test_a_carry_passes_between_steps_and_calls() -> None:
     def loss(w: Any, carry: Any, batch: Any) -> Any:
         carry = 0.5 * carry + batch.sum()
         return (w * carry - 1.0) ** 2, (carry, {"carry": carry})
@@ -252,7 +252,7 @@ def test_a_carry_goes_on_from_step_to_step_and_from_call_to_call() -> None:
     assert_same(run.history.train["carry"], whole.metrics["carry"])
 
 
-def test_a_loss_may_have_the_key_of_its_step() -> None:
+def test_a_loss_receives_the_key_of_its_step() -> None:
     def loss(w: Any, batch: Any, *, key: Any) -> Any:
         return w * batch.sum(), {"drawn": jax.random.uniform(key)}
 
@@ -262,7 +262,7 @@ def test_a_loss_may_have_the_key_of_its_step() -> None:
     assert_same(run.history.train["drawn"], np.array(drawn))
 
 
-def test_other_variables_are_trained_along_and_what_is_not_chosen_stays() -> None:
+def test_other_variables_are_updated_and_wrt_selects_parameters() -> None:
     class Normed(nnx.Module):
         def __init__(self) -> None:
             rngs = nnx.Rngs(0)
@@ -285,11 +285,11 @@ def test_other_variables_are_trained_along_and_what_is_not_chosen_stays() -> Non
 
 
 def away_from_one(w: Any, batch: Any) -> Any:
-    """A loss whose steps of 0.1 lead past 1."""
+    """Return a loss with constant gradient: each step adds 0.1."""
     return -w + 0.0 * batch.sum()
 
 
-def test_early_stopping_ends_with_the_best() -> None:
+def test_early_stopping_restores_the_best_parameters() -> None:
     def evaluate(w: Any, target: Any) -> Any:
         return {"distance": (w - target) ** 2, "w": w}
 
@@ -307,7 +307,7 @@ def test_early_stopping_ends_with_the_best() -> None:
     np.testing.assert_allclose(run.model, 6.0)
 
 
-def test_a_small_improvement_may_be_none() -> None:
+def test_min_delta_and_nan_are_no_improvement() -> None:
     stopping = EarlyStopping("loss", min_delta=0.1)
     assert stopping.better(0.8, than=1.0)
     assert not stopping.better(0.95, than=1.0)
@@ -315,7 +315,7 @@ def test_a_small_improvement_may_be_none() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_a_loss_that_is_not_finite_stops_it_and_says_where(chunk: int) -> None:
+def test_a_non_finite_loss_raises_with_its_step(chunk: int) -> None:
     data = np.where(np.arange(12) == 6, np.nan, 1.0)
     model = make_net()
     start = leaves(nnx.state(model, nnx.Param))
@@ -330,7 +330,7 @@ def test_a_loss_that_is_not_finite_stops_it_and_says_where(chunk: int) -> None:
     assert_same(start, leaves(nnx.state(model, nnx.Param)))
 
 
-def test_an_interrupted_training_leaves_what_it_has_done() -> None:
+def test_an_interrupted_training_keeps_its_progress() -> None:
     def batches() -> Iterator[Any]:
         yield from [{"x": X, "y": X[..., :1]}] * 6
         raise KeyboardInterrupt
@@ -342,7 +342,7 @@ def test_an_interrupted_training_leaves_what_it_has_done() -> None:
     assert_same(nnx.state(interrupted, nnx.Param), nnx.state(short, nnx.Param))
 
 
-def test_the_csv_has_every_number(fitted: Any, tmp_path: Any) -> None:
+def test_the_csv_file_has_every_number(fitted: Any, tmp_path: Any) -> None:
     history: History = fitted[0].history
     path = history.to_csv(tmp_path / "history.csv")
     names, *rows = [text.split(",") for text in path.read_text().splitlines()]
@@ -356,7 +356,7 @@ def test_the_csv_has_every_number(fitted: Any, tmp_path: Any) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_terminal_sees_steps_loss_and_speed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar_shows_steps_loss_and_speed(capsys: pytest.CaptureFixture[str]) -> None:
     file = io.StringIO()
     terminal = Console(file=file, force_terminal=True, width=120)
     bar = Progress("learning", 40, console=terminal)
@@ -364,7 +364,7 @@ def test_a_terminal_sees_steps_loss_and_speed(capsys: pytest.CaptureFixture[str]
     text = file.getvalue()
     for words in ("learning", "40/40", "steps/s", f"loss {run.history.losses[-1]:.3g}"):
         assert words in text
-    fit(line, SGD, jnp.zeros(()), ALONE, steps=40, chunk=10)  # no terminal, no word
+    fit(line, SGD, jnp.zeros(()), ALONE, steps=40, chunk=10)  # no output without a terminal
     assert capsys.readouterr() == ("", "")
 
 
@@ -382,7 +382,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "a scalar": ({"data": (ALONE, np.array(1.0)), "batch_size": 2}, ValueError, ["()"]),
     "no data": ({"data": None}, TypeError, ["data", "NoneType"]),
     "batches in batches": ({"data": [ALONE], "batch_size": 2}, ValueError, ["batch_size=2"]),
-    "take alone": ({"take": rows_in_order}, ValueError, ["take", "batch_size"]),
+    "take alone": ({"take": examples_in_order}, ValueError, ["take", "batch_size"]),
     "a batch of words": ({"data": ["words"]}, TypeError, ["batch", "str"]),
     "an empty list": ({"data": []}, ValueError, ["no batches"]),
     "an unknown option": ({"patience": 3}, TypeError, ["fit", "patience", "early_stopping"]),
@@ -426,7 +426,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_can_not_be_is_one_clear_error(name: str) -> None:
+def test_invalid_arguments_raise_one_clear_error(name: str) -> None:
     changed, kind, words = WRONG[name]
     arguments: dict[str, Any] = {"model": jnp.ones(()), "loss": lambda w, *b: line(w, b[-1])}
     arguments |= {"data": ALONE, "steps": 3, "optimizer": SGD}
@@ -436,7 +436,7 @@ def test_what_can_not_be_is_one_clear_error(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_batches_that_end_or_are_not_alike_say_so() -> None:
+def test_exhausted_or_uneven_batches_raise() -> None:
     with pytest.raises(ValueError, match="ended after 3 steps"):
         fit(line, SGD, jnp.ones(()), iter([ALONE] * 3), steps=5, chunk=2)
     uneven = [ALONE, ALONE, ALONE[:4]]
@@ -448,6 +448,6 @@ def test_batches_that_end_or_are_not_alike_say_so() -> None:
 @pytest.mark.parametrize(
     "options", [{"patience": 0}, {"mode": "least"}, {"min_delta": -1.0}], ids=str
 )
-def test_a_rule_to_stop_that_can_not_be(options: dict[str, Any]) -> None:
+def test_invalid_early_stopping_raises(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         EarlyStopping(**options)

@@ -1,4 +1,4 @@
-"""The result of a sweep as groups, as a table and as a figure."""
+"""Results of a sweep: groups, tables and figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS, RATES, SIZES = jax.random.split(jax.random.key(0), 3), np.array([0.1, 0.00
 
 @pytest.fixture(scope="module")
 def swept() -> Swept:
-    """Six steps of a made-up loss, for each key, rate and size."""
+    """Sweep a synthetic loss of six steps over keys, rates and sizes."""
 
     def run(key: Any, lr: Any, size: Any) -> Any:
         return (1 + size) * lr * (jnp.arange(6.0, 0.0, -1.0) + jax.random.uniform(key))
@@ -27,7 +27,7 @@ def swept() -> Swept:
     return sweep(run, key=KEYS, lr=jnp.asarray(RATES), size=jnp.asarray(SIZES))
 
 
-def test_groups_hold_the_runs_that_differ_in_nothing_else(swept: Swept) -> None:
+def test_groups_collect_the_runs_over_an_axis(swept: Swept) -> None:
     groups = grouped(swept, over="key")
     assert groups.values.shape == (8, 3, 6)
     assert groups.settings["lr"].tolist() == np.repeat(RATES, 4).tolist()
@@ -40,7 +40,7 @@ def test_groups_hold_the_runs_that_differ_in_nothing_else(swept: Swept) -> None:
     np.testing.assert_allclose(apart.medians, np.median(np.asarray(swept.results)[..., -1], (0, 2)))
 
 
-def test_what_is_no_number_is_known_by_its_place(swept: Swept) -> None:
+def test_settings_that_are_not_scalars_are_positions(swept: Swept) -> None:
     assert grouped(swept, over=("lr", "size")).settings["key"].tolist() == [0, 1, 2]
     pairs = {"key": KEYS, "lr": jnp.array([1.0, 2.0, 3.0])}
     settings = grouped(sweep(lambda run: run["lr"], run=pairs)).settings
@@ -50,7 +50,7 @@ def test_what_is_no_number_is_known_by_its_place(swept: Swept) -> None:
     }
 
 
-def test_a_run_that_failed_is_the_worst(swept: Swept) -> None:
+def test_a_failed_run_is_the_worst(swept: Swept) -> None:
     values = np.array(swept.results[..., -1])
     values[0, 0, 0] = np.nan
     values[:2, 0, 1] = np.inf, np.nan
@@ -62,16 +62,16 @@ def test_a_run_that_failed_is_the_worst(swept: Swept) -> None:
         assert np.isfinite(medians[2:]).all()
 
 
-def test_the_table_has_the_best_first(swept: Swept) -> None:
+def test_the_table_starts_with_the_best_group(swept: Swept) -> None:
     values = np.array(swept.results[..., -1])
     values[0, 1, 0] = np.nan
     for mode, size, rate in (("min", "0", "0.001"), ("max", "3", "0.1")):
         groups = grouped(swept, values, over="key", mode=mode)
-        table = results_table(groups, title="Made up", name="loss [m]")
+        table = results_table(groups, title="Synthetic", name="loss [m]")
         file = io.StringIO()
         Console(file=file, width=80).print(table)
         text = file.getvalue()
-        assert "Made up: loss [m]" in text
+        assert "Synthetic: loss [m]" in text
         assert "…" not in text
         cells = [list(column.cells) for column in table.columns]
         assert (cells[0][0], cells[1][0]) == (rate, size)
@@ -80,7 +80,7 @@ def test_the_table_has_the_best_first(swept: Swept) -> None:
         assert medians == sorted(medians, reverse=mode == "max")
 
 
-def test_the_figure_has_a_line_for_each_group(swept: Swept, tmp_path: Any) -> None:
+def test_the_figure_has_a_line_per_group(swept: Swept, tmp_path: Any) -> None:
     groups = grouped(swept, over="key")
     by_rate = sweep_figure(groups, "lr", title="by rate").axes[0]
     assert [line.get_xdata().tolist() for line in by_rate.lines] == [[0.001, 0.1]] * 4  # pyright: ignore
@@ -107,13 +107,13 @@ def test_the_figure_has_a_line_for_each_group(swept: Swept, tmp_path: Any) -> No
     ],
     ids=str,
 )
-def test_groups_that_can_not_be(swept: Swept, arguments: Any, words: list[str]) -> None:
+def test_invalid_groups_raise(swept: Swept, arguments: Any, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         grouped(swept, **arguments)
     assert all(word in str(caught.value) for word in words)
 
 
-def test_a_figure_that_can_not_be(swept: Swept) -> None:
+def test_an_invalid_axis_of_a_figure_raises(swept: Swept) -> None:
     groups = grouped(swept, swept.results[..., -1], over="key")
     for along in ("", "key"):
         with pytest.raises(ValueError, match=f"`along` must be one of 'lr', 'size', got '{along}'"):

@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: windows of a stream, the state carried and cut."""
+"""`truncated_bptt`: parity with PyTorch's loop, carried states, and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def close(got: Any, want: Any) -> None:
 
 @functools.cache
 def job() -> tuple[ManyToMany, Callable[..., Any], Any]:
-    """PyTorch's model with its weights, the loss of a window, the first state."""
+    """Return PyTorch's model with its weights, the loss of a window, and the initial state."""
     rngs = nnx.Rngs(0)
     model = ManyToMany(jaxrnn.LSTM(D, H, rngs=rngs, param_dtype=jnp.float64), 1, rngs=rngs)
     model.fc = nnx.Linear(H, 1, param_dtype=jnp.float64, rngs=rngs)
@@ -60,7 +60,7 @@ def trained(stream: Any = STREAM, window: int = WINDOW, **options: Any) -> Any:
     return compiled()(nnx.state(model, nnx.Param), stream, window=window, carry=hx, **options)
 
 
-def test_it_is_pytorchs_loop_with_detach() -> None:
+def test_training_equals_pytorchs_loop_with_detach() -> None:
     expected, result = oracle.expected(), trained()
     model = nnx.clone(job()[0])
     nnx.update(model, result.params)
@@ -72,7 +72,7 @@ def test_it_is_pytorchs_loop_with_detach() -> None:
 
 
 def by_hand(window: int) -> tuple[Any, Any, Any, list[jax.Array], list[jax.Array]]:
-    """The same as a Python loop: gradient step after gradient step."""
+    """Run the same gradient steps in a Python loop."""
     model, loss, hx = job()
     params = nnx.state(model, nnx.Param)
     opt_state, losses, predictions = SGD.init(params), [], []
@@ -88,7 +88,7 @@ def by_hand(window: int) -> tuple[Any, Any, Any, list[jax.Array], list[jax.Array
 
 
 @pytest.mark.parametrize("window", [1, 4, 10])
-def test_it_is_a_loop_written_by_hand(window: int) -> None:
+def test_training_equals_a_python_loop(window: int) -> None:
     result = trained(window=window)
     params, opt_state, hx, losses, predictions = by_hand(window)
     count = -(-T // window)
@@ -114,10 +114,10 @@ def test_a_window_of_all_steps_or_more_is_full_backpropagation() -> None:
         close(result.metrics["each"], full.metrics["each"][0])
 
 
-def test_what_was_before_reaches_a_window_through_the_state_alone() -> None:
-    """With the state thrown away, window 1 knows nothing of window 0; with it, its value only."""
+def test_earlier_windows_act_through_the_state_alone() -> None:
+    """Without the carried state, the loss of window 1 does not depend on window 0."""
     _, loss, hx = job()
-    frozen = optax.set_to_zero()  # so that nothing passes through the parameters
+    frozen = optax.set_to_zero()  # so that windows do not act through the parameters
     changed = STREAM[0].at[0].add(1.0), STREAM[1]
     params = nnx.state(job()[0], nnx.Param)
 
@@ -132,8 +132,8 @@ def test_what_was_before_reaches_a_window_through_the_state_alone() -> None:
         assert bool((first[1:] == second[1:]).all()) == same
 
 
-def test_no_gradient_passes_from_a_window_to_the_one_before() -> None:
-    """The update of a window is the gradient with the state it starts from held fixed.
+def test_no_gradient_flows_into_the_previous_window() -> None:
+    """The update of a window is the gradient for a fixed initial state.
 
     The state is a sum of p * x, the loss of a window its square: d/dp with the state s before it
     fixed is 2 (s + p a) a, where a is the sum of x in the window; it would be 2 (s + p a) (s/p + a)
@@ -157,7 +157,7 @@ def test_no_gradient_passes_from_a_window_to_the_one_before() -> None:
     assert result.metrics is None
 
 
-def test_two_calls_are_one_and_may_overwrite_their_state() -> None:
+def test_two_calls_with_donated_buffers_equal_one() -> None:
     whole, split = trained(), 2 * WINDOW
     model, loss, _ = job()
     run = functools.partial(truncated_bptt, loss, SGD, window=WINDOW)
@@ -178,7 +178,7 @@ def test_two_calls_are_one_and_may_overwrite_their_state() -> None:
     close(jnp.concatenate(losses), whole.losses)
 
 
-def test_the_bar_counts_all_windows_the_last_too() -> None:
+def test_the_progress_bar_counts_all_windows() -> None:
     seen = []
 
     class Recorded(Progress):
@@ -213,13 +213,13 @@ def nothing(params: Any, piece: Any) -> Any:
     ],
     ids=str,
 )
-def test_what_can_not_be_cut_is_refused_at_once(stream: Any, window: Any, words: list[str]) -> None:
+def test_invalid_streams_and_windows_raise(stream: Any, window: Any, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         truncated_bptt(nothing, SGD, jnp.ones(1), stream, window=window)
     assert all(word in str(caught.value) for word in words)
 
 
-def test_an_output_without_an_axis_is_refused() -> None:
+def test_a_scalar_metric_raises() -> None:
     def loss(params: Any, piece: Any) -> Any:
         return params.sum(), params.sum()
 
@@ -229,7 +229,7 @@ def test_an_output_without_an_axis_is_refused() -> None:
         truncated_bptt(loss, SGD, jnp.ones(1), jnp.ones(4), window=2)
 
 
-def test_streams_are_the_parts_of_a_series_side_by_side() -> None:
+def test_streams_are_consecutive_parts_of_a_series() -> None:
     series = {"x": np.arange(24.0).reshape(12, 2), "y": np.arange(12)}
     result = streams(series, 3)
     assert result["x"].shape == (4, 3, 2)
@@ -257,9 +257,7 @@ def test_streams_are_the_parts_of_a_series_side_by_side() -> None:
     ],
     ids=str,
 )
-def test_a_series_that_can_not_be_laid_out_is_refused(
-    series: Any, batch_size: Any, words: list[str]
-) -> None:
+def test_an_invalid_series_raises(series: Any, batch_size: Any, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         streams(series, batch_size)
     assert all(word in str(caught.value) for word in words)

@@ -1,4 +1,4 @@
-"""Training as plain functions: steps in place, many runs at once."""
+"""`train_steps`, `jit_steps` and `sweep`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIMIZERS = {
 
 
 def job() -> tuple[ManyToMany, Callable[..., Any], Any]:
-    """A model, the loss that carries its state, and batches for six steps."""
+    """Return a model, a loss that carries its state, and batches for six steps."""
     rngs = nnx.Rngs(0)
     gru = GRU(3, 8, 2, batch_first=True, rngs=rngs)
     model = ManyToMany(gru, 1, rngs=rngs)
@@ -45,7 +45,7 @@ def chunk(batches: Any, start: int, stop: int) -> Any:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_chunks_in_place_are_the_steps_in_one_call(name: str) -> None:
+def test_chunks_with_donated_buffers_equal_one_call(name: str) -> None:
     model, loss, batches = job()
     optimizer, hidden = OPTIMIZERS[name], model.rnn.initial_state(4)
     params = nnx.state(model, nnx.Param)
@@ -65,7 +65,7 @@ def test_chunks_in_place_are_the_steps_in_one_call(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_overwrite_their_state_and_are_traced_once(name: str) -> None:
+def test_steps_donate_their_state_and_are_traced_once(name: str) -> None:
     model, loss, batches = job()
     traced = []
 
@@ -86,7 +86,7 @@ def test_steps_overwrite_their_state_and_are_traced_once(name: str) -> None:
         state = steps(params, part, carry=hidden, opt_state=opt_state)[:3]
         after = jax.tree.leaves(state)
         assert all(a.is_deleted() for a in before)
-        # The first weights were put there by the host, which the first call may not write to.
+        # The host owns the buffers of the initial weights, which the first call cannot reuse.
         if start and jax.default_backend() == "cpu":
             assert [a.unsafe_buffer_pointer() for a in after] == places
         counts.append(len(traced))
@@ -98,7 +98,7 @@ def test_steps_overwrite_their_state_and_are_traced_once(name: str) -> None:
 
 
 def runs(key: Any, lr: Any = 0.1) -> Any:
-    """A run with results of several shapes, one of which depends on the key only."""
+    """Train a vector; one of the results depends on the key only."""
     start = jax.random.normal(key, (3,))
 
     def loss(w: Any, x: Any) -> Any:
@@ -111,7 +111,7 @@ def runs(key: Any, lr: Any = 0.1) -> Any:
 KEYS, RATES = jax.random.split(jax.random.key(0), 3), jnp.array([0.01, 0.1])
 
 
-def test_a_sweep_is_every_combination_one_by_one() -> None:
+def test_a_sweep_equals_single_runs_of_every_combination() -> None:
     results, grid = sweep(runs, key=KEYS, lr=RATES)
     assert {n: a.shape for n, a in results.items()} == {
         "losses": (3, 2, 5),
@@ -126,7 +126,7 @@ def test_a_sweep_is_every_combination_one_by_one() -> None:
             np.testing.assert_allclose(results[name][i, j], value, rtol=1e-6)
 
 
-def test_axes_are_in_the_order_of_the_arguments() -> None:
+def test_axes_follow_the_order_of_arguments() -> None:
     assert sweep(runs, lr=RATES, key=KEYS).results["losses"].shape == (2, 3, 5)
     assert list(sweep(runs, lr=RATES, key=KEYS).grid) == ["lr", "key"]
 
@@ -194,7 +194,7 @@ def test_a_sweep_of_the_same_shapes_is_not_traced_again() -> None:
     ],
     ids=str,
 )
-def test_axes_that_can_not_be_are_one_clear_error(
+def test_invalid_axes_raise_one_clear_error(
     axes: dict[str, Any], kind: type[Exception], words: list[str]
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -206,15 +206,15 @@ def test_axes_that_can_not_be_are_one_clear_error(
 @pytest.mark.parametrize(
     "batches", [None, jnp.float32(1), (jnp.ones(3), jnp.ones(4))], ids=["none", "one", "uneven"]
 )
-def test_batches_without_steps_are_one_clear_error(batches: Any) -> None:
+def test_batches_without_steps_raise_one_clear_error(batches: Any) -> None:
     with pytest.raises(
         ValueError, match=r"`batches` must be arrays .*got (none|\(\)|\(3,\), \(4,\))"
     ):
         train_steps(lambda w, x: (w, x), optax.sgd(0.1), jnp.ones(()), batches)
 
 
-def test_every_form_of_a_loss_is_the_same_steps() -> None:
-    """With and without metrics, a carry and a key; the metrics are those of each step."""
+def test_every_signature_of_a_loss_gives_the_same_steps() -> None:
+    """Compare losses with and without metrics, a carry and a key."""
     batches, w, sgd = jnp.arange(1.0, 7.0), jnp.asarray(0.5), optax.sgd(0.01)
 
     def value(w: Any, x: Any) -> Any:
