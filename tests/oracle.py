@@ -1,6 +1,6 @@
-"""PyTorch as the oracle: run live where it is installed, else the numbers recorded from it.
+"""PyTorch as the oracle: run live if it is installed, else recorded results.
 
-A `Case` is one configuration of a layer with all of its inputs, drawn from a frozen generator.
+A `Case` is one configuration of a layer with all its inputs, drawn from a fixed seed.
 `python -m tests.golden` records the results of all cases.
 """
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.pairwise import pairwise
 
 try:
     import torch
@@ -54,7 +56,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of the layer, PyTorch's and ours."""
+        """The keyword arguments of the layer, in PyTorch and here."""
         options: dict[str, Any] = {
             "num_layers": self.num_layers,
             "bias": self.bias,
@@ -68,20 +70,20 @@ class Case:
         return options
 
     def draw(self) -> tuple[dict[str, np.ndarray], np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Weights, input, states and the cotangents of output and states, in float64."""
-        random = np.random.RandomState(zlib.crc32(self.name.encode()))  # a frozen generator
-        rows, size = GATES[self.mode] * H, P if self.mode == "LSTM_PROJECTED" else H
+        """Draw weights, input, states and cotangents of output and states, in float64."""
+        random = np.random.RandomState(zlib.crc32(self.name.encode()))  # a fixed seed
+        gate_rows, size = GATES[self.mode] * H, P if self.mode == "LSTM_PROJECTED" else H
         directions = 2 if self.bidirectional else 1
         weights = {}
         for layer in range(self.num_layers):
             for suffix in ("", "_reverse")[:directions]:
                 end = f"_l{layer}{suffix}"
                 features = D if layer == 0 else directions * size
-                weights["weight_ih" + end] = random.uniform(-0.7, 0.7, (rows, features))
-                weights["weight_hh" + end] = random.uniform(-0.7, 0.7, (rows, size))
+                weights["weight_ih" + end] = random.uniform(-0.7, 0.7, (gate_rows, features))
+                weights["weight_hh" + end] = random.uniform(-0.7, 0.7, (gate_rows, size))
                 if self.bias:
-                    weights["bias_ih" + end] = random.uniform(-0.7, 0.7, rows)
-                    weights["bias_hh" + end] = random.uniform(-0.7, 0.7, rows)
+                    weights["bias_ih" + end] = random.uniform(-0.7, 0.7, gate_rows)
+                    weights["bias_hh" + end] = random.uniform(-0.7, 0.7, gate_rows)
                 if size != H:
                     weights["weight_hr" + end] = random.uniform(-0.7, 0.7, (size, H))
         batch = N if self.lengths is None else len(self.lengths)
@@ -94,26 +96,17 @@ class Case:
         return weights, x, hx, [random.uniform(-1, 1, s) for s in shapes]
 
 
-def chosen(num_layers: int, bias: bool, bidirectional: bool, batch_first: bool, hx: bool) -> bool:
-    """Which combinations of the options are run, for each kind of layer.
-
-    One layer has a half of all sixteen and two layers have the other half: with each, any three
-    options are there in all of theirs. Three layers, which go on as two do, have two that differ in
-    all but the directions.
-    """
-    if num_layers == 3:
-        return bidirectional and bias == batch_first != hx
-    return bias ^ bidirectional ^ batch_first ^ hx ^ (num_layers == 2)
-
-
-CASES = [
-    Case(mode, num_layers, bias, bidirectional, batch_first, hx)
-    for mode in MODES
-    for num_layers in (1, 2, 3)
-    for bias, bidirectional, batch_first, hx in itertools.product((False, True), repeat=4)
-    if chosen(num_layers, bias, bidirectional, batch_first, hx)
-] + [Case(mode, 1, True, True, False, True, steps=107) for mode in MODES]
-
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "num_layers": (1, 2, 3),
+    "bias": (False, True),
+    "bidirectional": (False, True),
+    "batch_first": (False, True),
+    "hx": (False, True),
+}
+CASES = [Case(mode, *options) for mode in MODES for options in pairwise(3, **OPTIONS)]
+CASES += [Case(mode, 1, True, True, False, True, steps=107) for mode in MODES]
+PRODUCT = [Case(*options) for options in itertools.product(MODES, *OPTIONS.values())]
+"""The full product of the options, for the slow tests."""
 
 RAGGED = [
     Case(mode, num_layers, True, bidirectional, bidirectional, True, 5, lengths)
@@ -125,21 +118,21 @@ RAGGED = [
 
 
 def packed_run(layer: Any, case: Case, x: Any, state: Any) -> tuple[Any, Any]:
-    """PyTorch's layer over the packed rows. It takes no empty ones: they keep their state."""
+    """Run PyTorch's layer on packed sequences. Empty ones, which it rejects, keep their state."""
     assert torch is not None
     assert case.lengths is not None
     utils = torch.nn.utils.rnn
-    rows = [row for row, length in enumerate(case.lengths) if length > 0]
-    lengths = [case.lengths[row] for row in rows]
+    nonempty = [i for i, length in enumerate(case.lengths) if length > 0]
+    lengths = [case.lengths[i] for i in nonempty]
     axis = 0 if case.batch_first else 1
-    some = x[rows] if case.batch_first else x[:, rows]
+    some = x[nonempty] if case.batch_first else x[:, nonempty]
     packed = utils.pack_padded_sequence(some, lengths, case.batch_first, enforce_sorted=False)
     states = state if isinstance(state, tuple) else (state,)
-    given = tuple(s[:, rows].contiguous() for s in states)
-    output, last = layer(packed, given if case.layer == "LSTM" else given[0])
+    initial = tuple(s[:, nonempty].contiguous() for s in states)
+    output, last = layer(packed, initial if case.layer == "LSTM" else initial[0])
     output, _ = utils.pad_packed_sequence(output, case.batch_first, total_length=case.steps)
     last = last if case.layer == "LSTM" else (last,)
-    index = torch.tensor(rows)
+    index = torch.tensor(nonempty)
     shape = [*x.shape[:2], output.shape[2]]
     output = torch.zeros(shape, dtype=x.dtype).index_copy(axis, index, output)
     last = tuple(s.index_copy(1, index, n) for s, n in zip(states, last, strict=True))
@@ -147,7 +140,7 @@ def packed_run(layer: Any, case: Case, x: Any, state: Any) -> tuple[Any, Any]:
 
 
 def torch_results(case: Case) -> dict[str, np.ndarray]:
-    """What PyTorch computes in float64: outputs, states and every gradient."""
+    """Return PyTorch's outputs, states and gradients in float64."""
     assert torch is not None
     weights, x, hx, cotangents = case.draw()
     layer = getattr(torch.nn, case.layer)(D, H, **case.options).double()
@@ -172,7 +165,7 @@ def torch_results(case: Case) -> dict[str, np.ndarray]:
 
 @functools.cache
 def recorded() -> dict[str, np.ndarray]:
-    """All recorded results, each case's laid end to end."""
+    """Return all recorded results, those of a case concatenated."""
     results = {}
     for name in ("layers", "ragged"):
         with np.load(GOLDEN / f"{name}.npz") as file:
@@ -181,22 +174,22 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 def flatten(results: dict[str, np.ndarray]) -> np.ndarray:
-    """The results of a case end to end, in the order of their names."""
+    """Concatenate the results of a case in the order of their names."""
     return np.concatenate([results[name].ravel() for name in sorted(results)])
 
 
 def expected(case: Case) -> np.ndarray:
-    """PyTorch's results of a case, end to end."""
+    """Return PyTorch's results of a case, concatenated."""
     return recorded()[case.name] if torch is None else flatten(torch_results(case))
 
 
 def state_of(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Copies of the parameters of PyTorch's module."""
+    """Copy the parameters of a PyTorch module."""
     return {prefix + n: p.detach().numpy().copy() for n, p in module.named_parameters()}
 
 
 def live_or_recorded(name: str, run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """A training job as PyTorch runs it, or as it did."""
+    """Run a training job of PyTorch, or load its recorded results."""
     if torch is not None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # threads that wait for each other are slow on a shared machine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import subprocess
@@ -26,7 +27,8 @@ from jaxrnn.backends import primitives as fused
 from jaxrnn.backends import select as backends
 from jaxrnn.core.unroll import StepMasks, Weights, unroll
 from tests import compiling
-from tests.test_recurrence import CELLS, PlainGRU, PlainLSTM
+from tests.pairwise import pairwise
+from tests.test_recurrence import CELLS
 
 pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
 
@@ -67,33 +69,39 @@ def close(got: Any, expected: Any, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-# The direction is an integer operand of a kernel: the LSTM runs in both with masks and without,
-# other cells in half of the four cases.
-CASES = [
-    (cell, masked, reverse)
-    for number, cell in enumerate(CELLS)
-    for masked in (False, True)
-    for reverse in (False, True)
-    if cell == cells.LSTM() or (number + masked + reverse) % 2 == 0
-]
-
-
-@pytest.mark.parametrize(("cell", "masked", "reverse"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("cell", "masked", "reverse", "sizes"),
+    pairwise(cell=CELLS, masked=(False, True), reverse=(False, True), sizes=SIZES),
+    ids=str,
+)
 @optimised
-def test_kernel_equals_scan(cell: cells.Cell, masked: bool, reverse: bool) -> None:
-    """Each cell and each mask with each size; the largest size of a cell is optimised."""
-    number = CELLS.index(cell)
-    some = SIZES[:2] if (number + masked) % 2 else SIZES[1:]
-    if isinstance(cell, (PlainLSTM, PlainGRU)):
-        some = SIZES[:1]
-    for sizes in some[-1:] if reverse and cell == cells.LSTM() else some:
-        compiling.optimise(sizes == SIZES[1] or (sizes == some[0] and cell == cells.LSTM()))
-        weights, x, state, masks, ct = draw(cell, sizes, jnp.float64)
-        args = weights, x, state, masks if masked else StepMasks(), ct
-        kernel, scan = (
-            value_and_vjp(backend, cell, reverse=reverse)(*args) for backend in ("kernel", "scan")
-        )
-        close(kernel, scan, 1e-12)
+def test_kernel_equals_scan(
+    cell: cells.Cell, masked: bool, reverse: bool, sizes: tuple[int, ...]
+) -> None:
+    """The largest size is compiled with optimisation."""
+    compiling.optimise(sizes == SIZES[1])
+    check_kernel(cell, masked, reverse, sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cell", "masked", "reverse", "sizes"),
+    list(itertools.product(CELLS, (False, True), (False, True), SIZES)),
+    ids=str,
+)
+def test_kernel_equals_scan_in_every_combination(
+    cell: cells.Cell, masked: bool, reverse: bool, sizes: tuple[int, ...]
+) -> None:
+    check_kernel(cell, masked, reverse, sizes)
+
+
+def check_kernel(cell: cells.Cell, masked: bool, reverse: bool, sizes: tuple[int, ...]) -> None:
+    weights, x, state, masks, ct = draw(cell, sizes, jnp.float64)
+    args = weights, x, state, masks if masked else StepMasks(), ct
+    kernel, scan = (
+        value_and_vjp(backend, cell, reverse=reverse)(*args) for backend in ("kernel", "scan")
+    )
+    close(kernel, scan, 1e-12)
 
 
 @pytest.mark.parametrize("cell", CELLS[:4], ids=str)

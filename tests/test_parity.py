@@ -74,6 +74,14 @@ def test_outputs_states_and_gradients_equal_pytorch(case: Case) -> None:
     check(case, "float64")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", oracle.PRODUCT, ids=lambda case: case.name)
+@pytest.mark.skipif(oracle.torch is None, reason="only the quick cases are recorded")
+def test_every_combination_of_options_equals_pytorch(case: Case, dtype: str) -> None:
+    check(case, dtype)
+
+
 # In float32 with XLA's default optimisation, which compiles slowly, each kind of layer has two
 # cases: one layer over many steps with biases, both directions and an initial state, and two layers
 # with the options below. Across kinds, every pair of options occurs in all its combinations.

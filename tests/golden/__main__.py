@@ -1,4 +1,4 @@
-"""Record PyTorch's numbers, for the tests to use where it is not installed.
+"""Record PyTorch's results, for tests without PyTorch.
 
 Run ``python -m tests.golden`` from the top of the project, with torch 2.13.0 installed.
 """
