@@ -16,6 +16,7 @@ dz of a block stays in the cache until the products behind the loop have read it
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,19 +42,12 @@ class Requested(NamedTuple):
 
 @dataclass(frozen=True)
 class BackwardSpec(KernelSpec):
-    """Static description of a backward kernel.
-
-    Attributes:
-        requested: the requested cotangents.
-        x_tile: tile of the product with W_ih.
-        x_outer: tile of the gradient with respect to W_ih.
-        h_outer: tile of the gradient with respect to W_hh.
-    """
+    """Static description of a backward kernel."""
 
     requested: Requested
-    x_tile: Tile
-    x_outer: OuterTile
-    h_outer: OuterTile
+    x_tile: Tile  # of the product with W_ih
+    x_outer: OuterTile  # of the gradient with respect to W_ih
+    h_outer: OuterTile  # of the gradient with respect to W_hh
 
     NAME = "backward"
     SHARED = ("W_HH", "W_IH", "ZEROS", "ONE", "DZ")
@@ -278,10 +272,10 @@ class _BackwardWriter(KernelWriter):
             dz, valid = self._dz(self.spec.halves - 1, following, n), "1"
             if masked:
                 reset, followed = self.flags(self._time(following), n)
-                connected = f.assign(f"and i1 {followed}, {f.invert(reset)}")
+                connected = f.assign(f"and i1 {followed}, {f.assign(f'xor i1 {reset}, true')}")
                 dz = f.select(connected, dz, self.shared["ZEROS"], "ptr")
                 current = f.select(f.icmp("slt", k, c["T"]), k, following)
-                either = f.assign(f"or i1 {followed}, {self.valid(self._time(current), n)}")
+                either = f.assign(f"or i1 {followed}, {self.flags(self._time(current), n)[1]}")
                 valid = f.assign(f"zext i1 {either} to i64")
             index = f.load(self.private["COUNT"], INT)
             self.put(dz, "DZ_POINTERS", index)
@@ -312,7 +306,7 @@ class _BackwardWriter(KernelWriter):
         count = self._following(k, at_last)
         with self._products(count, features) as (p, n, sums):
             if self.spec.masked:
-                valid = self.valid(self._time(k), n)
+                valid = self.flags(self._time(k), n)[1]
                 with f.if_then(valid):
                     self._cell(p, k, n, sums)
                 with f.unless(valid):
@@ -326,12 +320,11 @@ class _BackwardWriter(KernelWriter):
         """Add the cotangent of the output at an invalid step, which is the state, to dh."""
         f, c, part = self.f, self.c, self.part
         t = self._time(k)
-        with f.loop(part.n0, part.n1) as n, f.unless(self.valid(t, n)):
+        with f.loop(part.n0, part.n1) as n, f.unless(self.flags(t, n)[1]):
             dy = f.gep(c["dy"], f.mul(f.add(f.mul(t, c["N"]), n), c["H"]))
             dh = f.gep(c["dinitial0"], f.mul(n, c["H"]))
             with f.loop(part.panel0, part.panel1) as p:
-                for vector in range(self.tile.width):
-                    first, active = self.units(p, vector)
+                for _, first, active in self.vectors(p):
                     target = f.gep(dh, first)
                     value = f.masked_load(f.gep(dy, first), active)
                     f.masked_store(f.fadd(f.masked_load(target, active), value), target, active)
@@ -339,8 +332,7 @@ class _BackwardWriter(KernelWriter):
     def _add_to_dh(self, p: str, n: str, sums: str) -> None:
         """Add the cotangent that comes from the following step to dh."""
         f, c, m = self.f, self.c, self.m
-        for vector in range(self.tile.width):
-            first, active = self.units(p, vector)
+        for vector, first, active in self.vectors(p):
             target = f.gep(c["dinitial0"], f.add(f.mul(n, c["H"]), first))
             value = f.load(f.gep(sums, vector * m.lanes), m.vector)
             f.masked_store(f.fadd(f.masked_load(target, active), value), target, active)
@@ -354,8 +346,7 @@ class _BackwardWriter(KernelWriter):
         position = f.add(f.mul(t, c["N"]), n)
         reset = f.broadcast(self.flags(t, n)[0], "i1") if self.spec.masked else ""
         targets = [self._dz(half, k, n) for half in range(self.spec.halves)]
-        for vector in range(self.tile.width):
-            first, active = self.units(p, vector)
+        for vector, first, active in self.vectors(p):
             step = _Step(f.add(f.mul(n, c["H"]), first), position, before, initial, reset)
             self._cell_vector(step, vector, first, active, sums, targets)
 
@@ -413,40 +404,65 @@ class _BackwardWriter(KernelWriter):
         begin, end = threads.interval(f, tiles, "%number", c["THREADS"])
         begin, end = f.mul(begin, height), f.minimum(f.mul(end, height), self.features)
 
-        def _add(name: str, a: str, b: str, columns: str, target: str) -> None:
-            """Partition the lines of C among the threads, or the columns of a single line."""
-            tile = {"outer_x": self.spec.x_outer, "outer_h": self.spec.h_outer}[name]
-            lines, panels = (begin, end), None
-            if a in ("ONES", "X_POINTERS"):
-                total = gemm.count_panels(f, tile, columns)
-                lines, panels = ("0", "1"), threads.interval(f, total, "%number", c["THREADS"])
-            gemm.add_outer(
-                *(f, name, tile),
-                count=count,
-                a=self.private[a],
-                b=self.private[b],
-                interval=lines,
-                columns=columns,
-                panels=panels,
-                overwrite=overwrite,
-                panel=self.private["PANEL"],
-                target=c[target],
-            )
-
+        add = functools.partial(self._add_outer, count, overwrite, (begin, end))
         if requested.weight_hh:
-            _add("outer_h", f"DZ{halves - 1}_POINTERS", "H_POINTERS", c["H"], "dw_hh")
+            add("outer_h", f"DZ{halves - 1}_POINTERS", "H_POINTERS", c["H"], "dw_hh")
         if requested.weight_ih:
             with f.if_then(f.icmp("ugt", c["D"], 1)):
-                _add("outer_x", "DZ0_POINTERS", "X_POINTERS", c["D"], "dw_ih")
+                add("outer_x", "DZ0_POINTERS", "X_POINTERS", c["D"], "dw_ih")
             # With a single feature the vectors run over the gates.
             with f.if_then(f.icmp("eq", c["D"], 1)):
-                _add("outer_h", "X_POINTERS", "DZ0_POINTERS", self.features, "dw_ih")
+                add("outer_h", "X_POINTERS", "DZ0_POINTERS", self.features, "dw_ih")
         if requested.bias:
             for half in range(halves):
-                _add("outer_h", "ONES", f"DZ{half}_POINTERS", self.features, f"db{half}")
+                add("outer_h", "ONES", f"DZ{half}_POINTERS", self.features, f"db{half}")
         if requested.cell_params:
             size = f.mul(c["H"], self.spec.graph.param_count)
-            _add("outer_h", "ONES", "DP_POINTERS", size, "dcell_params")
+            add("outer_h", "ONES", "DP_POINTERS", size, "dcell_params")
+
+    def _add_outer(
+        self,
+        count: str,
+        overwrite: str,
+        lines: tuple[str, str],
+        name: str,
+        a: str,
+        b: str,
+        columns: str,
+        target: str,
+    ) -> None:
+        """Add ``A.T @ B`` to C; threads partition the lines of C, or the columns of a single one."""
+        f, c, m, panel = self.f, self.c, self.m, self.private["PANEL"]
+        tile = {"outer_x": self.spec.x_outer, "outer_h": self.spec.h_outer}[name]
+        width = tile.width * m.lanes
+        panels = None
+        if a in ("ONES", "X_POINTERS"):
+            total = f.ceildiv(columns, width)
+            lines, panels = ("0", "1"), threads.interval(f, total, "%number", c["THREADS"])
+        first, end = lines
+        last_tile = f.add(first, f.mul(f.udiv(f.sub(end, first), tile.height), tile.height))
+        # For K = 0 one pass writes zeros to an uninitialised C.
+        passes = f.select(f.icmp("eq", count, 0), "1", count)
+        with f.loop(0, passes, gemm.MAX_TERMS) as k0:
+            terms = f.minimum(f.sub(count, k0), gemm.MAX_TERMS)
+            a0, b0 = f.gep(self.private[a], k0, 8), f.gep(self.private[b], k0, 8)
+            overwrite0 = f.assign(f"and i1 {overwrite}, {f.icmp('eq', k0, 0)}")
+            with f.loop(*(panels or ("0", f.ceildiv(columns, width)))) as p:
+                j = f.mul(p, width)
+                places = [f.add(j, v * m.lanes) for v in range(tile.width)]
+                active = [f.active_lanes(place, columns) for place in places]
+                with f.loop(0, terms) as k:
+                    source, to = f.load(f.gep(b0, k, 8), "ptr"), f.mul(k, width)
+                    for v in range(tile.width):
+                        value = f.masked_load(f.gep(source, places[v]), active[v])
+                        f.store(value, f.gep(f.gep(panel, to), v * m.lanes), m.vector)
+                for suffix, *bounds in (
+                    ("", first, last_tile, tile.height),
+                    ("_single", last_tile, end),
+                ):
+                    with f.loop(*bounds) as i:
+                        to = f.gep(c[target], f.mul(i, columns))
+                        f.call(name + suffix, terms, a0, i, panel, j, columns, overwrite0, to)
 
     def _block_pointers(self, k0: str, steps: str) -> str:
         """List x, h before the step and dz of all valid steps of a block; return their number."""
@@ -491,7 +507,7 @@ class _BackwardWriter(KernelWriter):
                 dx = f.gep(c["dx"], f.mul(f.add(f.mul(t, c["N"]), n), c["D"]))
                 self.put(dx, "MY_DX", index)
                 if self.spec.masked:
-                    condition = self.valid(t, n)
+                    condition = self.flags(t, n)[1]
                     valid = f.assign(f"zext i1 {condition} to i64")
                     with f.unless(condition):
                         first, end = part.interval_of_units(f, c["D"])

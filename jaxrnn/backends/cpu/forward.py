@@ -26,13 +26,9 @@ from jaxrnn.backends.cpu.layout import CallSizes, KernelSpec, KernelWriter, Mach
 
 @dataclass(frozen=True)
 class ForwardSpec(KernelSpec):
-    """Static description of a forward kernel.
+    """Static description of a forward kernel."""
 
-    Attributes:
-        store_residuals: True if the states and residuals of each step are stored.
-    """
-
-    store_residuals: bool
+    store_residuals: bool  # and the states of each step
 
     NAME = "forward"
     SHARED = ("W_IH", "W_HH", "B_X", "B_H", "ZEROS")
@@ -240,14 +236,14 @@ class _ForwardWriter(KernelWriter):
                 self.put(n, "SEQUENCES", index, INT)
                 valid = 1
                 if self.spec.masked:
-                    valid = f.assign(f"zext i1 {self.valid(t, n)} to i64")
+                    valid = f.assign(f"zext i1 {self.flags(t, n)[1]} to i64")
                 f.store(f.add(index, valid), end, INT)
         return self.get("OFFSETS", steps, INT)
 
     def _copy_invalid(self) -> None:
         """Copy the states of sequences whose step is invalid."""
         f, c, spec, part = self.f, self.c, self.spec, self.part
-        with f.loop(part.n0, part.n1) as n, f.unless(self.valid(self.t, n)):
+        with f.loop(part.n0, part.n1) as n, f.unless(self.flags(self.t, n)[1]):
             place = f.mul(n, c["H"])
             source = f.add(f.mul(self.before, c["H"]), place)
             target = f.mul(f.add(f.mul(self.t, c["N"]), n), c["H"])
@@ -255,8 +251,7 @@ class _ForwardWriter(KernelWriter):
                 old = self._old(k, place, source)
                 new = f.gep(c[f"state{k}"], target)
                 with f.loop(part.panel0, part.panel1) as p:
-                    for vector in range(self.tile.width):
-                        first, active = self.units(p, vector)
+                    for _, first, active in self.vectors(p):
                         value = f.masked_load(f.gep(old, first), active)
                         f.masked_store(value, f.gep(new, first), active)
 
@@ -271,32 +266,39 @@ class _ForwardWriter(KernelWriter):
         f, c, m, tile = self.f, self.c, self.m, self.tile
         b_x = f.gep(self.shared["B_X"], f.mul(p, self.sums))
         b_h = f.gep(self.shared["B_H"], f.mul(p, self.sums))
-        for v in range(tile.vectors):
-            gate, vector = divmod(v, tile.width)
-            first, active = self.units(p, vector)
-            place = f.add(f.mul(c["H"], gate), first)
-            bias = f.masked_load(f.gep(c["b_ih"], place), active)
-            bias_hh = f.masked_load(f.gep(c["b_hh"], place), active)
-            if self.spec.cell.split:
-                f.store(bias_hh, f.gep(b_h, v * m.lanes), m.vector)
-            else:
-                bias = f.fadd(bias, bias_hh)
-            f.store(bias, f.gep(b_x, v * m.lanes), m.vector)
+        for gate in range(tile.gates):
+            for vector, first, active in self.vectors(p):
+                place = f.add(f.mul(c["H"], gate), first)
+                bias = f.masked_load(f.gep(c["b_ih"], place), active)
+                bias_hh = f.masked_load(f.gep(c["b_hh"], place), active)
+                offset = (gate * tile.width + vector) * m.lanes
+                if self.spec.cell.split:
+                    f.store(bias_hh, f.gep(b_h, offset), m.vector)
+                else:
+                    bias = f.fadd(bias, bias_hh)
+                f.store(bias, f.gep(b_x, offset), m.vector)
 
     def _cell(self, p: str, n: str, h: str, zx: str, sums: str) -> None:
         """Compute the cell for a sequence and a panel."""
         f = self.f
         position = f.add(f.mul(self.t, self.c["N"]), n)
         reset = f.broadcast(self.flags(self.t, n)[0], "i1") if self.spec.masked else ""
-        for vector in range(self.tile.width):
-            self._cell_vector(p, vector, n, position, reset, h, zx, sums)
+        for vector in self.vectors(p):
+            self._cell_vector(vector, n, position, reset, h, zx, sums)
 
     def _cell_vector(
-        self, p: str, vector: int, n: str, position: str, reset: str, h: str, zx: str, sums: str
+        self,
+        units: tuple[int, str, str],
+        n: str,
+        position: str,
+        reset: str,
+        h: str,
+        zx: str,
+        sums: str,
     ) -> None:
         """Compute the cell for a vector of hidden units, and store its states and residuals."""
         f, c, m, tile, spec = self.f, self.c, self.m, self.tile, self.spec
-        first, active = self.units(p, vector)
+        vector, first, active = units
         olds = [f.masked_load(f.gep(h, first), active)]
         targets = [f.gep(c["state0"], f.add(f.mul(position, c["H"]), first))]
         for k in range(1, spec.states):

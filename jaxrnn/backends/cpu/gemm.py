@@ -24,29 +24,22 @@ from dataclasses import dataclass
 
 from jaxrnn.backends.cpu.ir import INT, Function, Module
 
+# Iterations of prefetch distance. A panel is often larger than the L1 cache.
 PREFETCH = 16
-"""Iterations of prefetch distance. A panel is often larger than the L1 cache."""
 
+# Terms of a partial sum of the weight gradient. Panels of this length stay in the cache, and float32
+# loses no digits.
 MAX_TERMS = 1024
-"""Terms of a partial sum of the weight gradient. Panels of this length stay in the cache, and
-float32 loses no digits."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Tile of a product with weights.
+    """Tile of a product with weights."""
 
-    Attributes:
-        gates: G, products per hidden unit.
-        width: vector registers of hidden units in a panel.
-        height: maximum number of vectors A[i].
-        group: vectors of sums in registers at once, for each A[i].
-    """
-
-    gates: int
-    width: int
-    height: int
-    group: int
+    gates: int  # G, products per hidden unit
+    width: int  # vector registers of hidden units in a panel
+    height: int  # maximum number of vectors A[i]
+    group: int  # vectors of sums in registers at once, for each A[i]
 
     @property
     def vectors(self) -> int:
@@ -225,7 +218,12 @@ def split_tiles(f: Function, total: str, height: int) -> Iterator[tuple[str, str
 
 
 def write_outer(m: Module, name: str, tile: OuterTile) -> None:
-    """Write the functions that `add_outer` calls: for a tile of C, and for a tile of height 1."""
+    """Write ``name(count, a, i, panel, j, columns, overwrite, target)`` and ``name_single(...)``.
+
+    They add to a tile of C, and to one of height 1. `a` holds the addresses of A[k], with
+    `PREFETCH` readable elements behind them; `target` is the address of C[i]. If `overwrite` holds,
+    C is not read.
+    """
     arguments = dict(count=INT, a="ptr", i=INT, panel="ptr", j=INT, columns=INT)
     for height, suffix in ((tile.height, ""), (1, "_single")):
         f = Function(m, name + suffix, dict(**arguments, overwrite="i1", target="ptr"))
@@ -262,54 +260,3 @@ def _write_outer_kernel(f: Function, height: int, width: int) -> None:
             total = f.fadd(f.masked_load(f.gep(line, column), old), sums[r * width + v])
             f.masked_store(total, f.gep(line, column), active)
     f.ret()
-
-
-def add_outer(
-    f: Function,
-    name: str,
-    tile: OuterTile,
-    *,
-    count: str,
-    a: str,
-    b: str,
-    interval: tuple[str, str],
-    columns: str,
-    panels: tuple[str, str] | None = None,
-    overwrite: str,
-    panel: str,
-    target: str,
-) -> None:
-    """Add ``A.T @ B`` to C, for intervals of i and optionally of the panels of B.
-
-    `a` and `b` hold the addresses of `count` vectors A[k] and B[k]; `PREFETCH` more elements of `a`
-    must be readable. `panel` has room for `MAX_TERMS` vectors. If `overwrite` holds, C is not read.
-    """
-    m = f.module
-    first, end = interval
-    last_tile = f.add(first, f.mul(f.udiv(f.sub(end, first), tile.height), tile.height))
-    # For K = 0 one pass writes zeros to an uninitialised C.
-    with f.loop(0, f.select(f.icmp("eq", count, 0), "1", count), MAX_TERMS) as k0:
-        terms = f.minimum(f.sub(count, k0), MAX_TERMS)
-        a0, b0 = f.gep(a, k0, 8), f.gep(b, k0, 8)
-        overwrite0 = f.assign(f"and i1 {overwrite}, {f.icmp('eq', k0, 0)}")
-        with f.loop(*(panels or ("0", count_panels(f, tile, columns)))) as p:
-            j = f.mul(p, tile.width * m.lanes)
-            places = [f.add(j, v * m.lanes) for v in range(tile.width)]
-            active = [f.active_lanes(place, columns) for place in places]
-            with f.loop(0, terms) as k:
-                source, to = f.load(f.gep(b0, k, 8), "ptr"), f.mul(k, tile.width * m.lanes)
-                for v in range(tile.width):
-                    value = f.masked_load(f.gep(source, places[v]), active[v])
-                    f.store(value, f.gep(f.gep(panel, to), v * m.lanes), m.vector)
-            for function, *bounds in (
-                (name, first, last_tile, tile.height),
-                (f"{name}_single", last_tile, end),
-            ):
-                with f.loop(*bounds) as i:
-                    to = f.gep(target, f.mul(i, columns))
-                    f.call(function, terms, a0, i, panel, j, columns, overwrite0, to)
-
-
-def count_panels(f: Function, tile: OuterTile, columns: str) -> str:
-    """Return the number of panels of B."""
-    return f.ceildiv(columns, tile.width * f.module.lanes)

@@ -133,10 +133,6 @@ class Function:
         """Compare integers or pointers."""
         return self.assign(f"icmp {predicate} {kind} {a}, {b}")
 
-    def invert(self, condition: str) -> str:
-        """Return the negation of a condition."""
-        return self.assign(f"xor i1 {condition}, true")
-
     def select(self, condition: str, true: str, false: str, kind: str = INT) -> str:
         """Return one of two values."""
         return self.assign(f"select i1 {condition}, {kind} {true}, {kind} {false}")
@@ -239,7 +235,7 @@ class Function:
     @contextlib.contextmanager
     def unless(self, condition: str) -> Iterator[None]:
         """Write a block that runs unless a condition holds."""
-        with self.if_then(self.invert(condition)):
+        with self.if_then(self.assign(f"xor i1 {condition}, true")):
             yield
 
     # Vectors
@@ -276,22 +272,22 @@ class Function:
 
     def intrinsic(self, name: str, *values: str) -> str:
         """Call an elementwise intrinsic."""
-        m = self.module
-        full = f"llvm.{name}.v{m.lanes}f{m.itemsize * 8}"
+        m, full = self.module, self._overloaded(name)
         m.declare(full, m.vector, *[m.vector] * len(values))
         return self.call(full, *values)
 
+    def _overloaded(self, name: str) -> str:
+        return f"llvm.{name}.v{self.module.lanes}f{self.module.itemsize * 8}"
+
     def masked_load(self, address: str, mask: str) -> str:
         """Load a vector; inactive lanes are zero and their memory is not read."""
-        m = self.module
-        name = f"llvm.masked.load.v{m.lanes}f{m.itemsize * 8}.p0"
+        m, name = self.module, self._overloaded("masked.load") + ".p0"
         m.declare(name, m.vector, "ptr", "i32", m.mask, m.vector)
         return self.call(name, address, m.itemsize, mask, "zeroinitializer")
 
     def masked_store(self, value: str, address: str, mask: str) -> None:
         """Store the active lanes of a vector."""
-        m = self.module
-        name = f"llvm.masked.store.v{m.lanes}f{m.itemsize * 8}.p0"
+        m, name = self.module, self._overloaded("masked.store") + ".p0"
         m.declare(name, "void", m.vector, "ptr", "i32", m.mask)
         self.call(name, value, address, m.itemsize, mask)
 

@@ -6,6 +6,7 @@ computed in Python, and the kernel receives them as integers. One kernel serves 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -127,19 +128,12 @@ def call_layout(
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """Static description of a kernel.
-
-    Attributes:
-        cell: the cell.
-        dtype: float32 or float64.
-        masked: True if there is an operand of step flags.
-        tile: the tile of the recurrent product.
-    """
+    """Static description of a kernel."""
 
     cell: Any
-    dtype: Any
-    masked: bool
-    tile: Tile
+    dtype: Any  # float32 or float64
+    masked: bool  # True if there is an operand of step flags
+    tile: Tile  # of the recurrent product
 
     NAME: ClassVar[str]
     SCALARS: ClassVar[tuple[str, ...]]  # integers of the context, in order
@@ -181,11 +175,7 @@ class KernelSpec:
 class KernelWriter:
     """Writer of ``work(context, number)``: access to operands, results and workspace.
 
-    Attributes:
-        f: the function.
-        c: the context, by name.
-        shared: the addresses of the regions of the shared workspace.
-        private: those of the workspace of the thread.
+    `c` is the context by name, `shared` and `private` are the addresses of the workspace's regions.
     """
 
     def __init__(self, module: Module, spec: KernelSpec):
@@ -206,15 +196,12 @@ class KernelWriter:
         reset = f.icmp("ne", f.assign(f"and i8 {byte}, 1"), 0, "i8")
         return reset, f.icmp("ne", f.assign(f"and i8 {byte}, 2"), 0, "i8")
 
-    def valid(self, t: str, n: str) -> str:
-        """Return the condition "step t of sequence n is valid"."""
-        return self.flags(t, n)[1]
-
-    def units(self, panel: str, vector: int) -> tuple[str, str]:
-        """Return the first hidden unit of a vector of a panel, and the mask of units below H."""
+    def vectors(self, panel: str) -> Iterator[tuple[int, str, str]]:
+        """Iterate over the vectors of a panel: index, first hidden unit, mask of units below H."""
         f, lanes = self.f, self.m.lanes
-        first = f.add(f.mul(panel, self.tile.width * lanes), vector * lanes)
-        return first, f.active_lanes(first, self.c["H"])
+        for vector in range(self.tile.width):
+            first = f.add(f.mul(panel, self.tile.width * lanes), vector * lanes)
+            yield vector, first, f.active_lanes(first, self.c["H"])
 
     def cell_param(self, index: int, first: str, active: str) -> str:
         """Load a vector of a cell parameter."""
@@ -235,8 +222,7 @@ class KernelWriter:
         """Copy the thread's part of a state (N, H)."""
         f, c = self.f, self.c
         with f.loop(part.n0, part.n1) as n, f.loop(part.panel0, part.panel1) as p:
-            for vector in range(self.tile.width):
-                first, active = self.units(p, vector)
+            for _, first, active in self.vectors(p):
                 place = f.add(f.mul(n, c["H"]), first)
                 value = f.masked_load(f.gep(c[source], place), active)
                 f.masked_store(value, f.gep(c[target], place), active)

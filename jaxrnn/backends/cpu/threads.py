@@ -14,11 +14,9 @@ from collections.abc import Sequence
 
 from jaxrnn.backends.cpu.ir import INT, Function, Module
 
+# First slots of the context, an array of integers and addresses that all threads of a call read.
 READY, THREADS, BATCH_GROUPS, UNIT_GROUPS, BARRIERS = range(5)
-"""First slots of the context, an array of integers and addresses that all threads read."""
-
 HEADER = 5
-"""Number of these slots."""
 
 _CACHE_LINE = 64  # bytes; the counter of each barrier has a line, so that groups do not contend
 _CPU_SET = 128  # bytes of a cpu_set_t
@@ -231,14 +229,7 @@ def interval(f: Function, total: str, index: str, parts: str) -> tuple[str, str]
 
 
 class Part:
-    """Batch elements and panels of hidden units that a thread computes.
-
-    Attributes:
-        n0: first batch element.
-        n1: end of the batch elements.
-        panel0: first panel.
-        panel1: end of the panels.
-    """
+    """Batch elements `n0` to `n1` and panels `panel0` to `panel1`, which a thread computes."""
 
     def __init__(self, f: Function, context: dict[str, str]):
         self._unit_groups = context["UNIT_GROUPS"]
