@@ -431,7 +431,7 @@ class _BackwardWriter(KernelWriter):
         columns: str,
         target: str,
     ) -> None:
-        """Add ``A.T @ B`` to C; threads partition the lines of C, or the columns of a single one."""
+        """Add ``A.T @ B`` to C; threads partition the lines of C, or the columns of one line."""
         f, c, m, panel = self.f, self.c, self.m, self.private["PANEL"]
         tile = {"outer_x": self.spec.x_outer, "outer_h": self.spec.h_outer}[name]
         width = tile.width * m.lanes

@@ -27,8 +27,8 @@ from jaxrnn.backends.cpu.ir import INT, Function, Module
 # Iterations of prefetch distance. A panel is often larger than the L1 cache.
 PREFETCH = 16
 
-# Terms of a partial sum of the weight gradient. Panels of this length stay in the cache, and float32
-# loses no digits.
+# Terms of a partial sum of the weight gradient. Panels of this length stay in the cache, and
+# float32 loses no digits.
 MAX_TERMS = 1024
 
 
