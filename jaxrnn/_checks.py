@@ -29,11 +29,7 @@ class StateCountError(ShapeError, IndexError):
 def leading_axis(name: str, tree: Any, items: str, *, allow_empty: bool = False) -> int:
     """Return the length of the leading axis that all arrays of a pytree share.
 
-    Args:
-        name: name of the argument.
-        tree: the pytree.
-        items: plural noun for the elements along the axis, for messages.
-        allow_empty: If True, the length may be 0.
+    `items` is a plural noun for the elements along the axis, for messages.
     """
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
     shown = ", ".join(map(str, shapes)) or "none"

@@ -19,19 +19,9 @@ _Model = TypeVar("_Model")
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     """Write a file through a temporary file beside it, so that a failure changes nothing.
 
-    Symbolic links are followed and the permissions of an existing file are preserved. Special files
-    such as ``/dev/stdout`` are written to directly.
-
-    Args:
-        path: the file to write.
-        write: function of the temporary path, which has the same suffix.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_atomically(Path(folder, "a.txt"), lambda p: p.write_text("text"))
-        ...     path.read_text(), len(list(Path(folder).iterdir()))
-        ('text', 1)
+    `write` is a function of the temporary path, which has the suffix of `path`. Symbolic links are
+    followed, permissions of an existing file are preserved, and special files such as
+    ``/dev/stdout`` are written to directly.
     """
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     exists = target.exists()
@@ -59,11 +49,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
 
 
 def decode_utf8(path: str | os.PathLike[str], content: bytes) -> str:
-    """Decode the content of a file.
-
-    Raises:
-        ValueError: naming the file, the line and the byte that is not UTF-8.
-    """
+    """Decode the content of a file; errors name the file, the line and the byte."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -86,12 +72,7 @@ def write_safetensors(
 def read_safetensors(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the arrays of a safetensors file and the metadata of its header.
-
-    Raises:
-        OSError: if the file can't be read.
-        ValueError: if it is corrupt, or has a dtype that NumPy does not support.
-    """
+    """Return the arrays of a safetensors file and the metadata of its header."""
     from safetensors import SafetensorError, safe_open
 
     with open(path, "rb"):  # raises the operating system's error
@@ -116,17 +97,10 @@ def read_model(
     kind: str,
     build: Callable[[Any, dict[str, np.ndarray]], _Model],
 ) -> _Model:
-    """Read a model from a safetensors file whose header describes it as JSON.
+    """Read a model of some `kind` from a safetensors file.
 
-    Args:
-        path: the file.
-        entry: key of the description in the header.
-        kind: kind of the model, for messages.
-        build: function of the description and the arrays that returns the model.
-
-    Raises:
-        OSError: if the file can't be read.
-        ValueError: if it is not such a file, or is corrupt.
+    `entry` is the key of a JSON description in the header. `build` returns the model for the
+    description and the arrays. Its exceptions become a ValueError that names the file.
     """
     arrays, metadata = read_safetensors(path)
     name = os.fspath(path)
@@ -148,11 +122,7 @@ def read_model(
 def check_shapes(
     arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...] | None]
 ) -> None:
-    """Check the shapes of arrays, before a model of any size is built. None stands for any shape.
-
-    Raises:
-        ValueError: naming the first array that is missing or has another shape.
-    """
+    """Check the shapes of arrays before a model of any size is built; None is any shape."""
     for name, shape in expected.items():
         actual = arrays[name].shape if name in arrays else None
         if actual is None or shape not in (None, actual):

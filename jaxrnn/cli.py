@@ -143,9 +143,6 @@ def _check_memory(values: Mapping[str, Any]) -> None:
     """Check that this machine's memory holds the recurrent weights, gradients and Adam's state.
 
     XLA aborts the process where it cannot allocate the weights.
-
-    Raises:
-        ValueError: if a lower bound of their size exceeds the memory.
     """
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -384,7 +384,9 @@ def characters(
     return figure
 
 
-def text_windows(losses: Any, accuracies: Any, by_position: Any, bound: Any, *, title: str) -> Any:
+def text_windows(
+    losses: Any, accuracies: Any, by_position: Any, bound: Any, *, title: str
+) -> Figure:
     """Draw the training of a model that predicts the next characters of windows of a text.
 
     Args:

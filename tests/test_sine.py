@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 
 import jaxrnn
-from jaxrnn import data
 from jaxrnn.examples import sine
 from jaxrnn.layers.heads import LAYERS
 from jaxrnn.training import sweep
@@ -68,7 +67,7 @@ def test_every_cell_learns(cell: str) -> None:
 
 
 def test_half_waves_are_exact_at_large_times() -> None:
-    x, y = data.half_waves(jnp.asarray(10_000_001), 20)
+    x, y = (a[-1] for a in sine.half_waves(200_002, 20))  # the last wave has an odd index
     wave = np.sin(np.linspace(0, np.pi, 21))
     np.testing.assert_allclose(x[:, 0], -wave[:-1], atol=1e-6)
     np.testing.assert_allclose(y[:, 0], -wave[1:], atol=1e-6)

@@ -7,12 +7,12 @@
     text        Vocabulary, next_characters      characters as integer ids
     batches     epoch, buckets, streams          the examples of each batch
     csv         read_csv, Table                  columns of a CSV file
-    sample_data sample, wave, half_waves         sample files, sine waves
+    sample_data sample, wave                     sample files, a sine wave
 """
 
 from jaxrnn.data.batches import Batches, Bucket, buckets, epoch, streams
 from jaxrnn.data.csv import Table, read_csv
-from jaxrnn.data.sample_data import half_waves, sample, wave
+from jaxrnn.data.sample_data import sample, wave
 from jaxrnn.data.series import Scaling, Windows, WindowSource, min_max, split, standard
 from jaxrnn.data.text import Vocabulary, next_characters
 
@@ -26,7 +26,6 @@ __all__ = [
     "Windows",
     "buckets",
     "epoch",
-    "half_waves",
     "min_max",
     "next_characters",
     "read_csv",

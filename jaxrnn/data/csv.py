@@ -51,10 +51,9 @@ def read_csv(
         allow_constant: If True, accept columns that have the same value in every line.
 
     Raises:
-        ValueError: naming the file and, where it applies, the line and the column: for an invalid
-            header, an unknown column, no numeric column, a cell that is not a finite number, a line
-            with more or fewer cells than the header, an empty line between others, fewer lines than
-            `min_rows`, a constant column, a byte that is not UTF-8.
+        ValueError: naming the file, the line and the column: for an invalid header, an unknown
+            column, a cell that is not a finite number, a line with more or fewer cells than the
+            header, an empty line, fewer lines than `min_rows`, a constant column, invalid UTF-8.
         OSError: if the file can't be opened.
 
     Example:

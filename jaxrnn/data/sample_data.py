@@ -1,4 +1,4 @@
-"""Sample files of the package, and sine waves that are exact at any phase."""
+"""Sample files of the package, and a sine wave."""
 
 from __future__ import annotations
 
@@ -29,30 +29,6 @@ def sample(name: str) -> Path:
     if name not in names:
         raise ValueError(f"`name` must be one of {', '.join(names)}, got {name!r}")
     return _FOLDER / name
-
-
-def half_waves(index: jax.Array, points: int) -> tuple[jax.Array, jax.Array]:
-    """Return a half wave of a sine and the same values one point later.
-
-    Window k covers ``linspace(k * pi, (k + 1) * pi, points + 1)``, in radians.
-
-    Args:
-        index: k, an integer scalar; map over it with `jax.vmap`.
-        points: number of points in the window.
-
-    Returns:
-        x, the first `points` values (points, 1), and y, the last (points, 1).
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> x, y = jax.vmap(lambda k: half_waves(k, 20))(jnp.arange(75))
-        >>> x.shape, bool((x[:, 1:] == y[:, :-1]).all())
-        ((75, 20, 1), True)
-    """
-    # sin(k pi + t) = (-1)^k sin(t) is exact for any k, where float32 would lose the phase.
-    sign = 1 - 2 * (index % 2)
-    values = sign * jnp.sin(jnp.linspace(0.0, jnp.pi, points + 1, dtype=jnp.float32))
-    return values[:-1, None], values[1:, None]
 
 
 def wave(points: int, period: int) -> jax.Array:

@@ -139,11 +139,10 @@ class Windows:
 
         Returns:
             x (B, size, D) and y (B, horizon, K), or (B, size, K) with `every_step`, in the dtype
-            of the series, with D and K the numbers of columns; no axis B for a scalar index, no
-            axes D and K for a series (T,).
+            of the series; no axis B for a scalar index, no axes D and K for a series (T,).
 
         Raises:
-            ValueError: for an invalid shape of the series, or an index that is not of integers.
+            ValueError: for an invalid shape of the series or the index.
         """
         series, index = jnp.asarray(series), jnp.asarray(index)
         self.check_shape(series.shape)
@@ -215,9 +214,9 @@ def split(steps: int, fractions: Sequence[float] = (0.7, 0.15, 0.15)) -> tuple[r
 
 
 class WindowSource:
-    """Windows of a NumPy array by index, read on demand from a file larger than memory.
+    """Windows of a NumPy array by index, a data source for the loaders of Grain and PyTorch.
 
-    With ``len(source)`` and ``source[k]`` it is a data source for the loaders of Grain and PyTorch.
+    Windows are read on demand, so the array may be a file larger than memory.
 
     Args:
         series: (T, C) or (T,), a NumPy array: ``np.load(path, mmap_mode="r")`` or

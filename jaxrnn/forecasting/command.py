@@ -129,11 +129,7 @@ def predict(
 
 
 def _check_folder(path: str, names: Sequence[str], source: str) -> Path:
-    """Check that files can be written to an output folder, which may not exist yet.
-
-    Raises:
-        OSError, ValueError: if they can't, or would overwrite the input file.
-    """
+    """Check that files can be written to a folder, which may not exist, without the input file."""
     folder, name = Path(path), f"folder {path!r}"
     parent = folder.absolute().parent
     if folder.exists() and not folder.is_dir():
@@ -149,11 +145,9 @@ def _check_folder(path: str, names: Sequence[str], source: str) -> Path:
 
 
 def _write_all(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> list[Path]:
-    """Write all files to a folder or none: each is moved there once all are complete.
+    """Write all files to a folder or none: they are moved there once all are complete.
 
-    Args:
-        folder: created if necessary, and removed again after a failure.
-        writers: function of the path that writes each file, by name.
+    `writers` has a function of the path for each name. After a failure, a new folder is removed.
     """
     new = not folder.exists()
     folder.mkdir(exist_ok=True)
@@ -254,12 +248,8 @@ def _ahead_table(forecasts: Mapping[str, np.ndarray], steps: int, limit: int = 2
 def draw(fitted: Fitted, title: str, limit: int = 600) -> Figure:
     """Draw the series with its forecasts, its end, the test errors, and the training.
 
-    The forecasts shown follow each other, a horizon at a time; the errors are those of all.
-
-    Args:
-        fitted: the result of `fit_forecaster`.
-        title: title of the figure.
-        limit: maximal number of steps shown.
+    The forecasts shown follow each other, a horizon at a time; the errors are those of all. At most
+    `limit` steps are shown.
     """
     figure = Figure(figsize=(12.6, 7.0), layout="constrained")
     figure.suptitle(plain(title))

@@ -113,11 +113,7 @@ class Scales(NamedTuple):
 
     @classmethod
     def fit(cls, values: np.ndarray, train: range, horizon: int, name: str = "values") -> Scales:
-        """Return the scales of the training steps of values (T, C), float64, not constant.
-
-        Raises:
-            ValueError: for values that are too large or too close together to be scaled.
-        """
+        """Return the scales of the training steps of values (T, C), float64, not constant."""
         with np.errstate(all="ignore"), jax.enable_x64(True):
             scaling = jax.tree.map(np.asarray, data.standard(values, train))
             z = scaling(values[: train.stop])
@@ -136,11 +132,7 @@ class Scales(NamedTuple):
         return cls(scaling, step, float(change))
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
-        """Return z of values (..., C), computed in float64, as float32.
-
-        Raises:
-            ValueError: for values too far from those of the training set.
-        """
+        """Return z of values (..., C), computed in float64, as float32."""
         with np.errstate(all="ignore"):
             z = np.asarray(self.scaling(values))
         if not (np.abs(z) < _MAX_Z).all():
@@ -203,8 +195,7 @@ class Forecaster:
             and after loading.
 
         Raises:
-            ValueError: for an invalid shape, values that are not finite, fewer than W steps, values
-                that are too far from the training set, or too many steps ahead.
+            ValueError: for invalid values, fewer than W steps, or too many steps ahead.
         """
         values = as_series(values, self.columns, "values")
         ahead = self.ahead if ahead is None else ahead
@@ -234,11 +225,8 @@ class Forecaster:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file, atomically.
 
-        The tensors are the weights under PyTorch's names, ``rnn.*`` and ``fc.*``. The header holds
-        the columns, window, horizon, layer, scales and the version of jaxrnn as JSON.
-
-        Raises:
-            OSError: if the file can't be written.
+        The tensors have PyTorch's names, ``rnn.*`` and ``fc.*``. The header describes columns,
+        window, horizon, layer and scales as JSON.
         """
         rnn, scales = self.model.rnn, self.scales
         description = {
@@ -270,11 +258,7 @@ class Forecaster:
 
 
 def as_series(values: Any, columns: Sequence[str], name: str) -> np.ndarray:
-    """Return values as (T, C), float64.
-
-    Raises:
-        ValueError: for another shape, or values that are not finite numbers.
-    """
+    """Return values as (T, C), float64; errors name the step and the column."""
     series = np.asarray(values)
     if not (np.issubdtype(series.dtype, np.floating) or np.issubdtype(series.dtype, np.integer)):
         raise ValueError(f"{name} must be numbers, got {series.dtype}")

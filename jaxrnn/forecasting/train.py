@@ -60,17 +60,11 @@ def prepare(
     *,
     name: str = "the series",
 ) -> Series:
-    """Check a series and split it chronologically.
-
-    Args:
-        values: (T, C), or (T,) for one column; the target column first.
-        columns: names of the columns.
-        options: window, horizon and the fractions of the sets.
-        name: name of the series in messages.
+    """Check a series and split it chronologically; the arguments are those of `fit_forecaster`.
 
     Raises:
-        ValueError: for an invalid shape, values that are not finite, too few steps for a window in
-            each set, or a column that is constant in the training set.
+        ValueError: for invalid values, too few steps for a window in each set, or a column that is
+            constant in the training set.
 
     Example:
         >>> series = prepare(np.sin(np.arange(100.0)), options=Options(window=8, horizon=2))
@@ -112,15 +106,9 @@ def _min_steps(options: Options) -> int:
 
 
 def persistence(values: np.ndarray, windows: data.Windows, indices: range) -> np.ndarray:
-    """Return the persistence forecasts: the last target value of each window, for every step.
+    """Return the persistence forecasts (K, H) of K consecutive windows of values (T, C).
 
-    Args:
-        values: the series (T, C), the target column first.
-        windows: the windows.
-        indices: indices of K consecutive windows.
-
-    Returns:
-        The forecasts (K, H).
+    The forecast of every step is the last value of the target column, the first column.
     """
     return np.repeat(last_values(values, windows, indices)[:, None], windows.horizon, axis=1)
 
@@ -160,12 +148,7 @@ class LinearRegression:
     """
 
     def __init__(
-        self,
-        values: np.ndarray,
-        windows: data.Windows,
-        indices: range,
-        train: range,
-        chunk: int = 4096,
+        self, values: Any, windows: data.Windows, indices: range, train: range, chunk: int = 4096
     ):
         known = values[train.start : train.stop]
         self.windows, self.mean, self.deviation = windows, known.mean(0), known.std(0)

@@ -125,11 +125,7 @@ def chars(
 
 
 def _start(prompt: str, top_k: int, vocabulary: Vocabulary) -> str:
-    """Return the prompt, or a new line, or the first character of the vocabulary.
-
-    Raises:
-        ValueError: for characters outside the vocabulary, or a `top_k` that exceeds its size.
-    """
+    """Check the prompt, and replace an empty one by a new line or the first character."""
     if top_k > len(vocabulary):
         raise ValueError(
             f"`top_k` must be <= {len(vocabulary)}, the size of the vocabulary, got {top_k}"
@@ -164,17 +160,10 @@ def draw(trained: Trained, title: str) -> Figure:
     figure.suptitle(plotting.plain(title))
     axis: Any = figure.subplots()
     history, name = trained.history, list(trained.losses)[-1]
-    axis.plot(
-        range(1, len(history.losses) + 1),
-        history.losses,
-        color=plotting.PALETTE[5],
-        linewidth=1,
-        label=f"{name}, training batches",
-    )
-    validation = history.validation["loss"]
-    axis.plot(
-        history.evaluated, validation, "o-", color=plotting.BLUE, label=f"{name}, validation set"
-    )
+    steps, light, blue = range(1, len(history.losses) + 1), plotting.PALETTE[5], plotting.BLUE
+    axis.plot(steps, history.losses, color=light, linewidth=1, label=f"{name}, training batches")
+    validation, label = history.validation["loss"], f"{name}, validation set"
+    axis.plot(history.evaluated, validation, "o-", color=blue, label=label)
     test = (trained.best, trained.losses[name])
     axis.plot(*test, "D", color=plotting.VERMILLION, label=f"{name}, test set")
     for (ngram, loss), style in zip(list(trained.losses.items())[:-1], ("-", ":", "-.", "--")):

@@ -81,12 +81,7 @@ class Text(NamedTuple):
 
 
 def prepare(
-    text: str,
-    *,
-    window: int = 64,
-    batch_size: int = 16,
-    share: float = 0.1,
-    name: str = "the text",
+    text: str, *, window: int = 64, batch_size: int = 16, share: float = 0.1, name: str = "the text"
 ) -> Text:
     """Encode a text and split it chronologically into sets of windows.
 
