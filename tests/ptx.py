@@ -1,14 +1,13 @@
-"""A machine for the PTX that the Hopper kernels write themselves: what blocks send each other.
+"""A simulated machine for the PTX of the Hopper kernels: the messages between blocks.
 
-Mosaic's interpreter knows nothing of it. Here each block is a Python thread, its 128 threads are
-the lanes of NumPy arrays with a place in the program each, and one block runs at a time, up to
-where it waits. Whatever the hardware leaves open is drawn: who runs next, when a message of
-``st.async`` arrives, when a cluster begins. Global writes are seen by other blocks once their own
-block has released them, and ``cp.async`` arrives when it is waited for: a missing release or wait
-is a wrong number. Addresses that are not of one piece of memory, or not aligned, are errors.
+Each block is a Python thread, its 128 threads are the lanes of NumPy arrays with a program counter
+each, and one block runs at a time, until it waits. Everything that the hardware leaves open is
+random: which block runs next, when a message of ``st.async`` arrives, when a cluster starts. Other
+blocks see global writes after their release, and ``cp.async`` completes when it is waited for: a
+missing release or wait gives a wrong number. Addresses outside of an allocation, or misaligned, are
+errors.
 
-The instructions are those in `jaxrnn.backends.hopper.peers` and `hopper_far`, after the PTX
-instruction set, NVIDIA, version 8.
+The instructions are those of `jaxrnn.backends.hopper.exchange`, after NVIDIA's PTX ISA, version 8.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ import numpy as np
 
 LANES = 128
 WINDOW = 1 << 24
-"""Bytes between the shared memories of two blocks of a cluster, as other blocks see them."""
+"""Distance of the shared memories of two blocks in the address space of their cluster."""
 
 
 class Ref:
-    """A piece of memory as an array, and where it is."""
+    """An array in an allocation."""
 
     def __init__(self, array: np.ndarray, root: np.ndarray, begin: int):
         self.array, self.root, self.begin = array, root, begin
 
     @property
     def address(self) -> int:
-        """Of its first byte."""
+        """Address of the first byte."""
         at = lambda a: a.__array_interface__["data"][0]  # noqa: E731
         return self.begin + at(self.array) - at(self.root)
 
     @property
     def at(self) -> Any:
-        """Parts of it."""
+        """Slices of the array."""
         return _At(self)
 
     def __getitem__(self, index: Any) -> Any:
@@ -77,36 +76,36 @@ def _index(index: Any) -> Any:
 
 
 class Memory:
-    """Pieces of memory, with gaps between them, which nothing may touch."""
+    """Allocations, with gaps between them."""
 
     def __init__(self, begin: int):
-        self.next, self.pieces = begin, []
+        self.next, self.allocations = begin, []
 
     def add(self, shape: tuple[int, ...], dtype: Any, fill: int = 0xFF) -> Ref:
-        """A new piece; of NaNs, for what is of floats."""
+        """Allocate an array; floats are NaN."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         root = np.full(max(size, 1), fill, np.uint8)
-        self.pieces.append((self.next, root))
+        self.allocations.append((self.next, root))
         ref = Ref(root[:size].view(dtype).reshape(shape), root, self.next)
         self.next += -(-size // 1024) * 1024 + 1024
         return ref
 
     def find(self, addresses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The piece that has all of so many bytes at each address, and where in it they are."""
+        """Return the allocation with `size` bytes at each address, and their offsets in it."""
         least, most = int(addresses.min()), int(addresses.max())
         assert not (addresses % size).any(), f"{least:#x} is not aligned to {size} bytes"
-        for begin, root in self.pieces:
+        for begin, root in self.allocations:
             if begin <= least and most + size <= begin + len(root):
                 return root, (addresses.astype(np.int64) - begin)[:, None] + np.arange(size)
         raise AssertionError(f"no allocation from {least:#x} to {most + size:#x}")
 
 
 class Stopped(BaseException):
-    """Another block has failed."""
+    """Raised in all blocks after one has failed."""
 
 
 class Block:
-    """One block: 128 threads that run the same text."""
+    """A block of 128 threads."""
 
     def __init__(self, machine: Machine, cluster: int, rank: int):
         self.machine, self.cluster, self.rank = machine, cluster, rank
@@ -118,7 +117,7 @@ class Block:
         self.done = self.waiting = False
 
     def pause(self, waiting: bool = False) -> None:
-        """Let others run."""
+        """Let other blocks run."""
         self.waiting = waiting
         self.back.set()
         self.go.wait()
@@ -127,9 +126,9 @@ class Block:
             raise Stopped
 
     def load(self, space: str, addresses: np.ndarray, size: int) -> np.ndarray:
-        """So many bytes from each address: (addresses, size).
+        """Load `size` bytes from each address: (addresses, size).
 
-        Of global memory, what has been released and what this block has written.
+        Global memory contains what has been released and what this block has written.
         """
         if space == "global":
             root, at = self.machine.memory.find(addresses, size)
@@ -140,7 +139,7 @@ class Block:
         return root[at]
 
     def store(self, space: str, addresses: np.ndarray, data: np.ndarray) -> None:
-        """Into shared memory, or into global memory once it is released."""
+        """Store into shared memory, or into global memory, which others see after a release."""
         memory = self.machine.memory if space == "global" else self.shared
         root, at = memory.find(addresses, data.shape[1])
         if space == "global":
@@ -149,24 +148,24 @@ class Block:
         root[at] = data
 
     def _unseen(self, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What this block has written to a piece of memory, and where."""
+        """Return what this block has written to an allocation, and a mask of it."""
         if id(root) not in self.unseen:
             self.unseen[id(root)] = root, np.zeros_like(root), np.zeros(len(root), bool)
         return self.unseen[id(root)][1:]
 
     def release(self) -> None:
-        """Let others see what this block has written."""
+        """Let other blocks see what this block has written."""
         for root, written, new in self.unseen.values():
             root[new] = written[new]
             new[:] = False
 
     def of(self, addresses: np.ndarray) -> Block:
-        """The block of this cluster in whose window addresses lie."""
+        """Return the block of this cluster that owns the addresses."""
         (rank,) = set((addresses // WINDOW - 1).tolist())
         return self.machine.clusters[self.cluster][rank]
 
     def count(self, barrier: int, bytes_: int, arrivals: int = 0) -> None:
-        """So many bytes more to come, or come if negative; a phase ends when nothing is left."""
+        """Add expected bytes, negative for arrived ones; a phase completes at zero."""
         state = self.barriers[barrier]
         state[1] -= arrivals
         state[2] += bytes_
@@ -175,7 +174,7 @@ class Block:
             state[:] = [state[0] + 1, 1, 0]
 
     def execute(self, text: str, *operands: int, returns: bool = False) -> int | None:
-        """Run a text, with a register for its result before its operands, if it has one."""
+        """Execute instructions, with a register for the result before those of the operands."""
         given = [0] * returns + list(operands)
         run = _Run(self, parsed(text), given)
         if returns:
@@ -185,12 +184,12 @@ class Block:
         if not returns:
             return None
         number = run.registers["$0"]
-        assert (number == number[0]).all(), "a scalar that is not the same for all threads"
+        assert (number == number[0]).all(), "a scalar differs between threads"
         return int(number[0])
 
 
 class Machine:
-    """Clusters of blocks, of which some are there at once."""
+    """Clusters of blocks, of which `at_once` are resident."""
 
     def __init__(self, seed: int, clusters: int, blocks: int, at_once: int):
         self.random = np.random.default_rng(seed)
@@ -202,9 +201,9 @@ class Machine:
         self.local = threading.local()
 
     def launch(self, body: Callable[[Block], None]) -> None:
-        """Run a function in all blocks."""
+        """Run a function in all blocks, in random order."""
         left = list(self.random.permutation(len(self.clusters)))
-        here: list[int] = []
+        resident: list[int] = []
         threads: list[threading.Thread] = []
 
         def run(block: Block) -> None:
@@ -220,15 +219,15 @@ class Machine:
             block.back.set()
 
         idle = 0
-        while left or here:
-            while left and len(here) < self.at_once:
-                here.append(left.pop())
-                for block in self.clusters[here[-1]]:
+        while left or resident:
+            while left and len(resident) < self.at_once:
+                resident.append(left.pop())
+                for block in self.clusters[resident[-1]]:
                     threads.append(threading.Thread(target=run, args=(block,), daemon=True))
                     threads[-1].start()
                     block.back.wait()
                     block.back.clear()
-            blocks = [b for k in here for b in self.clusters[k] if not b.done]
+            blocks = [b for k in resident for b in self.clusters[k] if not b.done]
             if blocks:
                 block = blocks[self.random.integers(len(blocks))]
                 block.go.set()
@@ -237,7 +236,7 @@ class Machine:
                 idle = idle + 1 if block.waiting else 0
             if idle > 100 * len(blocks) + 100 and not self.messages:
                 self.failed = self.failed or AssertionError("all blocks wait for each other")
-            here = [k for k in here if not all(b.done for b in self.clusters[k])]
+            resident = [k for k in resident if not all(b.done for b in self.clusters[k])]
             if self.failed is None:
                 self._deliver()
             else:
@@ -246,25 +245,25 @@ class Machine:
             thread.join()
         if self.failed is not None:
             raise self.failed
-        assert not self.messages, "a message had not come when its block left"
+        assert not self.messages, "a message is in flight after all blocks have exited"
 
     def _deliver(self) -> None:
-        """Some of the messages that are under way, in any order."""
+        """Deliver some of the messages in flight, in any order."""
         late = []
         for block, addresses, data, barrier in self.messages:
-            come = self.random.random(len(data)) < 0.3
-            if not come.all():
-                late.append((block, addresses[~come], data[~come], barrier))
-            if come.any():
-                assert not block.done, "a message has come to a block that has left"
-                block.store("cta", addresses[come], data[come])
-                block.count(barrier, -data[come].size)
+            arrived = self.random.random(len(data)) < 0.3
+            if not arrived.all():
+                late.append((block, addresses[~arrived], data[~arrived], barrier))
+            if arrived.any():
+                assert not block.done, "a message has arrived at a block that has exited"
+                block.store("cta", addresses[arrived], data[arrived])
+                block.count(barrier, -data[arrived].size)
         self.messages = late
 
 
 @functools.cache
 def parsed(text: str) -> tuple[list[tuple[str, str, list[str]]], dict[str, int], dict[str, str]]:
-    """Instructions as (predicate, name, operands); where labels are; types of registers."""
+    """Parse instructions as (predicate, name, operands), labels and types of registers."""
     program: list[tuple[str, str, list[str]]] = []
     labels: dict[str, int] = {}
     kinds: dict[str, str] = {}
@@ -291,7 +290,7 @@ def _names(operand: str) -> list[str]:
 
 
 class _Run:
-    """One text in one block."""
+    """Execution of instructions in one block."""
 
     def __init__(self, block: Block, text: Any, given: list[int]):
         self.block = block
@@ -306,7 +305,7 @@ class _Run:
         self.copies: list[tuple[np.ndarray, np.ndarray]] = []
 
     def run(self) -> None:
-        """All lanes to the end: always those that are least far, so that they meet again."""
+        """Run all lanes to the end, the ones furthest behind first, so that they reconverge."""
         end = len(self.program)
         while True:
             at = int(self.place.min())
@@ -322,7 +321,7 @@ class _Run:
                 getattr(self, "do_" + head)(more, operands)
 
     def value(self, operand: str, dtype: Any = np.uint64) -> np.ndarray:
-        """Of an operand in each lane."""
+        """Return an operand in each lane."""
         if operand.startswith("$"):
             return np.full(LANES, self.given[int(operand[1:])], dtype)
         if operand in self.registers:
@@ -334,17 +333,17 @@ class _Run:
         return np.full(LANES, int(operand, 0), dtype)
 
     def put(self, name: str, value: Any) -> None:
-        """Into a register, of the lanes that are on."""
+        """Write a register in the active lanes."""
         register = self.registers[name]
         register[self.on] = np.asarray(value).astype(register.dtype)[self.on]
 
     def addresses(self, operand: str) -> np.ndarray:
-        """Of an operand in brackets."""
+        """Return the addresses of an operand in brackets."""
         base, _, plus = operand[1:-1].replace(" ", "").partition("+")
         return self.value(base) + np.uint64(int(plus or 0))
 
     def lane(self, operand: str) -> np.ndarray:
-        """The address, of an instruction that is for one thread only."""
+        """Return the address of an instruction that a single thread executes."""
         assert self.on.sum() == 1
         return self.addresses(operand)[self.on]
 
@@ -381,7 +380,7 @@ class _Run:
         to = self.labels[o[0]]
         back = to < self.place[self.on][0]
         self.place[self.on] = to
-        if back:  # it asks again and again: somebody else has to do something first
+        if back:  # it polls: another block has to act first
             self.block.pause(waiting=True)
 
     def do_ld(self, kind: list[str], o: list[str]) -> None:
@@ -402,7 +401,9 @@ class _Run:
         for barrier in np.unique(barriers):
             its = barriers == barrier
             block = self.block.of(barriers[its])
-            assert block is self.block.of(addresses[its]), "sent to one block, told to another"
+            assert block is self.block.of(addresses[its]), (
+                "data and barrier belong to different blocks"
+            )
             where = addresses[its] % WINDOW
             block.shared.find(where, data.shape[1])
             self.block.machine.messages.append((block, where, data[its], int(barrier) % WINDOW))
@@ -420,7 +421,7 @@ class _Run:
         self.copies.append((self.addresses(o[0])[self.on], data))
 
     def _count(self, operand: str, more: str) -> int:
-        """Add to a counter in global memory; what it was."""
+        """Add to a counter in global memory and return its previous value."""
         root, at = self.block.machine.memory.find(self.lane(operand), 4)
         counter = root[at[0, 0] :][:4].view(np.uint32)
         counter += np.uint32(int(more))
@@ -439,7 +440,7 @@ class _Run:
 
     def do_bar(self, kind: list[str], o: list[str]) -> None:
         warps = self.on.reshape(-1, 32)
-        assert all(w.all() or not w.any() for w in warps), "a warp is not together"
+        assert all(w.all() or not w.any() for w in warps), "a warp has diverged"
 
     def do_barrier(self, kind: list[str], o: list[str]) -> None:
         assert self.on.all(), "not all threads of a block are at a barrier"

@@ -309,7 +309,7 @@ def test_shared_memory_as_pallas_counts_it(cell: Any, itemsize: int, terms: int)
             device: Any = hopper.device_for(t)
             _, forward = loops.forward(device, options, True)
             _, backward = loops.backward(device, options)
-            for scratch, expected in ((forward, t.forward_bytes), (backward, t.backward_bytes)):
+            for scratch, expected in ((forward, t.forward_bytes()), (backward, t.backward_bytes())):
                 scratch.pop("mailboxes", None)
                 extra = device.extra_scratch if t.K > 1 else {}
                 assert sum(map(num_bytes, (scratch | extra).values())) == expected <= 227 * 1024

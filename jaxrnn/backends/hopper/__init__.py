@@ -15,7 +15,7 @@ Products use bfloat16, float16 or TF32 factors: one TF32 product if ``jax_defaul
 is "tensorfloat32", else three on float32 split into two terms, which keep 22 of its 24 significant
 bits. Sums, states and elementwise functions are float32.
 
-`README.md` in this folder describes the partition, the measurements and the tests.
+See `README.md` in this folder.
 
 Sources: persistent recurrent networks, G. Diamos et al., ICML 2016; products of split floats,
 H. Ootomo and R. Yokota, Int. J. High Performance Computing Applications 36 (2022).
@@ -37,14 +37,8 @@ from jaxrnn.backends.step import add_bias, project
 from jaxrnn.cells import Cell
 
 DTYPES = ("float32", "bfloat16", "float16")
-_FIRST_JAX, _END_JAX = (0, 10, 2), (0, 13)
-"""Versions of JAX whose Mosaic GPU is supported; the second is excluded."""
-
-_SCAN_STEP = 6.5
-"""Least time of a scan step in microseconds, measured on an H200."""
-
-GROUPS_IN_AUTO = False
-"""If True, "auto" uses groups of clusters. They have not been measured."""
+_FIRST_JAX, _END_JAX = (0, 10, 2), (0, 13)  # the second is excluded
+_SCAN_STEP = 6.5  # least time of a scan step in microseconds, measured on an H200
 
 
 def unsupported_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) -> str | None:
@@ -73,7 +67,7 @@ def unprofitable_reason(cell: Cell, dtype: Any, T: int, N: int, D: int, H: int) 
     """Return the reason why "auto" should not use the kernels for a layer, or None."""
     del T, D
     t = tiling_for(cell, dtype, N, H)
-    if t is not None and t.K > 1 and not GROUPS_IN_AUTO:
+    if t is not None and t.K > 1:
         return (
             f"W_hh needs the shared memory of {t.K} clusters, and such kernels have been compiled "
             'and interpreted but never run on a GPU. Use backend="kernel" to run them'
@@ -136,7 +130,9 @@ def run_forward(
     x, w_ih, w_hh, b_ih, b_hh, *more = operands
     S, saved = len(cell.states), lower.cell_graphs(cell).residual_counts
     (T, N), H, G = x.shape[:2], w_hh.shape[1], len(cell.gates)
-    t, order = _plan(cell, x.dtype, N, H)
+    t = tiling_for(cell, x.dtype, N, H)
+    assert t is not None  # primitives check unsupported_reason
+    order = _KernelOrder(t, N, H)
     bias = (b_ih if cell.split else b_ih + b_hh).astype(jnp.float32)
     inputs = [order.to_tiles(add_bias(project(x, w_ih), bias, axis=-1), G)]
     if cell.split:
@@ -182,7 +178,9 @@ def run_backward(
     initial, after = more[:S], more[S : 2 * S]
     saved, masks = more[2 * S :][: len(counts)], more[2 * S + len(counts) :]
     (T, N), H, G = dh.shape[:2], w_hh.shape[1], len(cell.gates)
-    t, order = _plan(cell, w_hh.dtype, N, H)
+    t = tiling_for(cell, w_hh.dtype, N, H)
+    assert t is not None  # primitives check unsupported_reason
+    order = _KernelOrder(t, N, H)
     f32 = jnp.float32
     inputs = [order.to_tiles(dh.astype(f32), 1)]
     inputs.append(order.to_tiles(jnp.concatenate(dfinal, axis=1).astype(f32)[None], S)[0])
@@ -204,13 +202,6 @@ def run_backward(
         *jnp.split(order.from_tiles(dz), 1 + cell.split, axis=2),
         *jnp.split(dinitial, S, axis=1),
     ]
-
-
-def _plan(cell: Cell, dtype: Any, N: int, H: int) -> tuple[Tiling, _KernelOrder]:
-    t = tiling_for(cell, dtype, N, H)
-    if t is None:
-        raise ValueError(unsupported_reason(cell, dtype, 1, N, 1, H))
-    return t, _KernelOrder(t, N, H)
 
 
 def device_for(tiling: Tiling) -> Any:
@@ -242,8 +233,7 @@ class _KernelOrder:
 
     def to_tiles(self, a: jax.Array, count: int) -> jax.Array:
         """Convert (T, N, count * H) to kernel order."""
-        t, (T, N, _) = self.tiling, a.shape
-        clusters = -(-N // t.B)
+        t, (T, N, _), clusters = self.tiling, a.shape, -(-a.shape[1] // self.tiling.B)
         a = a.reshape(T, N, count, self.H)
         padding = (0, 0), (0, clusters * t.B - N), (0, 0), (0, t.padded_hidden_size - self.H)
         a = jnp.pad(a, padding).reshape(T, clusters, t.B, count, t.num_blocks, t.U)

@@ -53,18 +53,8 @@ class MessageBarriers(NamedTuple):
     """Barriers at which messages within a cluster arrive, one for each buffer."""
 
 
-class GlobalMemory(NamedTuple):
-    """Uninitialised global memory of each group, through which its clusters exchange data."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-
 class Cluster:
-    """A cluster of blocks on a Hopper GPU.
-
-    Messages are numbered by the step `s` that reads them.
-    """
+    """A cluster of blocks on a Hopper GPU. Message `s` is the one that step `s` reads."""
 
     memory: dict[str, Any]
     """References to scratch memory by name, while a kernel is traced."""
@@ -81,22 +71,17 @@ class Cluster:
     ) -> Callable[..., Any]:
         """Return a kernel as a function of its operands.
 
-        Args:
-            body: called with references to operands and results.
-            results: shapes and dtypes of the results.
-            scratch: scratch memory by name. "messages" and "copies" are barriers; a group of
-                clusters needs `GlobalMemory` under "mailboxes".
-            grid_size: number of clusters, or of groups of clusters.
-            name: name of the kernel.
+        `body` takes references to operands and results; `scratch` is memory and barriers by name;
+        `grid_size` is the number of clusters, or of groups of clusters.
         """
         names = list(scratch)
 
-        def run(*refs: Any) -> None:
+        def _run(*refs: Any) -> None:
             self.memory = dict(zip(names, refs[-len(names) :], strict=True))
             body(*refs[: -len(names)])
 
         return plgpu.kernel(
-            run,
+            _run,
             out_type=results,
             scratch_types=[self._scratch(kind) for kind in scratch.values()],
             grid_names=(CLUSTERS,),
@@ -114,8 +99,8 @@ class Cluster:
             return plgpu.Barrier(num_arrivals=kind.num_arrivals)
         if isinstance(kind, MessageBarriers):
             return plgpu.SMEM(*exchange.BARRIERS)
-        transforms = dict(transforms=self.tiling.transforms) if kind.swizzled else {}
-        return plgpu.SMEM(kind.shape, kind.dtype, **transforms)
+        transforms = self.tiling.transforms if kind.swizzled else ()
+        return plgpu.SMEM(kind.shape, kind.dtype, transforms=transforms)
 
     # Position
 
@@ -155,12 +140,12 @@ class Cluster:
         """Return the sum of products of factors in shared memory, float32 (m, B)."""
         transpose = self.tiling.batch_major
 
-        def multiply(acc: Any) -> jax.Array:
+        def _multiply(acc: Any) -> jax.Array:
             for a, b in pairs:
                 plgpu.wgmma(acc, a, _transposed(b) if transpose else b)
             return acc[...]
 
-        return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((m, self.tiling.B), jnp.float32))
+        return pl.run_scoped(_multiply, plgpu.WGMMAAccumulatorRef((m, self.tiling.B), jnp.float32))
 
     def store_sums(self, sums: Any, value: jax.Array) -> None:
         """Store the result of `matmul` in shared memory."""
@@ -207,17 +192,14 @@ class Cluster:
     def broadcast(self, name: str, s: Any, num_tiles: int) -> None:
         """Send this block's part of `name`, (NUM_BUFFERS, C, num_tiles, ...), to its cluster."""
         t, buffer = self.tiling, buffer_of(s)
-        num_bytes = num_tiles * t.terms * t.U * t.B * t.itemsize
+        num_bytes = num_tiles * t.factor_bytes
         exchange.expect(self.memory["messages"], buffer, (t.C - 1) * num_bytes)
         if t.C == 1:
             return
         part = self.memory[name].at[buffer, self.rank]
         exchange.send(
             *(part, part, self.memory["messages"], buffer),
-            num_bytes=num_bytes,
-            stride=0,
-            first=0,
-            count=t.C,
+            *(num_bytes, 0, 0, t.C),
             skip_self=True,
             fixed_offsets=t.K > 1,
             transforms=(t.transforms, t.transforms),
@@ -234,10 +216,7 @@ class Cluster:
         inbox = self.memory["inbox"].at[buffer, self.rank]
         exchange.send(
             *(self.memory["sums"], inbox, self.memory["messages"], buffer),
-            num_bytes=num_bytes,
-            stride=num_bytes,
-            first=first,
-            count=count,
+            *(num_bytes, num_bytes, first, count),
             fixed_offsets=self.tiling.K > 1,
         )
 
@@ -298,15 +277,15 @@ class ClusterGroup(Cluster):
     ) -> Callable[..., Any]:
         """Return a kernel as a function of its operands, see `Cluster.launch`."""
         scratch = scratch | self.extra_scratch
-        mailboxes: GlobalMemory = scratch.pop("mailboxes")
+        mailboxes: jax.ShapeDtypeStruct = scratch.pop("mailboxes")
         shape = jax.ShapeDtypeStruct((grid_size, *mailboxes.shape), mailboxes.dtype)
 
-        def run(*refs: Any) -> None:
-            *refs, self.mailboxes = refs
+        def _run(*refs: Any) -> None:
+            *given, self.mailboxes = refs
             self.enter(grid_size)
-            body(*refs)
+            body(*given)
 
-        kernel = super().launch(run, (*results, shape), scratch, grid_size, name)
+        kernel = super().launch(_run, (*results, shape), scratch, grid_size, name)
         return lambda *operands: kernel(*operands)[:-1]
 
     def enter(self, grid_size: int) -> None:
@@ -341,22 +320,21 @@ class ClusterGroup(Cluster):
         """Send this block's h to the blocks that read it at step `s`."""
         t = self.tiling
         source, target = self.local("h").at[0, self.index], self._mailbox(s).at[self.index]
-        num_bytes = t.terms * t.U * t.B * t.itemsize
-        exchange.write_global(source, target, num_bytes=num_bytes, transforms=t.transforms)
+        exchange.write_global(source, target, t.factor_bytes, transforms=(t.transforms,))
         exchange.signal(self.counter)
 
     def receive_h(self, s: Any) -> None:
         """Wait for h of step `s`, and copy it to shared memory."""
         t = self.tiling
         exchange.wait_for_signals(self.counter, (s + 1) * t.K)
-        num_bytes = t.K * t.terms * t.U * t.B * t.itemsize
-        exchange.read_global(self._mailbox(s), self.local("h").at[0], num_bytes, t.transforms)
+        target = self.local("h").at[0]
+        exchange.read_global(self._mailbox(s), target, t.K * t.factor_bytes, t.transforms)
         plgpu.commit_smem()  # the tensor cores read it through the async proxy
 
     def init_dh(self) -> None:
         """Make the partial sums of dh that step 0 reads zero."""
         t = self.tiling
-        exchange.zero_global(self._mailbox(jnp.int32(0)).at[self.index], t.K * t.U * t.B * 4)
+        exchange.zero_global(self._mailbox(jnp.int32(0)).at[self.index], t.K * t.sum_bytes)
 
     def expect_dh(self, s: Any) -> None:
         """Do nothing: counters need no announcement."""
@@ -364,14 +342,8 @@ class ClusterGroup(Cluster):
     def send_dh(self, s: Any, first: int, count: int) -> None:
         """Send partial sums of dh to the blocks from `first` on."""
         t = self.tiling
-        num_bytes = t.U * t.B * 4
-        exchange.write_global(
-            *(self.local("sums"), self._mailbox(s).at[0, self.index]),
-            num_bytes=num_bytes,
-            stride=t.K * num_bytes,
-            first=first,
-            count=count,
-        )
+        target, stride = self._mailbox(s).at[0, self.index], t.K * t.sum_bytes
+        exchange.write_global(self.local("sums"), target, t.sum_bytes, stride, first, count)
 
     def flush_dh(self) -> None:
         """Publish what `send_dh` has sent."""

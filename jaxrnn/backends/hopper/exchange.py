@@ -3,43 +3,18 @@
 **Within a cluster** blocks store into each other's shared memory (``st.async``). A block has two
 mbarriers, used alternately. It announces the number of bytes to arrive, each store counts its own
 bytes, and the phase completes when all have arrived. Pallas's remote stores make every thread of
-every sender arrive at the mbarrier instead, thousands of arrivals a step, which costs more than the
-rest of the step.
+every sender arrive instead, thousands of arrivals a step, which costs more than the rest of it.
 
-Messages are numbered; even ones use one buffer and mbarrier, odd ones the other. A block sends
-message s + 2 after it has received message s + 1 from all its receivers, and each of them sent that
-after waiting for message s and reading it: its threads read before they synchronise for message
-s + 1, and the tensor cores read before the results that message s + 1 carries existed. Hence no
-message overwrites one that is still read, none counts in an earlier phase, and no thread is two
-phases behind. Bytes may arrive before they are announced: the phase cannot complete before
-`expect`, and until then its count of bytes is negative. Blocks exit together after reading all
-messages, so that no store targets a block that has exited.
+**Between clusters** blocks write to global memory and add to a counter (release); receivers wait
+for the counter (acquire). Both sides use the generic proxy and need no proxy fence; shared memory
+needs that of `plgpu.commit_smem` before the tensor cores read it through the async proxy. A block
+that waits needs the blocks that it waits for to be resident, so clusters take a ticket when they
+start and derive their place in a group from it.
 
-**Between clusters** blocks exchange data through global memory and counters:
+`README.md` argues why two buffers suffice and why groups cannot deadlock.
 
-.. code-block:: text
-
-    sender      writes of all threads, block barrier, red.release.gpu by one thread
-    receiver    ld.acquire.gpu by one thread until the counter arrives, block barrier, reads
-
-Release and acquire at GPU scope also order what other threads of the block do before or after a
-block barrier. Both sides use the generic proxy (cp.async too, unlike cp.async.bulk) and need no
-proxy fence; shared memory needs that of `plgpu.commit_smem` before the tensor cores read it through
-the async proxy. Counters start at zero and increase monotonically within a launch. Message s + 2
-overwrites message s after the counter of s + 1 is complete; each block adds to it after its last
-read of message s, and no block adds for s + 1 before all have added for s.
-
-A block that waits needs the blocks that it waits for to be resident. Clusters therefore take a
-ticket when they start and derive their place in a group from it: of all groups that have started,
-the last alone may lack clusters, which start as soon as an earlier group exits, or at once if there
-is none (`jaxrnn.backends.hopper.tiling.guaranteed_clusters`). Two such kernels must not run
-concurrently: each could hold the SMs that the other waits for. XLA runs the kernels of a program
-one after another, also in a CUDA graph unless ``xla_gpu_command_buffer_scheduling_mode`` is
-CONCURRENT; processes share a GPU by time slices, unless they run under MPS.
-
-Sources: NVIDIA, PTX ISA version 8: st.async, mapa, mbarrier, memory consistency model; cooperative
-groups' grid barrier; tickets: D. Merrill and M. Garland, Single-pass parallel prefix scan with
-decoupled look-back, NVIDIA 2016.
+Sources: NVIDIA, PTX ISA version 8: st.async, mapa, mbarrier, memory consistency model; tickets:
+D. Merrill and M. Garland, Single-pass parallel prefix scan with decoupled look-back, NVIDIA 2016.
 """
 
 from __future__ import annotations
@@ -83,11 +58,11 @@ def emit(text: str, *operands: Any, transforms: tuple[Any, ...] = (), returns: b
         for operand in operands
     ]
 
-    def body(_: Any, *operands: Any) -> Any:
+    def _body(_: Any, *operands: Any) -> Any:
         i32, i64 = map(ir.IntegerType.get_signless, (32, 64))
         registers = list(map(_register, operands))
         constraints = ["l" if r.type == i64 else "r" for r in registers]
-        result = llvm.inline_asm(
+        result: Any = llvm.inline_asm(
             i32 if returns else ir.Type.parse("!llvm.void"),
             registers,
             "{\n" + text + "\n}",
@@ -97,7 +72,7 @@ def emit(text: str, *operands: Any, transforms: tuple[Any, ...] = (), returns: b
         return FragmentedArray.splat(result, shape=(), is_signed=True) if returns else None
 
     result = plgpu.ShapeDtypeStruct((), jnp.int32, layout=scalar) if returns else None
-    inlined: Any = plgpu.inline_mgpu(arg_types=tuple(kinds), return_type=result)(body)
+    inlined: Any = plgpu.inline_mgpu(arg_types=tuple(kinds), return_type=result)(_body)
     return inlined(*operands)
 
 
@@ -169,11 +144,11 @@ def send(
     target: Any,
     barriers: Any,
     index: Any,
-    *,
     num_bytes: int,
     stride: int,
     first: int,
     count: int,
+    *,
     skip_self: bool = False,
     fixed_offsets: bool = False,
     transforms: tuple[Any, Any] = ((), ()),
@@ -182,21 +157,21 @@ def send(
 
     Args:
         source: data of the first block; those of the next begin `stride` bytes later.
-        target: destination, at the same address in each receiver.
-        barriers: mbarriers, at the same address in each receiver.
-        index: mbarrier that counts the message.
+        target: destination, at the same address in each receiver, like `barriers`.
+        barriers: mbarriers, of which `index` counts the message.
+        index: 0 or 1.
         num_bytes: bytes for each block, a multiple of 16.
         stride: bytes between the data of two blocks; 0 sends the same data to all.
         first: rank of the first receiver.
         count: number of receivers.
         skip_self: if True, do not send to this block.
-        fixed_offsets: if True, use immediate address offsets where pieces divide evenly among
-            threads; the compiler may otherwise keep each address in a register.
+        fixed_offsets: if True, use immediate offsets where pieces divide evenly among threads, to
+            save registers.
         transforms: transforms of source and target.
     """
     pieces = num_bytes // _PIECE
 
-    def send_piece(source: str, local: str, remote: str) -> list[str]:
+    def _send_piece(source: str, local: str, remote: str) -> list[str]:
         return [
             *(["setp.ne.and.u32 p, peer, me, p;"] if skip_self else []),
             f"@p ld.shared::cta.v4.b32 {{a, b, c, d}}, [{source}];",
@@ -230,7 +205,7 @@ def send(
             text += [
                 f"setp.lt.u32 p, t, {count * pieces - start};",
                 f"add.u32 peer, item, {first + start // pieces};",
-                *send_piece(f"from+{start // pieces * stride + offset}", "place", f"to+{offset}"),
+                *_send_piece(f"from+{start // pieces * stride + offset}", "place", f"to+{offset}"),
             ]
         else:
             text += [
@@ -243,7 +218,7 @@ def send(
                 f"mad.lo.u32 to, piece, {_PIECE}, $1;",
                 f"mad.lo.u32 from, peer, {stride}, from;",
                 f"add.u32 peer, peer, {first};",
-                *send_piece("from", "to", "to"),
+                *_send_piece("from", "to", "to"),
             ]
     emit("\n".join(text), source, target, barriers, index, transforms=transforms)
 
@@ -322,28 +297,19 @@ def _rounds(pieces: int) -> list[tuple[int, str]]:
 def write_global(
     source: Any,
     target: Any,
-    *,
     num_bytes: int,
     stride: int = 0,
     first: int = 0,
     count: int = 1,
     transforms: tuple[Any, ...] = (),
 ) -> None:
-    """Copy tiles from shared to global memory.
+    """Copy contiguous tiles of `num_bytes`, a multiple of 16, from shared to global memory.
 
-    Args:
-        source: contiguous tiles.
-        target: destination of tile number 0.
-        num_bytes: bytes of a tile, a multiple of 16.
-        stride: bytes between the destinations of two tiles.
-        first: number of the first tile.
-        count: number of tiles.
-        transforms: transforms of the source.
+    Tile number k, from `first` on, is written `k * stride` bytes after the target.
     """
     pieces = num_bytes // _PIECE
 
-    def address(start: int) -> list[str]:
-        """Return the code for a thread's destination in the round from piece `start`."""
+    def _set_address(start: int) -> list[str]:
         return [
             f"add.u32 word, t, {start};",
             f"div.u32 which, word, {pieces};",
@@ -355,19 +321,19 @@ def write_global(
 
     # If rounds are whole tiles or tiles whole rounds, offsets between rounds are constants.
     fixed = _THREADS % pieces == 0 or pieces % _THREADS == 0
-    text = [*_DECLARATIONS, f"setp.lt.u32 few, t, {count * pieces % _THREADS};", *address(0)]
+    text = [*_DECLARATIONS, f"setp.lt.u32 few, t, {count * pieces % _THREADS};", *_set_address(0)]
     for start, predicate in _rounds(count * pieces):
         offset = first * stride
         if fixed:
             offset += start // pieces * stride + start % pieces * _PIECE
         else:
-            text += address(start)
+            text += _set_address(start)
         text += [
             f"mad.lo.u32 near, t, {_PIECE}, $0;",
             f"{predicate}ld.shared::cta.v4.b32 {{a, b, c, d}}, [near+{start * _PIECE}];",
             f"{predicate}st.global.v4.b32 [there+{offset}], {{a, b, c, d}};",
         ]
-    emit("\n".join(text), source, target, transforms=(transforms,))
+    emit("\n".join(text), source, target, transforms=transforms)
 
 
 def read_global(source: Any, target: Any, num_bytes: int, transforms: tuple[Any, ...]) -> None:
@@ -414,7 +380,7 @@ def sum_global(source: Any, target: Any, size: int, count: int) -> None:
     total = [f"s{i}" for i in range(width)]
     loaded = [[f"x{k}_{i}" for i in range(width)] for k in range(in_flight)]
 
-    def vector(registers: list[str]) -> str:
+    def _vector(registers: list[str]) -> str:
         return f"{{{', '.join(registers)}}}" if width > 1 else registers[0]
 
     text = [
@@ -429,11 +395,11 @@ def sum_global(source: Any, target: Any, size: int, count: int) -> None:
             batch = loaded[: min(in_flight, count - begin)]
             for k, registers in enumerate(batch):
                 at = 4 * ((begin + k) * size + start * width)
-                load = f"ld.relaxed.gpu.global{suffix} {vector(registers)}, [there+{at}];"
+                load = f"ld.relaxed.gpu.global{suffix} {_vector(registers)}, [there+{at}];"
                 text.append(predicate + load)
             for k, registers in enumerate(batch):
                 for t, r in zip(total, registers, strict=True):
                     text.append(f"add.f32 {t}, {t}, {r};" if begin + k else f"mov.f32 {t}, {r};")
         at = 4 * start * width
-        text.append(f"{predicate}st.shared::cta{suffix} [near+{at}], {vector(total)};")
+        text.append(f"{predicate}st.shared::cta{suffix} [near+{at}], {_vector(total)};")
     emit("\n".join(text), source, target)

@@ -20,7 +20,6 @@ from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.hopper.device import (
     Cluster,
     CopyBarrier,
-    GlobalMemory,
     MessageBarriers,
     SharedMemory,
     buffer_of,
@@ -29,31 +28,18 @@ from jaxrnn.backends.hopper.tiling import Tiling
 from jaxrnn.cells import Cell
 
 PREFETCH_INPUTS = False
-"""If True, load the inputs of the next step during a step.
-
-This should save the latency of a load, about 0.4 microseconds a step. It compiles for the GPU and
-passes in the interpreter, and has not been measured on a GPU.
-"""
+"""If True, load the inputs of the next step during a step. Not measured on a GPU."""
 
 
 class LoopOptions(NamedTuple):
-    """Static options of a loop.
-
-    Attributes:
-        cell: the cell.
-        T: number of steps.
-        masked: if True, resets and valid steps are given.
-        padded: if True, some units are padding.
-        reverse: if True, the forward pass runs from the last step to the first.
-        dtype: dtype of the factors of products.
-    """
+    """Static options of a loop."""
 
     cell: Cell
-    T: int
-    masked: bool
-    padded: bool
-    reverse: bool
-    dtype: Any
+    T: int  # number of steps
+    masked: bool  # if True, the operands include masks
+    padded: bool  # if True, some units are padding
+    reverse: bool  # if True, the forward pass runs from the last step to the first
+    dtype: Any  # of the factors of products
 
     def time(self, s: Any) -> Any:
         """Return the time index of step `s` of the forward pass."""
@@ -65,35 +51,33 @@ def forward(
 ) -> tuple[Callable[..., None], dict[str, Any]]:
     """Return the body of the forward kernel and its scratch memory.
 
-    Operands, without the axes of tiles: W_ih x + b (T, clusters, blocks, G), b_hh (blocks, G) if
-    ``cell.split``, initial states (clusters, blocks, S), masks (T, clusters, 2) if masked, unit mask
-    (blocks,) if padded, W_hh (blocks, terms, ...). Results: h (T, clusters, blocks, 1); the other
-    states, at each step if `store_residuals`, else the final ones; residuals.
+    Operands, without the axes of tiles: W_ih x + b (T, clusters, blocks, G), b_hh (blocks, G) of
+    cells with `split`, initial states (clusters, blocks, S), masks (T, clusters, 2) and unit mask
+    (blocks,) if there are any, W_hh (blocks, terms, ...). Results: h (T, clusters, blocks, 1), the
+    other states, at each step if `store_residuals`, else the final ones, and the residuals.
     """
     t, (cell, T, masked, padded, _, dtype), time = device.tiling, options, options.time
     graph, G, S = lower.cell_graphs(cell), len(cell.gates), len(cell.states)
     saved = sum(graph.residual_counts)
 
-    def body(*refs: Any) -> None:
+    def _body(*refs: Any) -> None:
         present = 1, cell.split, 1, masked, padded, 1, 1, S > 1, store_residuals and saved
-        zx, bias, initial, masks, unit_mask, weights, h_out, states_out, saved_out = _assign(
-            refs, present
-        )
+        operands: Any = _assign(refs, present)
+        zx, bias, initial, masks, unit_mask, weights, h_out, states_out, saved_out = operands
         block, batch = device.position()
         w, sums = device.local("weights"), device.local("sums")
         _start(device, weights.at[block], w, t.h_blocks)
 
-        def load_masks(s: Any) -> Any:
+        def _load_masks(s: Any) -> Any:
             i = time(lax.min(s, jnp.int32(T - 1)))
-            return tuple(device.load_raw(masks.at[i, batch, k]) for k in (0, 1)) if masked else ()
+            return [device.load_raw(masks.at[i, batch, k]) for k in range(2 * masked)]
 
-        def load_inputs(s: Any) -> Any:
+        def _load_inputs(s: Any) -> Any:
             i = time(lax.min(s, jnp.int32(T - 1)))
-            return tuple(device.load_raw(zx.at[i, batch, block, g]) for g in range(G)), load_masks(
-                s
-            )
+            zs = [device.load_raw(zx.at[i, batch, block, g]) for g in range(G)]
+            return zs, _load_masks(s)
 
-        def send(h: jax.Array, s: Any, step_masks: Any) -> None:
+        def _send(h: jax.Array, s: Any, step_masks: Any) -> None:
             """Send h as step `s` reads it: zero for padding units and after resets."""
             if unit_mask is not None:
                 h = _where(device.load(unit_mask.at[block]), h, jnp.zeros_like(h))
@@ -105,12 +89,11 @@ def forward(
             plgpu.commit_smem()
             device.send_h(s)
 
-        def recurrent_product(s: Any) -> list[jax.Array]:
+        def _recurrent_product(s: Any) -> list[jax.Array]:
             """Return W_hh @ h for the gates of this block."""
             h, buffer = device.local("h"), device.h_buffer(s)
 
-            def pairs(rows: Any) -> list[tuple[Any, Any]]:
-                index = () if rows is None else (rows,)
+            def _pairs(*index: Any) -> list[tuple[Any, Any]]:
                 return [
                     (w.at[(i, c, *index)], h.at[buffer, c, j])
                     for i, j in _term_products(t)
@@ -119,13 +102,13 @@ def forward(
 
             slices = [pl.ds(g * t.U, t.U) for g in range(G)]
             if t.gate_blocks == 1:
-                device.store_sums(sums, device.matmul(t.forward_m, pairs(None)))
+                device.store_sums(sums, device.matmul(t.forward_m, _pairs()))
                 plgpu.commit_smem()
                 return [device.load(sums.at[g], t.batch_major) for g in slices]
             m = G * t.U
             device.expect(s, m)
             _chunked_product(
-                *(device, t.forward_m, t.forward_chunk, m, t.gate_blocks, pairs),
+                *(device, t.forward_m, t.forward_chunk, m, t.gate_blocks, _pairs),
                 lambda first, count: device.scatter(s, first, count, m),
             )
             device.wait(s)
@@ -133,13 +116,13 @@ def forward(
             sources = [[inbox.at[buffer_of(s), q, g] for q in range(t.gate_blocks)] for g in slices]
             return device.sum_tiles(sources, [sums.at[g] for g in slices])
 
-        def step(s: Any, carry: Any) -> Any:
+        def _step(s: Any, carry: Any) -> Any:
             state, inputs = carry
-            zs, step_masks = inputs if PREFETCH_INPUTS else load_inputs(s)
+            zs, step_masks = inputs if PREFETCH_INPUTS else _load_inputs(s)
             i = time(s)
-            next_inputs: Any = load_inputs(s + 1) if PREFETCH_INPUTS else ()
+            next_inputs: Any = _load_inputs(s + 1) if PREFETCH_INPUTS else ()
             device.receive_h(s)
-            zh = recurrent_product(s)
+            zh = _recurrent_product(s)
             if bias is not None:
                 z = [*zs, *(zh[g] + device.load(bias.at[block, g]) for g in range(G))]
             else:
@@ -153,11 +136,11 @@ def forward(
             new, residuals = out[:S], out[S:]
             if masked:
                 new = [_where(step_masks[1], x, y) for x, y in zip(new, state, strict=True)]
-            pl.when(s + 1 < T)(
-                lambda: send(
-                    new[0], s + 1, next_inputs[1] if PREFETCH_INPUTS else load_masks(s + 1)
-                )
-            )
+
+            @pl.when(s + 1 < T)
+            def _() -> None:
+                _send(new[0], s + 1, next_inputs[1] if PREFETCH_INPUTS else _load_masks(s + 1))
+
             h_out.at[i, batch, block, 0][...] = new[0].astype(dtype)
             if store_residuals:
                 for ref, arrays in ((states_out, new[1:]), (saved_out, residuals)):
@@ -166,9 +149,9 @@ def forward(
             return tuple(new), next_inputs
 
         state = tuple(device.load(initial.at[batch, block, k]) for k in range(S))
-        send(state[0], jnp.int32(0), load_masks(jnp.int32(0)))
-        inputs = load_inputs(jnp.int32(0)) if PREFETCH_INPUTS else ()
-        state, _ = lax.fori_loop(jnp.int32(0), jnp.int32(T), step, (state, inputs))
+        _send(state[0], jnp.int32(0), _load_masks(jnp.int32(0)))
+        inputs = _load_inputs(jnp.int32(0)) if PREFETCH_INPUTS else ()
+        state, _ = lax.fori_loop(jnp.int32(0), jnp.int32(T), _step, (state, inputs))
         if not store_residuals:
             for k in range(1, S):
                 states_out.at[batch, block, k - 1][...] = state[k].astype(dtype)
@@ -183,10 +166,10 @@ def forward(
         copies=CopyBarrier(t.terms * t.h_blocks),
     )
     if t.K > 1:
-        scratch["mailboxes"] = GlobalMemory((2, t.gate_blocks, *h), dtype)
+        scratch["mailboxes"] = jax.ShapeDtypeStruct((2, t.gate_blocks, *h), dtype)
     if t.gate_blocks > 1:
         scratch["inbox"] = SharedMemory((2, t.gate_blocks, G * t.U, t.B), jnp.float32)
-    return body, scratch
+    return _body, scratch
 
 
 def backward(device: Cluster, options: LoopOptions) -> tuple[Callable[..., None], dict[str, Any]]:
@@ -205,37 +188,33 @@ def backward(device: Cluster, options: LoopOptions) -> tuple[Callable[..., None]
     graph, G, S = lower.cell_graphs(cell), len(cell.gates), len(cell.states)
     given_leaves = sorted(leaf for leaf in lower.graph_leaves(cell, "backward") if leaf[0] != "ct")
 
-    def body(*refs: Any) -> None:
+    def _body(*refs: Any) -> None:
         present = 1, 1, 1, sum(graph.residual_counts), masked, padded, 1, 1, 1
-        dh, dfinal, states, saved, masks, unit_mask, weights, dz_out, dinitial = _assign(
-            refs, present
-        )
+        operands: Any = _assign(refs, present)
+        dh, dfinal, states, saved, masks, unit_mask, weights, dz_out, dinitial = operands
         block, batch = device.position()
         w = device.local("weights")
         _start(device, weights.at[block], w, t.gate_blocks * G)
 
-        def load_leaf(s: Any, name: str, k: int) -> jax.Array:
+        def _load_leaf(s: Any, name: str, k: int) -> jax.Array:
             if name == "residuals":
                 return device.load_raw(saved.at[time(s), batch, block, k])
             after = (name == "new") != reverse
             return device.load_raw(states.at[time(s) + int(after), batch, block, k])
 
-        def load_inputs(i: Any) -> Any:
+        def _load_inputs(i: Any) -> Any:
             s = lax.max(T - 1 - i, jnp.int32(0))
-            step_masks = (
-                [device.load_raw(masks.at[time(s), batch, k]) for k in (0, 1)] if masked else []
-            )
-            given = tuple(load_leaf(s, name, k) for name, k in given_leaves)
-            return device.load_raw(dh.at[time(s), batch, block, 0]), given, tuple(step_masks)
+            step_masks = [device.load_raw(masks.at[time(s), batch, k]) for k in range(2 * masked)]
+            given = [_load_leaf(s, name, k) for name, k in given_leaves]
+            return device.load_raw(dh.at[time(s), batch, block, 0]), given, step_masks
 
-        def step(i: Any, carry: Any) -> Any:
+        def _step(i: Any, carry: Any) -> Any:
             dstate, inputs = carry
-            dh_i, given, step_masks = inputs if PREFETCH_INPUTS else load_inputs(i)
-            next_inputs = load_inputs(i + 1) if PREFETCH_INPUTS else ()
+            dh_i, given, step_masks = inputs if PREFETCH_INPUTS else _load_inputs(i)
+            next_inputs = _load_inputs(i + 1) if PREFETCH_INPUTS else ()
             time_index = time(T - 1 - i)
-            leaves: Any = {
-                k: a.astype(jnp.float32) for k, a in zip(given_leaves, given, strict=True)
-            }
+            given = [a.astype(jnp.float32) for a in given]
+            leaves: Any = dict(zip(given_leaves, given, strict=True))
             if masked:
                 reset, valid = step_masks
                 for k in range(S):
@@ -270,19 +249,19 @@ def backward(device: Cluster, options: LoopOptions) -> tuple[Callable[..., None]
                 device.broadcast("dz", i, G)
                 device.wait(i)
 
-            def pairs(rows: Any) -> list[tuple[Any, Any]]:
+            def _pairs(index: Any) -> list[tuple[Any, Any]]:
                 return [
-                    (w.at[p, g, rows], all_dz.at[(*owner(g // G), q, g % G)])
+                    (w.at[p, g, index], all_dz.at[(*_owner(g // G), q, g % G)])
                     for p, q in _term_products(t)
                     for g in range(t.gate_blocks * G)
                 ]
 
-            def owner(q: int) -> tuple[int, ...]:
+            def _owner(q: int) -> tuple[int, ...]:
                 return () if t.gate_blocks == 1 else (q,)
 
             device.expect_dh(i + 1)
             _chunked_product(
-                *(device, t.backward_m, t.backward_chunk, t.U, t.h_blocks, pairs),
+                *(device, t.backward_m, t.backward_chunk, t.U, t.h_blocks, _pairs),
                 lambda first, count: device.send_dh(i + 1, first, count),
             )
             device.flush_dh()
@@ -291,8 +270,8 @@ def backward(device: Cluster, options: LoopOptions) -> tuple[Callable[..., None]
         dstate = tuple(device.load(dfinal.at[batch, block, k]) for k in range(S))
         zeros = device.cast_layout(jnp.zeros_like(dstate[0]))
         device.init_dh()
-        carry = dstate, load_inputs(jnp.int32(0)) if PREFETCH_INPUTS else ()
-        dstate, _ = lax.fori_loop(jnp.int32(0), jnp.int32(T), step, carry)
+        carry = dstate, _load_inputs(jnp.int32(0)) if PREFETCH_INPUTS else ()
+        dstate, _ = lax.fori_loop(jnp.int32(0), jnp.int32(T), _step, carry)
         dstate = (dstate[0] + device.receive_dh(jnp.int32(T)), *dstate[1:])
         for k in range(S):
             dinitial.at[batch, block, k][...] = dstate[k]
@@ -312,16 +291,12 @@ def backward(device: Cluster, options: LoopOptions) -> tuple[Callable[..., None]
     scratch["copies"] = CopyBarrier(t.terms * t.gate_blocks * G)
     if t.K > 1:
         mailboxes = (2, t.gate_blocks, t.h_blocks, t.h_blocks, t.U, t.B)
-        scratch["mailboxes"] = GlobalMemory(mailboxes, jnp.float32)
-    return body, scratch
+        scratch["mailboxes"] = jax.ShapeDtypeStruct(mailboxes, jnp.float32)
+    return _body, scratch
 
 
 def factors(tile: jax.Array, tiling: Tiling, dtype: Any) -> list[jax.Array]:
-    """Return the factors that represent a float32 tile in products.
-
-    TF32 has 11 of float32's 24 significant bits. With two terms, the first holds the upper bits and
-    the second the remainder.
-    """
+    """Return the terms of a float32 tile in products: one, or its TF32 part and the remainder."""
     if tiling.terms == 1:
         return [tile.astype(dtype)]
     bits = lax.bitcast_convert_type(tile, jnp.int32) & jnp.int32(-0x2000)
@@ -345,14 +320,8 @@ def _chunked_product(
 ) -> None:
     """Compute a product in chunks of its M dimension and send `block_m` of it to each block.
 
-    Args:
-        device: the device.
-        m: M dimension of the product.
-        chunk: M dimension of a chunk.
-        block_m: M dimension of the slice for one block.
-        num_blocks: number of receivers.
-        pairs: returns the factors of a slice of the M dimension.
-        send: sends the chunk in "sums" to `count` blocks from `first` on.
+    `pairs` returns the factors of a slice of the M dimension; ``send(first, count)`` sends the
+    chunk in "sums" to `count` blocks.
     """
     sums = device.local("sums")
     for start in range(0, m, chunk):

@@ -1,8 +1,8 @@
 """Tilings: partition of a layer among blocks, clusters and groups of clusters.
 
 A cluster of C blocks holds W_hh in shared memory and runs B sequences through all steps. Each block
-owns U hidden units: their U rows of every gate in the forward pass, their U columns in the backward
-pass. H is padded to C*U and N to a multiple of B.
+owns U hidden units: it holds the weights to their gates in the forward pass, and the weights from
+their h in the backward pass. H is padded to C*U and N to a multiple of B.
 
 If W_hh does not fit into one cluster, a group of K clusters shares it. Block (k, q) of the group
 holds the weights from the units of the blocks (., q) to the gates of the blocks (k, .):
@@ -30,7 +30,7 @@ from typing import Any
 from jaxrnn.backends.elementwise import lower
 from jaxrnn.cells import Cell
 
-SHARED_MEMORY = 227 * 1024  # bytes that a block may use
+_SHARED_MEMORY = 227 * 1024  # bytes that a block may use
 _ALIGNMENT = 1024  # bytes; Pallas aligns each array in shared memory
 _MAX_CLUSTER = 16  # blocks; more than 8 are non-portable, and Mosaic requests them
 MIN_SMS = 114
@@ -45,25 +45,15 @@ BATCH_TILES = (16, 32, 64)
 
 @dataclass(frozen=True)
 class Tiling:
-    """Partition of one layer.
+    """Partition of one layer."""
 
-    Attributes:
-        G: gates of the cell.
-        terms: terms that represent one factor of a product: 2 for float32 without TF32, else 1.
-        itemsize: bytes of a factor of a product.
-        C: blocks per cluster.
-        U: hidden units per block.
-        B: sequences per cluster, or per group of clusters.
-        K: clusters per group. 1 means that clusters are independent.
-    """
-
-    G: int
-    terms: int
-    itemsize: int
-    C: int
-    U: int
-    B: int
-    K: int = 1
+    G: int  # gates of the cell
+    terms: int  # terms of a factor of products: 2 for float32 without TF32, else 1
+    itemsize: int  # bytes of a term
+    C: int  # blocks per cluster
+    U: int  # hidden units per block
+    B: int  # sequences per cluster, or per group of clusters
+    K: int = 1  # clusters per group
 
     @property
     def num_blocks(self) -> int:
@@ -104,6 +94,16 @@ class Tiling:
         return (self.B, self.U) if self.batch_major else (self.U, self.B)
 
     @property
+    def factor_bytes(self) -> int:
+        """Bytes of a tile as a factor of products."""
+        return self.terms * self.U * self.B * self.itemsize
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of a float32 tile."""
+        return self.U * self.B * 4
+
+    @property
     def swizzle(self) -> int:
         """Swizzle of factors in shared memory, in bytes."""
         sides = [self.U] if self.batch_major else [self.U, self.B]
@@ -133,52 +133,44 @@ class Tiling:
         unit = math.lcm(64, self.G * self.U)  # whole products that end with the share of a block
         if self.gate_blocks == 1 or self.forward_m % unit:
             return self.forward_m
-        return self._chunk(self.forward_m, unit, self._forward_bytes)
+        return self._chunk(self.forward_m, unit, self.forward_bytes)
 
     @property
     def backward_chunk(self) -> int:
         """M dimension of one backward product, the largest whose sums fit."""
-        return self._chunk(self.backward_m, math.lcm(64, self.U), self._backward_bytes)
+        return self._chunk(self.backward_m, math.lcm(64, self.U), self.backward_bytes)
 
     def _chunk(self, m: int, unit: int, num_bytes: Callable[[int], int]) -> int:
         units = m // unit
         for count in range(1, units):
             chunk = m // count
-            fits = chunk * self.B <= 64 * 128 and num_bytes(chunk) <= SHARED_MEMORY
+            fits = chunk * self.B <= 64 * 128 and num_bytes(chunk) <= _SHARED_MEMORY
             if units % count == 0 and fits:
                 return chunk
         return unit
 
     @property
-    def forward_bytes(self) -> int:
-        """Shared memory of the forward kernel."""
-        return self._forward_bytes(self.forward_chunk)
-
-    @property
-    def backward_bytes(self) -> int:
-        """Shared memory of the backward kernel."""
-        return self._backward_bytes(self.backward_chunk)
-
-    @property
     def fits(self) -> bool:
         """True if both kernels fit into shared memory."""
-        return max(self.forward_bytes, self.backward_bytes) <= SHARED_MEMORY
+        return max(self.forward_bytes(), self.backward_bytes()) <= _SHARED_MEMORY
 
-    def _forward_bytes(self, chunk: int) -> int:
-        tile, factor = self.U * self.B, self.terms * self.itemsize
-        weights = self.h_blocks * self.forward_m * self.U * factor
-        inbox = 2 * self.C * self.G * tile * 4 if self.gate_blocks > 1 else 0
-        h = self.h_buffers * self.h_blocks * tile * factor
+    def forward_bytes(self, chunk: int = 0) -> int:
+        """Return the shared memory of the forward kernel, by default with `forward_chunk`."""
+        chunk = chunk or self.forward_chunk
+        weights = self.h_blocks * self.forward_m * self.U * self.terms * self.itemsize
+        h = self.h_buffers * self.h_blocks * self.factor_bytes
+        inbox = 2 * self.C * self.G * self.sum_bytes if self.gate_blocks > 1 else 0
         return self._aligned(weights, h, chunk * self.B * 4, inbox)
 
-    def _backward_bytes(self, chunk: int) -> int:
-        tile, factor = self.U * self.B, self.terms * self.itemsize
-        weights = self.gate_blocks * self.G * self.backward_m * self.U * factor
-        dz = self.G * tile * factor
+    def backward_bytes(self, chunk: int = 0) -> int:
+        """Return the shared memory of the backward kernel, by default with `backward_chunk`."""
+        chunk, weights = chunk or self.backward_chunk, self.backward_m * self.U
+        weights *= self.gate_blocks * self.G * self.terms * self.itemsize
+        dz = self.G * self.factor_bytes
         if self.gate_blocks > 1:  # two buffers with dz of all blocks of the cluster
             dz *= 2 * self.gate_blocks
-        inbox = 2 * self.C * tile * 4 if self.K == 1 else 0  # else in global memory
-        return self._aligned(weights, dz, tile * 4, chunk * self.B * 4, inbox)
+        inbox = 2 * self.C * self.sum_bytes if self.K == 1 else 0  # else in global memory
+        return self._aligned(weights, dz, self.sum_bytes, chunk * self.B * 4, inbox)
 
     def _aligned(self, *sizes: int) -> int:
         """Return the bytes of arrays, of two message barriers, a ticket, and a copy barrier."""
@@ -198,7 +190,7 @@ class Tiling:
         elements = self.h_blocks * self.forward_m * self.U
         read = products * elements * self.itemsize / 128
         multiply = products * elements * self.B / (2048 if self.itemsize == 2 else 1024)
-        exchange = (self.C - 1) * self.terms * self.U * self.B * self.itemsize / 32
+        exchange = (self.C - 1) * self.factor_bytes / 32
         if self.K > 1:
             exchange = self._group_exchange()
         elementwise = self.U * self.B * (1.6 if self.itemsize == 2 else 2.2)
@@ -211,10 +203,9 @@ class Tiling:
         A signal through global memory takes 1.5 microseconds, and data follow at 50 bytes a cycle.
         The exchange within a cluster adds 0.5 microseconds, at 32 bytes a cycle.
         """
-        tile, factor = self.U * self.B, self.terms * self.itemsize
-        peers = self.gate_blocks - 1
-        forward = self.h_blocks * tile * factor / 50 + peers * self.G * tile * 4 / 32
-        backward = 2 * self.h_blocks * tile * 4 / 50 + peers * self.G * tile * factor / 32
+        peers = (self.gate_blocks - 1) * self.G
+        forward = self.h_blocks * self.factor_bytes / 50 + peers * self.sum_bytes / 32
+        backward = 2 * self.h_blocks * self.sum_bytes / 50 + peers * self.factor_bytes / 32
         return 1755 * (1.5 + 0.5 * (peers > 0)) + max(forward, backward)
 
     def waves(self, N: int) -> int:
