@@ -108,7 +108,7 @@ def token_step(layer: Any, head: Any = None, *, embed: Any = None) -> LayerStep:
             one-hot vectors of the layer's input size.
 
     Returns:
-        The step. ``step.initial_state(N)`` is its state without a prompt.
+        The step; ``step.initial_state(N)`` is its state without a prompt.
 
     Raises:
         ValueError: if the layer is bidirectional.
@@ -124,10 +124,7 @@ def token_step(layer: Any, head: Any = None, *, embed: Any = None) -> LayerStep:
     if embed is None:
         size = getattr(layer, "input_size", None)
         if size is None:
-            raise ValueError(
-                f"{type(layer).__name__} has no input_size for one-hot vectors. Pass embed=, a "
-                "function from tokens (N,) to inputs (N, D)."
-            )
+            raise ValueError(f"{type(layer).__name__} has no input_size. Pass embed=.")
         embed = _OneHot(size, layer.param_dtype if layer.dtype is None else layer.dtype)
     return replace(value_step(layer, head), embed=embed)
 
@@ -210,14 +207,12 @@ def generate(
         checks.at_least("top_k", top_k, 1)
     tokens = check_first_tokens(tokens)
     temperature = check_temperature(temperature, len(tokens))
-    if temperature is None:
-        key = None
-    elif key is None:
+    if temperature is not None and key is None:
         raise ValueError(
             "Sampling needs a PRNG key. Pass key=jax.random.key(seed), or temperature=0 for the "
             "most likely tokens."
         )
-    inputs = (state, tokens, key, temperature)
+    inputs = (state, tokens, None if temperature is None else key, temperature)
     return run_loop(_generate, step, *inputs, length=length, top_k=top_k, eos=eos)
 
 
@@ -285,7 +280,7 @@ def _take_last(values: jax.Array, index: jax.Array) -> jax.Array:
 
 def _select(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """Select x where the mask (N,) is True, else y, both (N, ...)."""
-    return jnp.where(mask.reshape((-1,) + (1,) * (y.ndim - 1)), x, y)
+    return jnp.where(mask.reshape(-1, *(1,) * (y.ndim - 1)), x, y)
 
 
 def rollout(step: Step, state: Any, x: Any, length: int) -> tuple[jax.Array, Any]:
