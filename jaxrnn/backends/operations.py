@@ -217,5 +217,5 @@ def _partition_kernel(
     if mesh is None or mesh.size != count or first.shape[1] % count:
         return None
     if platform == "cpu":  # whose devices share the cores
-        kernel = functools.partial(kernel, at_once=jax.local_device_count())
+        kernel = functools.partial(kernel, local_devices=jax.local_device_count())
     return sharding.partition_batch(kernel, mesh, in_axes, out_axes)

@@ -49,10 +49,10 @@ def run_forward(operands: Any, **options: Any) -> list[jax.Array]:
 
     Args:
         operands: x (T, N, D), W_ih (G*H, D), W_hh (G*H, H), both biases (G*H,), the cell parameters
-            as one vector if the cell has any, the initial states (N, H), and, if `masked`, flags
-            (T, N) of uint8: bit 0 is a reset, bit 1 a valid step.
+            as one vector if the cell has any, the initial states (N, H), and, if `masked`, packed
+            masks (T, N) of uint8: bit 0 is a reset, bit 1 a valid step.
         options: `cell`; `masked`; `store_residuals`; `reverse`, True for a recurrence from the last
-            step to the first; `at_once`, optional, the number of XLA devices that share the
+            step to the first; `local_devices`, optional, the number of XLA devices that share the
             processor.
 
     Returns:
@@ -70,7 +70,7 @@ def run_backward(operands: Any, **options: Any) -> list[jax.Array]:
     Args:
         operands: the cotangents of h at each step (T, N, H) and of the final states (N, H), then x,
             W_ih, W_hh, the cell parameters if the cell has any, the initial states, the states of
-            each step, the residuals, and the flags if `masked`.
+            each step, the residuals, and the packed masks if `masked`.
         options: as for `run_forward`, with `requested` in place of `store_residuals`: booleans for
             x, W_ih, W_hh, the biases and, if the cell has any, the cell parameters.
 

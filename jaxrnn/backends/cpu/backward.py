@@ -70,7 +70,7 @@ class BackwardSpec(KernelSpec):
         return [
             *("dy", "x", "w_ih", "w_hh", *["cell_params"] * bool(self.graph.param_count)),
             *(*self.names("dfinal"), *self.names("initial"), *self.names("state")),
-            *(*self.names("residual", len(self.graph.residual_counts)), *["flags"] * self.masked),
+            *(*self.names("residual", len(self.graph.residual_counts)), *["masks"] * self.masked),
         ]
 
     def outputs(self) -> list[str]:
@@ -99,14 +99,14 @@ def run(
     masked: bool,
     reverse: bool,
     requested: Sequence[bool],
-    at_once: int = 1,
+    local_devices: int = 1,
 ) -> list[jax.Array]:
     """Run the backward kernel; see `jaxrnn.backends.cpu.run_backward`."""
     states, params = len(cell.states), bool(cell.parameters)
     dh, dfinal, arrays = operands[0], operands[1 : 1 + states], operands[1 + states :]
     x, w_ih, w_hh = arrays[:3]
     sizes = CallSizes.of(x, w_hh)
-    machine = compiler.machine().divided(at_once)
+    machine = compiler.machine().divided(local_devices)
     lanes, registers = machine.lanes(x.dtype.itemsize), machine.registers
     spec = BackwardSpec(
         cell,
@@ -157,7 +157,7 @@ def _layout(
     width = max(spec.x_outer.width, spec.h_outer.width)
     names = ("X_POINTERS", "H_POINTERS", "DZ0_POINTERS", "DZ1_POINTERS", "DP_POINTERS", "ONES")
     # Arrays of valid steps have one element more: the next sequence is written behind the valid
-    # ones before its flags are read.
+    # ones before its masks are read.
     private = layout.Workspace(
         SUMS=max(tile.height * sums, x_tile.height * x_sums),
         DZ_POINTERS=(batch + 1) * 8,
@@ -179,7 +179,7 @@ class _Step(NamedTuple):
     position: str  # t * N + n
     before: str  # (t - 1) * N
     initial: str  # condition "the step before is the initial state"
-    reset: str  # mask "the states are reset before the step"; "" without flags
+    reset: str  # mask "the states are reset before the step"; "" without masks
 
 
 class _BackwardWriter(KernelWriter):
@@ -262,7 +262,7 @@ class _BackwardWriter(KernelWriter):
     def _following(self, k: str, at_last: str) -> str:
         """List the sequences to compute and their dz of the following step; return their number.
 
-        With flags these are the sequences for which this step or the following is valid. The
+        With masks these are the sequences for which this step or the following is valid. The
         address is that of zeros if the following step is invalid or was reset.
         """
         f, c, masked = self.f, self.c, self.spec.masked
@@ -271,11 +271,11 @@ class _BackwardWriter(KernelWriter):
         with f.loop(self.part.n0, self.part.n1) as n:
             dz, valid = self._dz(self.spec.halves - 1, following, n), "1"
             if masked:
-                reset, followed = self.flags(self._time(following), n)
+                reset, followed = self.mask_bits(self._time(following), n)
                 connected = f.assign(f"and i1 {followed}, {f.assign(f'xor i1 {reset}, true')}")
                 dz = f.select(connected, dz, self.shared["ZEROS"], "ptr")
                 current = f.select(f.icmp("slt", k, c["T"]), k, following)
-                either = f.assign(f"or i1 {followed}, {self.flags(self._time(current), n)[1]}")
+                either = f.assign(f"or i1 {followed}, {self.mask_bits(self._time(current), n)[1]}")
                 valid = f.assign(f"zext i1 {either} to i64")
             index = f.load(self.private["COUNT"], INT)
             self.put(dz, "DZ_POINTERS", index)
@@ -306,7 +306,7 @@ class _BackwardWriter(KernelWriter):
         count = self._following(k, at_last)
         with self._products(count, features) as (p, n, sums):
             if self.spec.masked:
-                valid = self.flags(self._time(k), n)[1]
+                valid = self.mask_bits(self._time(k), n)[1]
                 with f.if_then(valid):
                     self._cell(p, k, n, sums)
                 with f.unless(valid):
@@ -320,7 +320,7 @@ class _BackwardWriter(KernelWriter):
         """Add the cotangent of the output at an invalid step, which is the state, to dh."""
         f, c, part = self.f, self.c, self.part
         t = self._time(k)
-        with f.loop(part.n0, part.n1) as n, f.unless(self.flags(t, n)[1]):
+        with f.loop(part.n0, part.n1) as n, f.unless(self.mask_bits(t, n)[1]):
             dy = f.gep(c["dy"], f.mul(f.add(f.mul(t, c["N"]), n), c["H"]))
             dh = f.gep(c["dinitial0"], f.mul(n, c["H"]))
             with f.loop(part.panel0, part.panel1) as p:
@@ -344,7 +344,7 @@ class _BackwardWriter(KernelWriter):
         initial = f.icmp("eq", k, f.sub(c["T"], 1))
         before = f.mul(f.sub(t, c["T_STEP"]), c["N"])
         position = f.add(f.mul(t, c["N"]), n)
-        reset = f.broadcast(self.flags(t, n)[0], "i1") if self.spec.masked else ""
+        reset = f.broadcast(self.mask_bits(t, n)[0], "i1") if self.spec.masked else ""
         targets = [self._dz(half, k, n) for half in range(self.spec.halves)]
         for vector, first, active in self.vectors(p):
             step = _Step(f.add(f.mul(n, c["H"]), first), position, before, initial, reset)
@@ -479,7 +479,7 @@ class _BackwardWriter(KernelWriter):
                 h = f.select(initial, f.gep(c["initial0"], f.mul(n, c["H"])), h, "ptr")
                 valid = "1"
                 if self.spec.masked:
-                    reset, condition = self.flags(t, n)
+                    reset, condition = self.mask_bits(t, n)
                     h = f.select(reset, self.shared["ZEROS"], h, "ptr")
                     valid = f.assign(f"zext i1 {condition} to i64")
                 index = f.load(self.private["COUNT"], INT)
@@ -507,7 +507,7 @@ class _BackwardWriter(KernelWriter):
                 dx = f.gep(c["dx"], f.mul(f.add(f.mul(t, c["N"]), n), c["D"]))
                 self.put(dx, "MY_DX", index)
                 if self.spec.masked:
-                    condition = self.flags(t, n)[1]
+                    condition = self.mask_bits(t, n)[1]
                     valid = f.assign(f"zext i1 {condition} to i64")
                     with f.unless(condition):
                         first, end = part.interval_of_units(f, c["D"])

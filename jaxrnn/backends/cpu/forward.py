@@ -42,7 +42,7 @@ class ForwardSpec(KernelSpec):
         """Return the names of the operands."""
         cell_params = ["cell_params"] * bool(self.graph.param_count)
         weights = ["w_ih", "w_hh", "b_ih", "b_hh", *cell_params]
-        return ["x", *weights, *self.names("initial"), *["flags"] * self.masked]
+        return ["x", *weights, *self.names("initial"), *["masks"] * self.masked]
 
     def outputs(self) -> list[str]:
         """Return the names of the results: h at each step, the other states, residuals."""
@@ -70,12 +70,12 @@ def run(
     masked: bool,
     store_residuals: bool,
     reverse: bool,
-    at_once: int = 1,
+    local_devices: int = 1,
 ) -> list[jax.Array]:
     """Run the forward kernel; see `jaxrnn.backends.cpu.run_forward`."""
     x, w_hh = operands[0], operands[2]
     sizes = CallSizes.of(x, w_hh)
-    machine = compiler.machine().divided(at_once)
+    machine = compiler.machine().divided(local_devices)
     lanes = machine.lanes(x.dtype.itemsize)
     tile = gemm.choose_tile(machine.registers, lanes, len(cell.gates), sizes.H)
     spec = ForwardSpec(cell, x.dtype, masked, tile, store_residuals)
@@ -104,7 +104,7 @@ def _layout(
         ZEROS=H * itemsize,
     )
     # Arrays of valid steps have one element more: the next sequence is written behind the valid
-    # ones before its flags are read.
+    # ones before its masks are read.
     private = layout.Workspace(
         ZX=-(-panels // split.unit_groups) * block * batch * sums,
         SUMS=tile.height * sums,
@@ -185,7 +185,7 @@ class _ForwardWriter(KernelWriter):
             old = f.gep(c["state0"], f.mul(self.before, c["H"]))
             old = f.gep(f.select(self.initial, c["initial0"], old, "ptr"), f.mul(n, c["H"]))
             if spec.masked:
-                reset, _ = self.flags(t, n)
+                reset, _ = self.mask_bits(t, n)
                 old = f.select(reset, self.shared["ZEROS"], old, "ptr")
             self.put(old, "H_POINTERS", i)
         with f.loop(part.panel0, part.panel1) as p:
@@ -236,14 +236,14 @@ class _ForwardWriter(KernelWriter):
                 self.put(n, "SEQUENCES", index, INT)
                 valid = 1
                 if self.spec.masked:
-                    valid = f.assign(f"zext i1 {self.flags(t, n)[1]} to i64")
+                    valid = f.assign(f"zext i1 {self.mask_bits(t, n)[1]} to i64")
                 f.store(f.add(index, valid), end, INT)
         return self.get("OFFSETS", steps, INT)
 
     def _copy_invalid(self) -> None:
         """Copy the states of sequences whose step is invalid."""
         f, c, spec, part = self.f, self.c, self.spec, self.part
-        with f.loop(part.n0, part.n1) as n, f.unless(self.flags(self.t, n)[1]):
+        with f.loop(part.n0, part.n1) as n, f.unless(self.mask_bits(self.t, n)[1]):
             place = f.mul(n, c["H"])
             source = f.add(f.mul(self.before, c["H"]), place)
             target = f.mul(f.add(f.mul(self.t, c["N"]), n), c["H"])
@@ -282,7 +282,7 @@ class _ForwardWriter(KernelWriter):
         """Compute the cell for a sequence and a panel."""
         f = self.f
         position = f.add(f.mul(self.t, self.c["N"]), n)
-        reset = f.broadcast(self.flags(self.t, n)[0], "i1") if self.spec.masked else ""
+        reset = f.broadcast(self.mask_bits(self.t, n)[0], "i1") if self.spec.masked else ""
         for vector in self.vectors(p):
             self._cell_vector(vector, n, position, reset, h, zx, sums)
 

@@ -132,7 +132,7 @@ class KernelSpec:
 
     cell: Any
     dtype: Any  # float32 or float64
-    masked: bool  # True if there is an operand of step flags
+    masked: bool  # True if there is an operand of packed masks
     tile: Tile  # of the recurrent product
 
     NAME: ClassVar[str]
@@ -189,10 +189,10 @@ class KernelWriter:
         start = f.gep(start, f.mul(c["PRIVATE_SIZE"], "%number"), 1)
         self.private = {name: f.gep(start, c[name], 1) for name in spec.PRIVATE}
 
-    def flags(self, t: str, n: str) -> tuple[str, str]:
+    def mask_bits(self, t: str, n: str) -> tuple[str, str]:
         """Return the conditions "reset before step t" and "step t is valid" of sequence n."""
         f, c = self.f, self.c
-        byte = f.load(f.gep(c["flags"], f.add(f.mul(t, c["N"]), n), 1), "i8")
+        byte = f.load(f.gep(c["masks"], f.add(f.mul(t, c["N"]), n), 1), "i8")
         reset = f.icmp("ne", f.assign(f"and i8 {byte}, 1"), 0, "i8")
         return reset, f.icmp("ne", f.assign(f"and i8 {byte}, 2"), 0, "i8")
 
