@@ -18,7 +18,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import Recurrent
-from jaxrnn.backends import select as backends
+from jaxrnn.backends import select
 from jaxrnn.cells import LinearCell
 from jaxrnn.generation import batch_major, beam_search, generate, token_step
 from jaxrnn.interop.export import export
@@ -50,11 +50,11 @@ def split(cell: Any, **options: Any) -> tuple[Any, Any]:
 
 
 def supported(cell: Any) -> bool:
-    """Return True if the CPU kernels support a cell; `tests/test_fused.py` has PyTorch's cells."""
+    """Return True if the CPU kernels support a cell; `tests/test_primitives.py` has PyTorch's cells."""
     if type(cell).__module__ == "jaxrnn.cells.standard":
         return False
-    asked = backends.Request(cell, jnp.dtype("float64"), T, N, D, H)
-    return backends.unsupported_reason("kernel", asked, "cpu") is None
+    asked = select.Request(cell, jnp.dtype("float64"), T, N, D, H)
+    return select.unsupported_reason("kernel", asked, "cpu") is None
 
 
 @pytest.mark.parametrize("cell", [c for c in CELLS + MORE_CELLS if supported(c)], ids=repr)

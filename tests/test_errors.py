@@ -24,7 +24,7 @@ from flax.errors import TraceContextError
 
 import jaxrnn
 from jaxrnn import _checks as checks
-from jaxrnn.backends import select as backends
+from jaxrnn.backends import select
 from jaxrnn.core import stack
 from jaxrnn.layers import single_step
 from jaxrnn.layers.heads import linear
@@ -328,7 +328,7 @@ def test_a_ninth_argument_of_a_gru_is_refused_at_construction() -> None:
 def test_an_unknown_backend_is_refused_with_the_choices(kind: str) -> None:
     error = raised(lambda: ours(kind, D, H, backend="fastest"))
     assert isinstance(error, ValueError)
-    assert all(repr(name) in str(error) for name in (*backends.BACKENDS, "fastest"))
+    assert all(repr(name) in str(error) for name in (*select.BACKENDS, "fastest"))
 
 
 @pytest.mark.parametrize(

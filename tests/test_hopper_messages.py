@@ -24,9 +24,9 @@ from jaxrnn.backends.hopper.tiling import Tiling
 from tests import compiling
 from tests.hopper_interpreter import HostTiles
 from tests.ptx import Machine, Ref
-from tests.test_fused import close
 from tests.test_kernels_hopper import force_tiling, kernel_and_scan
 from tests.test_kernels_tpu import MinimalGatedUnit
+from tests.test_primitives import close
 
 
 class PerBlock:

@@ -19,17 +19,15 @@ import numpy as np
 import pytest
 
 from jaxrnn import cells
-from jaxrnn.backends import hopper
-from jaxrnn.backends import primitives as fused
-from jaxrnn.backends import select as backends
+from jaxrnn.backends import hopper, primitives, select
 from jaxrnn.backends.hopper import device as hopper_device
 from jaxrnn.backends.hopper import loops, tiling
 from jaxrnn.backends.hopper.tiling import Tiling
 from jaxrnn.backends.step import StepMasks
 from jaxrnn.core import stack
 from tests import hopper_interpreter
-from tests.test_fused import backward_operands, close, draw, forward_operands, value_and_vjp
 from tests.test_kernels_tpu import Hostile, MinimalGatedUnit
+from tests.test_primitives import backward_operands, close, draw, forward_operands, value_and_vjp
 
 GPU = jax.default_backend() == "gpu"
 SIZES = (3, 3, 4, 20)
@@ -116,7 +114,7 @@ def kernel_and_scan(
     with jax.default_matmul_precision("float32"):
         operands, tree = forward_operands(weights, x, state, masks)
         forward_options = options | dict(tree=tree)
-        forward = fused._forward_kernel, fused._forward_reference
+        forward = primitives._forward_kernel, primitives._forward_reference
         training = pair(*forward, forward_options | dict(store_residuals=True), operands)
         inference: Any = ([], [])
         if len(state) > 1:  # with one state the kernels are the same
@@ -124,7 +122,9 @@ def kernel_and_scan(
         after = [a.astype(dtype) for a in training[0]]
         operands, tree = backward_operands(cell, weights, x, state, masks, after, (dh, dfinal))
         options |= dict(tree=tree)
-        backward = pair(fused._backward_kernel, fused._backward_reference, options, operands)
+        backward = pair(
+            primitives._backward_kernel, primitives._backward_reference, options, operands
+        )
     return [a + b + c for a, b, c in zip(inference, training, backward, strict=True)]
 
 
@@ -278,10 +278,10 @@ def test_which_sizes_fit(cell: Any, dtype: Any, H: int, cluster: bool, group: bo
     options = stack.StackOptions(cell, platform="cuda")
     x = jax.ShapeDtypeStruct((10, 32, 8), dtype)
     weights = jax.eval_shape(lambda k: stack.init(k, cell, 8, H, dtype=dtype), jax.random.key(0))
-    (auto,) = backends.explain(options, weights, x).choices
+    (auto,) = select.explain(options, weights, x).choices
     assert auto.backend == ("kernel" if cluster else "scan")
     if t is not None:
-        asked = backends.explain(dataclasses.replace(options, backend="kernel"), weights, x)
+        asked = select.explain(dataclasses.replace(options, backend="kernel"), weights, x)
         assert asked.choices[0].backend == "kernel"
         assert cluster == (t.K == 1) == ("never run on a GPU" not in auto.reason)
 

@@ -16,13 +16,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 import jaxrnn
 from jaxrnn import cells
-from jaxrnn.backends import platform, tpu
-from jaxrnn.backends import primitives as fused
+from jaxrnn.backends import platform, primitives, tpu
 from jaxrnn.backends.elementwise import lower
 from jaxrnn.backends.elementwise.residuals import derivative_rule
 from jaxrnn.core.unroll import StepMasks, unroll
 from jaxrnn.interop.export import export
-from tests.test_fused import (
+from tests.test_primitives import (
     SIZES,
     Mixing,
     backward_operands,
@@ -177,15 +176,15 @@ def test_reads_are_initialised_and_ordered(monkeypatch: pytest.MonkeyPatch) -> N
         assert not races.races_found
         return out
 
-    forward = functools.partial(fused._forward_kernel, "tpu", **forward_options)
+    forward = functools.partial(primitives._forward_kernel, "tpu", **forward_options)
     h, *more = run(forward, *operands)
-    reference = jax.jit(functools.partial(fused._forward_reference, **forward_options))
+    reference = jax.jit(functools.partial(primitives._forward_reference, **forward_options))
     close((h, *more), reference(*operands), 1e-5)
     operands, options["tree"] = backward_operands(
         cell, weights, x, state, masks, (h, *more), (dh, dfinal)
     )
-    expected = jax.jit(functools.partial(fused._backward_reference, **options))(*operands)
-    got = run(functools.partial(fused._backward_kernel, "tpu", **options), *operands)
+    expected = jax.jit(functools.partial(primitives._backward_reference, **options))(*operands)
+    got = run(functools.partial(primitives._backward_kernel, "tpu", **options), *operands)
     close(got, expected, 1e-5)
 
 

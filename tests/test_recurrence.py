@@ -23,7 +23,7 @@ T, N, D, H = 5, 2, 3, 4
 
 @dataclasses.dataclass(frozen=True)
 class PlainLSTM(cells.Cell):
-    """An LSTM as a user writes it: no derivative of its own."""
+    """An LSTM as a user writes it, without a derivative."""
 
     gates = ("i", "f", "g", "o")
     states = ("h", "c")
@@ -36,7 +36,7 @@ class PlainLSTM(cells.Cell):
 
 @dataclasses.dataclass(frozen=True)
 class PlainGRU(cells.Cell):
-    """A GRU as a user writes it, with the parts of the gates kept apart."""
+    """A GRU as a user writes it, with `split`."""
 
     gates = ("r", "z", "n")
     split = True
@@ -149,7 +149,7 @@ def test_residuals_that_exceed_the_budget_are_recomputed(
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 100, None])
-def test_the_block_changes_no_number(block: int | None) -> None:
+def test_the_block_length_changes_no_value(block: int | None) -> None:
     weights, x, state, _, _ = draw(cells.LSTM())
     run = jax.jit(functools.partial(unroll, cells.LSTM(), block_length=block))
     close(run(weights, x, state), expected(cells.LSTM(), False, masked=False)[0])
@@ -192,7 +192,7 @@ def test_the_weight_gradient_is_one_product_a_block() -> None:
     assert all(shape[1] == N for shape in shapes), shapes
 
 
-def test_rematerialisation_keeps_less() -> None:
+def test_rematerialisation_saves_memory() -> None:
     """The compiled gradient needs less temporary memory, and more so the longer the sequence."""
     cell = cells.LSTM()
     weights, _, _, _, _ = draw(cell)
@@ -208,7 +208,7 @@ def test_rematerialisation_keeps_less() -> None:
     assert temporary(True) < 0.5 * temporary(False)
 
 
-def test_the_gradient_compiles_to_the_same_size_whatever_the_length() -> None:
+def test_the_size_of_the_compiled_gradient_does_not_depend_on_the_length() -> None:
     weights, _, _, _, _ = draw(cells.GRU())
 
     def lines(steps: int) -> int:
@@ -221,7 +221,7 @@ def test_the_gradient_compiles_to_the_same_size_whatever_the_length() -> None:
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 10])
-def test_blocks_hand_out_every_step_once_in_order(length: int, reverse: bool) -> None:
+def test_blocks_pass_every_step_once_in_order(length: int, reverse: bool) -> None:
     def body(carry: Any, steps: Any, index: Any) -> Any:
         return carry * 31 + steps.sum(), steps + index, carry
 

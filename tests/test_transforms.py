@@ -1,4 +1,4 @@
-"""Every transformation of JAX works on every layer, the raw ones and those of Flax."""
+"""Every transformation of JAX and of Flax works on every layer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def close(got: Any, want: Any, tolerance: float = 1e-10) -> None:
 
 @functools.cache
 def pure(kind: str) -> tuple[Any, Any]:
-    """A scalar function of parameters and input that uses output and states, and parameters."""
+    """Return a scalar loss of parameters and input, and the parameters."""
     graph, params = nnx.split(make(kind))
 
     def loss(params: Any, x: Any) -> Any:
@@ -77,7 +77,7 @@ def test_a_second_eager_call_compiles_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives_agree_with_differences(kind: str) -> None:
-    """Forward and reverse mode of the loss, and, as second derivatives, of its gradient."""
+    """Check forward and reverse mode of the loss and of its gradient."""
     loss, params = pure(kind)
     check_grads(loss, (params, X), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
     grad = jax.jit(jax.grad(loss))
@@ -147,7 +147,7 @@ def test_checkpoint_changes_no_gradient(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scan_over_calls_carries_the_state(kind: str) -> None:
-    """Two halves of a sequence, the state carried between them, equal the whole (one direction)."""
+    """Two halves of a sequence with the state carried between them equal the whole."""
     layer = MAKE[kind](rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     if layer.bidirectional:
         layer = type(layer)(3, 4, 2, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
@@ -193,7 +193,7 @@ def test_flax_transformations(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_frozen_weights_and_constant_inputs_cost_no_product(kind: str) -> None:
-    """The gradient of the biases alone needs no product for the other derivatives."""
+    """The gradient with respect to the biases alone needs no product for the others."""
     layer = getattr(jaxrnn, kind)(3, 4, backend="scan", rngs=nnx.Rngs(0))
     graph, biases, rest = nnx.split(layer, lambda path, _: "bias" in str(path[-1]), ...)
     x = jnp.asarray(X, jnp.float32)
@@ -210,7 +210,7 @@ def test_frozen_weights_and_constant_inputs_cost_no_product(kind: str) -> None:
 
 
 def test_dropout_zeroes_scales_and_is_drawn_afresh() -> None:
-    """A fresh mask for each step, row and feature, on every layer but the last."""
+    """A new mask for each step, batch element and feature, on every layer but the last."""
     # Weights that hand the input through: relu, W_ih = 1, W_hh = 0, no bias.
     layer = jaxrnn.RNN(
         1, 1, 2, "relu", False, dropout=0.5, rngs=nnx.Rngs(0), param_dtype=jnp.float64

@@ -23,8 +23,7 @@ from jax.nn import sigmoid
 
 import jaxrnn
 from jaxrnn import cells
-from jaxrnn.backends import primitives as fused
-from jaxrnn.backends import select as backends
+from jaxrnn.backends import primitives, select
 from jaxrnn.core.unroll import StepMasks, Weights, unroll
 from tests import compiling
 from tests.pairwise import pairwise
@@ -426,7 +425,7 @@ def test_selection() -> None:
     weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
 
     def choose(backend: str, cell: Any, weights: Any = weights, x: Any = x, **options: Any) -> str:
-        return backends.choose(backend, cell, weights, x, **options).backend
+        return select.choose(backend, cell, weights, x, **options).backend
 
     assert choose("auto", cells.LSTM()) == "kernel"
     assert choose("scan", cells.LSTM()) == "scan"
@@ -453,9 +452,9 @@ def test_a_cell_without_a_kernel_runs_in_the_scan() -> None:
 def test_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llvmlite", None)
     weights, x, *_ = draw(cells.LSTM(), SIZES[0], jnp.float32)
-    assert backends.choose("auto", cells.LSTM(), weights, x).backend == "scan"
+    assert select.choose("auto", cells.LSTM(), weights, x).backend == "scan"
     with pytest.raises(ValueError, match=r"pip install \"jaxrnn\[cpu\]\""):
-        backends.choose("kernel", cells.LSTM(), weights, x)
+        select.choose("kernel", cells.LSTM(), weights, x)
 
 
 def test_an_exported_program_contains_no_kernel() -> None:
@@ -520,26 +519,30 @@ def test_shapes_of_the_primitives() -> None:
         operands, tree = forward_operands(weights, x, state, masks)
         for store_residuals in (False, True):
             options = how | dict(tree=tree, store_residuals=store_residuals)
-            abstract, scan, kernel = shapes(fused.forward_p.bind, fused._forward_reference,
+            abstract, scan, kernel = shapes(primitives.forward_p.bind, primitives._forward_reference,
                                         on_a_cpu("forward"), operands, options)  # fmt: skip
             assert abstract == scan == kernel
         for requested in ((True, True, True, True), (False, True, False, False)):
             arguments = cell, weights, x, state, masks, abstract, (dh, dlast)
             linear, tree = linear_operands(*arguments, requested=requested)
             options = how | dict(tree=tree)
-            abstract_linear, scan, _ = shapes(fused.linear_p.bind, fused._linear_reference, None,
+            abstract_linear, scan, _ = shapes(primitives.linear_p.bind, primitives._linear_reference, None,
                                           linear, options)  # fmt: skip
             assert abstract_linear == scan
             backward, _ = backward_operands(*arguments, requested=requested)
-            functions = fused.backward_p.bind, fused._backward_reference, on_a_cpu("backward")
+            functions = (
+                primitives.backward_p.bind,
+                primitives._backward_reference,
+                on_a_cpu("backward"),
+            )
             abstract_backward, scan, kernel = shapes(*functions, backward, options)
             assert abstract_backward == scan == kernel
 
 
 def forward_operands(weights: Any, x: Any, state: Any, masks: StepMasks) -> tuple[Any, Any]:
     """Flat operands of the forward primitive, and their structure."""
-    packed = fused.pack_masks(masks)
-    return jax.tree.flatten(fused.ForwardOperands(x, *weights[:4], None, tuple(state), packed))
+    packed = primitives.pack_masks(masks)
+    return jax.tree.flatten(primitives.ForwardOperands(x, *weights[:4], None, tuple(state), packed))
 
 
 def linear_operands(
@@ -556,10 +559,10 @@ def linear_operands(
     some = [a if yes else None for a, yes in zip((x, *weights[:2]), requested, strict=False)]
     bias = tuple(weights[2 : 3 + cell.split]) if requested[3] else ()
     count = len(cell.states)
-    tangents = fused.LinearTangents(*some, bias, None, tuple(cotangents[1]))
-    residuals = fused.LinearResiduals(
+    tangents = primitives.LinearTangents(*some, bias, None, tuple(cotangents[1]))
+    residuals = primitives.LinearResiduals(
         *(x, *weights[:2], None, tuple(state), tuple(results[:count]), tuple(results[count:])),
-        fused.pack_masks(masks),
+        primitives.pack_masks(masks),
     )
     return jax.tree.flatten((tangents, residuals))
 
@@ -572,7 +575,7 @@ def backward_operands(*arguments: Any, **options: Any) -> tuple[Any, Any]:
 
 
 def on_a_cpu(name: str) -> Any:
-    return functools.partial(getattr(fused, f"_{name}_kernel"), "cpu")
+    return functools.partial(getattr(primitives, f"_{name}_kernel"), "cpu")
 
 
 def shapes(bind: Any, reference: Any, kernel: Any, operands: Any, options: Any) -> Any:

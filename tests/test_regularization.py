@@ -1,4 +1,4 @@
-"""Regularised stacks equal a plain loop over the same masks, with the same derivatives.
+"""Regularised stacks equal a plain loop over the same masks, values and gradients.
 
 The loop is written out step by step from the equations, in Python, and draws each mask by
 `jaxrnn.core.dropout.dropout_mask` from the key of the call.
@@ -47,7 +47,7 @@ def scaled(key: Any, kind: str, index: int, p: float, shape: tuple[int, ...]) ->
 
 
 def one_step(cell: Any, w: Any, x: Any, state: Any, mask: Any) -> tuple[Any, Any]:
-    """The output and the states of one step, rows first; `mask` (N, R) meets h before W_hh."""
+    """Return the output and states of one step; `mask` (N, R) multiplies h before W_hh."""
     own = w.cell_params or {}
     if not isinstance(cell, Cell):
         step = lambda x, s: cell.step(cell.inputs(x, own), s, own)  # noqa: E731
@@ -65,7 +65,7 @@ def one_step(cell: Any, w: Any, x: Any, state: Any, mask: Any) -> tuple[Any, Any
 
 
 def given_out(cell: Any, w: Any, x: Any, state: Any) -> Any:
-    """The output of a step."""
+    """Return the output of a step."""
     if isinstance(cell, Cell):
         return state[0]
     return jax.vmap(lambda x, s: cell.output(x, s, w.cell_params or {}))(x, state)
@@ -74,7 +74,7 @@ def given_out(cell: Any, w: Any, x: Any, state: Any) -> Any:
 def direction(
     plan: Any, w: Any, x: Any, state: Any, index: int, key: Any, lengths: Any, resets: Any
 ) -> tuple[Any, Any]:
-    """Outputs and last states of one layer and direction."""
+    """Return the outputs and final state of one layer and direction."""
     r, reverse = plan.regularization, bool(index % plan.directions)
     if r.weight_drop:
         named = w.named()
@@ -82,30 +82,30 @@ def direction(
         hh = hh * scaled(key, "weight_drop", index, r.weight_drop, hh.shape)
         w = type(w).from_named(plan.cell, named | {"weight_hh": hh})
     mask = scaled(key, "recurrent_dropout", index, r.recurrent_dropout, state[0].shape)
-    kept = []
+    parts = []
     for number, p in enumerate(r.zoneout):
         shape = (T, state[number].shape[1], N)
         drawn = ~dropout_mask(key, "zoneout", index, p, shape, number) if r.training and p else p
-        kept.append(jnp.broadcast_to(jnp.asarray(drawn, float), shape).swapaxes(1, 2))
-    at = np.arange(T)[:, None] + reverse  # where the row is cut before this step is read
+        parts.append(jnp.broadcast_to(jnp.asarray(drawn, float), shape).swapaxes(1, 2))
+    at = np.arange(T)[:, None] + reverse  # the reset before this step is read
     cut, own = (at < lengths) & resets[at[:, 0]], np.arange(T)[:, None] < lengths
 
     def step(state: Any, steps: Any) -> Any:
-        x, cut, own, kept = steps
+        x, cut, own, parts = steps
         entered = tuple(jnp.where(cut[:, None], 0, s) for s in state)
         output, new = one_step(plan.cell, w, x, entered, mask)
-        if kept:
-            new = tuple(k * old + (1 - k) * s for k, old, s in zip(kept, entered, new))
+        if parts:
+            new = tuple(k * old + (1 - k) * s for k, old, s in zip(parts, entered, new))
             output = given_out(plan.cell, w, x, new)
         state = tuple(jnp.where(own[:, None], s, old) for s, old in zip(new, state))
         return state, jnp.where(own[:, None], output, 0)
 
-    state, y = lax.scan(step, state, (x, cut, own, kept), reverse=reverse)
+    state, y = lax.scan(step, state, (x, cut, own, parts), reverse=reverse)
     return y, state
 
 
 def plain(plan: Any, weights: Any, x: Any, hx: Any, key: Any, lengths: Any, resets: Any) -> Any:
-    """What `stack.run` gives."""
+    """Return the results of `stack.run`."""
     r, last = plan.regularization, []
     for first in range(0, len(weights), plan.directions):
         mask = scaled(key, "input_dropout", first, r.input_dropout, x.shape[1:])
@@ -162,7 +162,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 
 
 def case(name: str) -> tuple[Any, Any, Any, Any]:
-    """The plan, the weights and the first states of a case, and whether rows are ragged."""
+    """Return options, weights, initial state and masks of a case."""
     cell, options, more = CASES[name]
     more = dict(more)
     layers, ragged, training, proj_size, bidirectional = (
@@ -195,7 +195,7 @@ def scalar(y: Any, last: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_the_plain_loop(name: str) -> None:
+def test_values_and_gradients_equal_the_plain_loop(name: str) -> None:
     plan, weights, hx, ragged = case(name)
     lengths = LENGTHS if ragged else np.full(N, T)
     resets = RESETS if ragged else np.zeros((T, N), bool)
@@ -217,12 +217,12 @@ def test_values_and_gradients_are_those_of_the_plain_loop(name: str) -> None:
     close(got, want)
 
 
-def test_forward_over_reverse_is_that_of_the_plain_loop() -> None:
+def test_forward_over_reverse_equals_the_plain_loop() -> None:
     plan, weights, hx, _ = case("all")
     plan = dataclasses.replace(plan, bidirectional=False)
 
     def product(f: Any) -> Any:
-        """The Hessian with a vector."""
+        """Return a Hessian-vector product."""
         loss = lambda x: scalar(*f(x))  # noqa: E731
         return jax.jvp(jax.grad(loss), (X,), (jnp.cos(3 * X),))[1]
 
@@ -250,7 +250,7 @@ def test_a_layer_draws_its_key_from_the_dropout_stream() -> None:
     assert np.abs(first - second).max() > 1e-3
 
 
-def test_evaluation_draws_nothing_and_is_the_plain_layer() -> None:
+def test_evaluation_draws_nothing_and_equals_the_plain_layer() -> None:
     options: dict[str, Any] = {name: p for name, p in ALL.items() if name != "zoneout"}
     layer, other = make(rngs=nnx.Rngs(0), **options), make(rngs=nnx.Rngs(0))
     layer.eval()
@@ -271,20 +271,20 @@ def test_zoneout_in_evaluation_needs_no_stream() -> None:
     close(layer(X[:1])[0][0], 0.7 * h)
 
 
-def test_with_everything_off_there_is_no_stream() -> None:
+def test_no_stream_without_regularization() -> None:
     layer = make(rngs=nnx.Rngs(0), input_dropout=0.0, zoneout=(0, 0.0), weight_drop=0)
     assert layer.rngs is None
     assert layer._regularization is None
     assert repr(layer) == "LSTM(3, 4, zoneout=(0, 0.0))"
 
 
-def test_a_missing_stream_is_named() -> None:
+def test_a_missing_stream_raises() -> None:
     layer = make(rngs=nnx.Rngs(params=0), recurrent_dropout=0.5)
     with pytest.raises(ValueError, match=r"recurrent_dropout=0.5 is active but there is no random"):
         layer(X)
 
 
-def test_weight_norm_is_torchs() -> None:
+def test_weight_norm_equals_pytorch() -> None:
     torch: Any = pytest.importorskip("torch", reason="compares with torch's own weight_norm")
     theirs = torch.nn.LSTM(D, H, 2, bidirectional=True).double()
     names = [f"weight_hh_l{k}{s}" for k in range(2) for s in ("", "_reverse")]
@@ -314,7 +314,7 @@ def test_weight_norm_is_torchs() -> None:
         close(got[name][...], parameter.grad.numpy())
 
 
-def test_weight_norm_begins_with_the_weights_and_knows_its_names() -> None:
+def test_weight_norm_starts_at_the_weights() -> None:
     layer, other = make(weight_norm=True, rngs=nnx.Rngs(0)), make(rngs=nnx.Rngs(0))
     close(layer._weights(), other._weights())
     assert list(jaxrnn.state_dict(layer))[:4] == [
@@ -345,8 +345,8 @@ def test_a_learned_initial_state() -> None:
     close(grads["c_0_l1"][...], by_hx[1][2].sum(0))
 
 
-def test_hidden_sizes_of_ones_own() -> None:
-    """A stack is its layers one on another; states go in and out as tuples of layers."""
+def test_a_hidden_size_for_each_layer() -> None:
+    """A stack equals its layers in sequence; states are tuples with one array a layer."""
     layer = LSTM(D, (4, 5, 2), bidirectional=True, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     assert (layer.num_layers, layer.output_size) == (3, 4)
     draw = np.random.RandomState(3).uniform
@@ -373,7 +373,7 @@ def test_hidden_sizes_of_ones_own() -> None:
         _ = layer.state_sizes
 
 
-def test_equal_hidden_sizes_are_one() -> None:
+def test_equal_hidden_sizes_act_as_one() -> None:
     assert repr(GRU(D, [4, 4], rngs=nnx.Rngs(0))) == "GRU(3, 4, num_layers=2)"
     layer = GRU(D, (4, 5), learn_initial_state=True, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     assert repr(layer) == "GRU(3, (4, 5), num_layers=2, learn_initial_state=True)"
@@ -386,8 +386,8 @@ def test_equal_hidden_sizes_are_one() -> None:
 
 
 @pytest.mark.parametrize("skip", ["residual", "highway"])
-def test_what_leads_around_the_layers(skip: str) -> None:
-    """Against the layers one by one; the first has other features going in than coming out."""
+def test_skip_connections(skip: str) -> None:
+    """Compare with the layers in sequence; the first has different input and output sizes."""
     layer = make(3, bidirectional=True, skip=skip, rngs=nnx.Rngs(0))
     named = jaxrnn.state_dict(layer)
     plain_names = jaxrnn.state_dict(make(3, bidirectional=True, rngs=nnx.Rngs(0)))
@@ -418,7 +418,7 @@ def test_what_leads_around_the_layers(skip: str) -> None:
 
 
 @pytest.mark.parametrize("skip", ["residual", "highway"])
-def test_padding_reaches_nothing_on_the_way_around(skip: str) -> None:
+def test_padding_does_not_pass_skip_connections(skip: str) -> None:
     layer = LSTM(H, H, skip=skip, zoneout=0.2, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     graph, params, others = nnx.split(layer, nnx.Param, ...)
     x = jnp.concatenate([X, X[..., :1]], -1)
@@ -434,7 +434,7 @@ def test_padding_reaches_nothing_on_the_way_around(skip: str) -> None:
     close(run(params, jnp.where(padding, jnp.nan, x)), clean)
 
 
-def test_dropout_is_not_on_the_way_around() -> None:
+def test_dropout_does_not_act_on_skip_connections() -> None:
     layer = LSTM(H, H, 2, dropout=1.0, input_dropout=1.0, skip="residual", rngs=nnx.Rngs(0))
     x = jnp.ones((T, N, H), jnp.float32)
     blank = jnp.zeros_like(x)
@@ -442,7 +442,7 @@ def test_dropout_is_not_on_the_way_around() -> None:
     close(layer(x)[0], x + each[0] + each[1], 1e-6)
 
 
-def test_a_converted_layer_says_what_it_would_lose() -> None:
+def test_conversion_lists_unsupported_options() -> None:
     from jaxrnn.interop import ConversionError
     from jaxrnn.interop.flax import to_linen
 
@@ -483,13 +483,13 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("cell", "options", "error", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_options_are_refused(cell: Any, options: Any, error: Any, message: str) -> None:
+def test_invalid_options_raise(cell: Any, options: Any, error: Any, message: str) -> None:
     options = {"hidden_size": H} | options
     with pytest.raises(error, match=message):
         Recurrent(cell or cells.LSTM(), D, rngs=nnx.Rngs(0), **options)
 
 
-def test_wrong_states_of_layers() -> None:
+def test_invalid_states_raise() -> None:
     layer = RNN(D, (4, 5), rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     good = layer.initial_state(N)
     for hx, error, message in (
@@ -504,7 +504,7 @@ def test_wrong_states_of_layers() -> None:
         pair(X, (good,) * 3)
 
 
-def test_a_kernel_says_why_not() -> None:
+def test_kernels_do_not_support_masks_inside_the_loop() -> None:
     each: list[dict[str, Any]] = [{"recurrent_dropout": 0.5}, {"zoneout": 0.5}]
     for options in each:
         with pytest.raises(ValueError, match="recurrent dropout and zoneout are not supported"):

@@ -1,7 +1,7 @@
-"""What the loops choose for a GPU: the same numbers, and few kernels a step.
+"""The scan tuned for a GPU: the same values, and few kernels a step.
 
-Run on the CPU under `traced_for`; the kernels themselves are counted in `bench.launches`, here the
-operations that each become one.
+Traced on the CPU under `traced_for`. `bench.launches` counts the kernels; here their operations are
+counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import export
 from jax.extend.core import jaxprs_in_params
 
 from jaxrnn import cells
-from jaxrnn.backends import platform as tuning
+from jaxrnn.backends import platform
 from jaxrnn.core import stack
 from jaxrnn.core.unroll import StepMasks, Weights, unroll
 
@@ -39,12 +39,12 @@ def case(name: str, features: int = D, proj_size: int = 0) -> tuple[Any, Weights
 
 @pytest.fixture
 def on_a_gpu() -> Iterator[None]:
-    with tuning.traced_for("gpu"):
+    with platform.traced_for("gpu"):
         yield
 
 
 def loops(jaxpr: Any) -> list[Any]:
-    """The `scan` equations, those inside of others too."""
+    """Return the `scan` equations, nested ones included."""
     found = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan":
@@ -69,7 +69,7 @@ def count(jaxpr: Any, name: str) -> int:
         *(("lstm", "one feature"), ("gru", "one feature"), ("lstm", "remat")),
     ],
 )
-def test_the_numbers_are_the_same(name: str, kind: str) -> None:
+def test_values_equal_those_of_a_cpu(name: str, kind: str) -> None:
     cell, weights, x = case(name, 1 if kind == "one feature" else D)
     rng = np.random.default_rng(0)
     masks = StepMasks()
@@ -92,7 +92,7 @@ def test_the_numbers_are_the_same(name: str, kind: str) -> None:
         return (y * jnp.arange(H)[None, None]).sum() + sum(map(jnp.sum, last)), (y, last)
 
     def derivative(platform: str) -> Any:
-        with tuning.traced_for(platform):
+        with platform.traced_for(platform):
             f = jax.value_and_grad(lambda w, x: run(w, x), (0, 1), has_aux=True)
             return jax.jit(f)(weights, x)
 
@@ -102,8 +102,8 @@ def test_the_numbers_are_the_same(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.usefixtures("on_a_gpu")
-def test_a_step_has_one_product_and_a_turn_eight_steps(name: str) -> None:
-    """One product a step in either loop, none for the input; both over all steps at once."""
+def test_a_step_has_one_product_and_an_iteration_eight_steps(name: str) -> None:
+    """Each loop has one product a step and none for the input, over all steps at once."""
     cell, weights, x = case(name)
     x = jnp.zeros((24, N, D))
     gradient = jax.grad(lambda w: unroll(cell, w, x, backend="scan")[0].sum())
@@ -123,7 +123,7 @@ def test_a_step_has_one_product_and_a_turn_eight_steps(name: str) -> None:
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.usefixtures("on_a_gpu")
 def test_no_gate_is_stored_at_each_step(name: str) -> None:
-    """What a loop stores costs a kernel a turn: the states only."""
+    """A stored array costs one kernel an iteration: only the states are stored."""
     cell, weights, x = case(name)
     run = lambda w: unroll(cell, w, x, backend="scan")[0]  # noqa: E731
     forward, *_ = loops(jax.make_jaxpr(lambda w: jax.vjp(run, w)[0])(weights).jaxpr)
@@ -133,20 +133,20 @@ def test_no_gate_is_stored_at_each_step(name: str) -> None:
     assert len(stored) == len(cell.states)
 
 
-def test_a_cpu_keeps_its_choices() -> None:
+def test_a_cpu_does_not_unroll() -> None:
     cell, weights, x = case("lstm")
     jaxpr = jax.make_jaxpr(lambda w: unroll(cell, w, x, backend="scan")[0])(weights).jaxpr
     assert {eqn.params["unroll"] for eqn in loops(jaxpr)} == {1}
-    assert tuning.tuning(tuning.current_platform()) == tuning.CPU
+    assert platform.tuning(platform.current_platform()) == platform.CPU
 
 
-def test_a_program_for_any_length_can_be_exported_for_a_gpu() -> None:
+def test_a_program_with_symbolic_length_exports_for_a_gpu() -> None:
     cell, weights, _ = case("lstm")
     (steps,) = export.symbolic_shape("T")
     x = jax.ShapeDtypeStruct((steps, N, D), weights.weight_ih.dtype)
-    with tuning.traced_for("gpu"):
-        assert tuning.tuning(tuning.current_platform()) == tuning.GPU
+    with platform.traced_for("gpu"):
+        assert platform.tuning(platform.current_platform()) == platform.GPU
         run = jax.jit(lambda w, x: unroll(cell, w, x, backend="scan")[0])
         exported = export.export(run, platforms=["cuda"])(weights, x)
     assert exported.platforms == ("cuda",)
-    assert tuning.tuning(tuning.current_platform()) == tuning.CPU
+    assert platform.tuning(platform.current_platform()) == platform.CPU

@@ -1,4 +1,4 @@
-"""The product that brings its own transpose is the plain one, under every transformation."""
+"""The product with a given transpose equals the plain product under every transformation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from jaxrnn.backends.step import matmul, matmul_batch_major, matmul_with_transpose, project
 
 
-def draw(outputs: int, inputs: int, rows: int, *, models: int = 0) -> tuple[jax.Array, jax.Array]:
+def draw(outputs: int, inputs: int, batch: int, *, models: int = 0) -> tuple[jax.Array, jax.Array]:
     random = np.random.RandomState(0)
     lead = (models,) if models else ()
-    w, a = random.uniform(-1, 1, (*lead, outputs, inputs)), random.uniform(-1, 1, (inputs, rows))
+    w, a = random.uniform(-1, 1, (*lead, outputs, inputs)), random.uniform(-1, 1, (inputs, batch))
     return jnp.asarray(w), jnp.asarray(a)
 
 
@@ -27,12 +27,12 @@ def close(got: Any, want: Any) -> None:
     jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12), got, want)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("outputs", "inputs"), [(8, 2), (2, 8)])
-def test_it_is_the_plain_product_and_so_are_its_derivatives(
-    outputs: int, inputs: int, rows: int
+def test_values_and_derivatives_equal_the_plain_product(
+    outputs: int, inputs: int, batch: int
 ) -> None:
-    w, a = draw(outputs, inputs, rows)
+    w, a = draw(outputs, inputs, batch)
     dw, da = jnp.sin(w), jnp.cos(a)
 
     def results(f: Any) -> Any:
@@ -54,7 +54,7 @@ def test_it_is_the_plain_product_and_so_are_its_derivatives(
 
 
 @pytest.mark.parametrize("axes", [(None, 0), (None, 1), (0, None), (0, 1)], ids=str)
-def test_it_maps_over_rows_and_over_models(axes: tuple[int | None, int | None]) -> None:
+def test_vmap_over_batches_and_weights(axes: tuple[int | None, int | None]) -> None:
     w, a = draw(6, 4, 3, models=0 if axes[0] is None else 5)
     if axes[1] is not None:
         a = jnp.stack([a * k for k in range(1, 6)], axis=axes[1])
@@ -77,7 +77,7 @@ def test_sums_are_at_least_float32() -> None:
     assert da.dtype == jnp.bfloat16
 
 
-def test_rows_may_come_first_or_last() -> None:
+def test_batch_major_and_feature_major_products_agree() -> None:
     w, a = draw(3, 2, 4)
     x = jnp.stack([a.T, 2 * a.T])  # (K, N, D)
     close(matmul_batch_major(w, x), project(x, w).swapaxes(1, 2))
