@@ -263,7 +263,7 @@ def test_scalings_support_vmap() -> None:
     [
         (lambda: data.min_max(np.arange(3)), "floating point"),
         (lambda: data.standard(np.zeros((2, 2, 2))), "(2, 2, 2)"),
-        (lambda: data.standard(np.zeros((2, 2)), range(2, 4)), "`part` must select steps"),
+        (lambda: data.standard(np.zeros((2, 2)), range(2, 4)), "`part` must select at least one"),
         (lambda: data.standard(SERIES)(np.zeros((5, 2))), "must have 3 columns, got shape (5, 2)"),
     ],
 )

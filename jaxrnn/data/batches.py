@@ -126,12 +126,12 @@ def buckets(
     if lengths.min() < 0:
         raise ValueError(f"`lengths` must be >= 0, got {lengths.min()}")
     ends = _bounds(lengths, bounds)
-    places = np.searchsorted(ends, lengths)
+    bucket_ids = np.searchsorted(ends, lengths)
     # NumPy shuffles, since JAX would compile a permutation for each size.
     random = None if key is None else np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
     result = []
     for number, end in enumerate(ends):
-        members = np.flatnonzero(places == number).astype(np.int32)
+        members = np.flatnonzero(bucket_ids == number).astype(np.int32)
         steps = len(members) // size if drop_last else -(-len(members) // size)
         if steps:
             order = members if random is None else random.permutation(members)
@@ -141,8 +141,8 @@ def buckets(
 
 def _batched(order: Any, steps: int, size: int) -> tuple[Any, np.ndarray]:
     """Return indices in batches, filled up from their start, and the mask."""
-    places = np.arange(steps * size, dtype=np.int32).reshape(steps, size)
-    return order[places % len(order)], places < len(order)
+    positions = np.arange(steps * size, dtype=np.int32).reshape(steps, size)
+    return order[positions % len(order)], positions < len(order)
 
 
 def _bounds(lengths: np.ndarray, bounds: int | Sequence[int]) -> np.ndarray:

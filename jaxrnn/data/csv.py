@@ -74,7 +74,7 @@ def read_csv(
                     f"{name}, line 1: column {_shown(column)} must be one of the columns "
                     f"{list_columns(header)}"
                 )
-        selected = [_Column(title, place) for place, title in enumerate(header)]
+        selected = [_Column(title, index) for index, title in enumerate(header)]
         if columns is not None:
             selected = [_Column(title, header.index(title)) for title in columns]
         num_rows = _read_cells(name, lines, len(header), selected)
@@ -91,9 +91,9 @@ def read_csv(
     values = np.stack([np.frombuffer(column.values) for column in selected], axis=1)
     constant = (values == values[0]).all(0)
     if constant.any() and len(values) > 1 and not allow_constant:
-        place = int(constant.argmax())
+        index = int(constant.argmax())
         raise ValueError(
-            f"{name}, column {_shown(selected[place].name)} is constant: {values[0, place]:g} in "
+            f"{name}, column {_shown(selected[index].name)} is constant: {values[0, index]:g} in "
             "every line"
         )
     return Table(tuple(column.name for column in selected), values)
@@ -132,15 +132,15 @@ def _open(path: str | os.PathLike[str], delimiter: str) -> Iterator[Any]:
 class _Column:
     """Numbers of a column, and its first error as a line number and a message."""
 
-    def __init__(self, name: str, place: int):
-        self.name, self.place = name, place
+    def __init__(self, name: str, index: int):
+        self.name, self.index = name, index
         self.values = array("d")
         self.numeric = False
         self.error: tuple[int, str] | None = None
 
     def add(self, line: int, cells: Sequence[str]) -> None:
         """Add the cell of a line."""
-        cell = cells[self.place].strip()
+        cell = cells[self.index].strip()
         value = _number(cell)
         self.values.append(value)
         if math.isfinite(value):

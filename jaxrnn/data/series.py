@@ -406,5 +406,5 @@ def _selected(values: Any, part: range | None) -> jax.Array:
         )
     selected = values if part is None else values[part.start : part.stop]
     if not len(selected):
-        raise ValueError(f"`part` must select steps of the {len(values)} there are, got {part}")
+        raise ValueError(f"`part` must select at least one of the {len(values)} steps, got {part}")
     return selected

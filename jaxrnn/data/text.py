@@ -83,10 +83,10 @@ class Vocabulary:
             raise ValueError(f"`ids` must be integers (T,), got {ids.dtype} {ids.shape}")
         invalid = np.flatnonzero((ids < 0) | (ids >= len(self)))
         if invalid.size:
-            place = int(invalid[0])
+            position = int(invalid[0])
             raise ValueError(
                 f"`ids` must be < {len(self)}, the size of the vocabulary, and >= 0, got "
-                f"{ids[place]} at position {place}"
+                f"{ids[position]} at position {position}"
             )
         return "".join(self.characters[number] for number in ids)
 

@@ -175,9 +175,9 @@ def _forecast_lines(fitted: Fitted) -> Iterator[Sequence[Any]]:
     names = [fitted.forecaster.name, PERSISTENCE, LINEAR]
     yield ["part", "row", "rows_ahead", "truth", *names]
     columns = [fitted.truth, *(fitted.forecasts[name] for name in names)]
-    for place, index in enumerate(fitted.series.test_windows):
+    for k, index in enumerate(fitted.series.test_windows):
         for step in range(1, fitted.series.windows.horizon + 1):
-            numbers = [float(column[place, step - 1]) for column in columns]
+            numbers = [float(column[k, step - 1]) for column in columns]
             yield ["held out", index + fitted.series.windows.size + step, step, *numbers]
     steps = len(fitted.series.values)
     for step, numbers in enumerate(zip(*(fitted.ahead[name] for name in names)), 1):
@@ -225,10 +225,10 @@ def _errors_table(fitted: Fitted) -> Table:
     for name in fitted.errors:
         for kind in ("RMSE", "MAE"):
             table.add_column(f"{name}\n{kind}", justify="right", overflow="fold")
-    for place in [*(plotting.spread(range(horizon), 12) if horizon > 1 else []), horizon]:
-        total = place == horizon
-        label = str(place + 1) if not total else "1" if horizon == 1 else "all"
-        cells = [f"{e[place]:.4g}" for errors in fitted.errors.values() for e in errors]
+    for step in [*(plotting.spread(range(horizon), 12) if horizon > 1 else []), horizon]:
+        total = step == horizon
+        label = str(step + 1) if not total else "1" if horizon == 1 else "all"
+        cells = [f"{e[step]:.4g}" for errors in fitted.errors.values() for e in errors]
         table.add_row(label, *cells, style="bold" if total else None)
     return table
 
@@ -240,8 +240,8 @@ def _ahead_table(forecasts: Mapping[str, np.ndarray], steps: int, limit: int = 2
     table = Table(caption=rest, caption_justify="left")
     for name in ("step", *forecasts):
         table.add_column(name, justify="right", overflow="fold")
-    for place in range(min(count, limit)):
-        table.add_row(str(steps + place + 1), *(f"{f[place]:.6g}" for f in forecasts.values()))
+    for h in range(min(count, limit)):
+        table.add_row(str(steps + h + 1), *(f"{f[h]:.6g}" for f in forecasts.values()))
     return table
 
 
@@ -280,8 +280,8 @@ def _draw_forecasts(axis: Any, fitted: Fitted, first: int, test: int) -> None:
     if horizon == 1:
         pieces = [(max(first, test), forecasts[max(first - test, 0) :, 0])]
     else:  # backwards from the last forecast
-        places = range(len(forecasts) - 1, -1, -horizon)
-        pieces = [(test + p, forecasts[p]) for p in places if test + p >= first]
+        starts = range(len(forecasts) - 1, -1, -horizon)
+        pieces = [(test + p, forecasts[p]) for p in starts if test + p >= first]
     for start, piece in pieces:
         times = np.arange(start, start + len(piece)) + 1
         axis.plot(times, piece, color=BLUE, linewidth=1, label=label, **dots)
@@ -299,10 +299,10 @@ def _draw_errors(axis: Any, fitted: Fitted) -> None:
     """Draw the test error by number of steps ahead, of the model and of the baselines."""
     horizon = fitted.series.windows.horizon
     styles = {PERSISTENCE: ("^--", PALETTE[4]), LINEAR: ("s-.", PALETTE[2])}
-    for place, (name, (rmse, _)) in enumerate(fitted.errors.items()):
+    for x, (name, (rmse, _)) in enumerate(fitted.errors.items()):
         style, colour = styles.get(name, ("o-", BLUE))
         if horizon == 1:
-            axis.bar(place, rmse[0], color=colour)
+            axis.bar(x, rmse[0], color=colour)
             continue
         label = f"{name}, {rmse[-1]:.3g} in all"
         times = np.arange(1, horizon + 1)

@@ -270,8 +270,8 @@ def as_series(values: Any, columns: Sequence[str], name: str) -> np.ndarray:
         )
     series = series.astype(np.float64)
     if not np.isfinite(series).all():
-        step, place = np.argwhere(~np.isfinite(series))[0]
-        raise ValueError(f"{name}, step {step + 1}, column {columns[place]!r} must be finite")
+        step, index = np.argwhere(~np.isfinite(series))[0]
+        raise ValueError(f"{name}, step {step + 1}, column {columns[index]!r} must be finite")
     return series
 
 

@@ -80,8 +80,8 @@ def prepare(
             f"horizon of {options.horizon}, got {len(values)}"
         )
     train, validation, test = data.split(len(values), options.fractions)
-    for place, column in enumerate(columns):
-        known = values[: train.stop, place]
+    for index, column in enumerate(columns):
+        known = values[: train.stop, index]
         if (known == known[0]).all():
             raise ValueError(
                 f"{name}, column {column!r} is constant: {known[0]:g} in the {train.stop} steps of "

@@ -187,8 +187,8 @@ def ngram_loss(
         seen, counts = np.unique(pairs[known], return_counts=True)
         total = np.bincount(contexts[known], minlength=contexts.max() + 1)[contexts[positions]]
         distinct = np.bincount(seen // size, minlength=contexts.max() + 1)[contexts[positions]]
-        places = np.searchsorted(seen, pairs[positions]).clip(max=len(seen) - 1)
-        count = np.where(seen[places] == pairs[positions], counts[places], 0)
+        indices = np.searchsorted(seen, pairs[positions]).clip(max=len(seen) - 1)
+        count = np.where(seen[indices] == pairs[positions], counts[indices], 0)
         p = np.where(total > 0, (count + distinct * p) / np.maximum(total + distinct, 1), p)
     return float(-np.log(p).mean())
 
