@@ -150,7 +150,7 @@ class _IterableSource:
                     "Pass an iterable instead of an iterator, or fewer steps."
                 )
             self._iterator = iter(self._iterable)
-        raise ValueError("`data` must yield batches, got no batches.")
+        raise ValueError("`data` must yield batches, got no batches")
 
     def position(self) -> Any:
         """Return the state of the iterator as JSON, if it has a method ``get_state``."""

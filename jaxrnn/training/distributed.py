@@ -91,7 +91,7 @@ def initialize(
         if len(missing) < len(given):
             raise ValueError(
                 "`coordinator`, `processes` and `process` must be set together, as arguments or "
-                f"environment variables, got no {', '.join(missing)}."
+                f"environment variables, got no {', '.join(missing)}"
             )
         if not _in_cluster():
             return
@@ -99,7 +99,7 @@ def initialize(
         checks.at_least("processes", given[1], 1)
         checks.at_least("process", given[2], 0)
         if given[2] >= given[1]:
-            raise ValueError(f"`process` must be below processes={given[1]}, got {given[2]}.")
+            raise ValueError(f"`process` must be below processes={given[1]}, got {given[2]}")
         if not re.fullmatch(r".+:\d+", str(given[0])):
             raise ValueError(f'`coordinator` must be "host:port", got {given[0]!r}.')
     jax.distributed.initialize(

@@ -229,7 +229,7 @@ def _scan_steps(
 ) -> Trained:
     """Scan over gradient steps `first`, `first` + 1, ... of `total`."""
 
-    def step(state: Any, inputs: Any) -> tuple[Any, Any]:
+    def _step(state: Any, inputs: Any) -> tuple[Any, Any]:
         params, opt_state, carry = state
         index, batch = inputs
         (value, (carry, metrics)), grads = jax.value_and_grad(adapted, has_aux=True)(
@@ -241,7 +241,7 @@ def _scan_steps(
         return (optax.apply_updates(params, updates), opt_state, carry), (value, metrics)
 
     count = len(jax.tree.leaves(batches)[0])
-    state, (losses, metrics) = lax.scan(step, state, (jnp.arange(first, first + count), batches))
+    state, (losses, metrics) = lax.scan(_step, state, (jnp.arange(first, first + count), batches))
     return Trained(*state, losses, metrics)
 
 

@@ -191,7 +191,7 @@ def grouped(
     if array.shape[: len(names)] != shape or array.ndim - len(names) not in (0, 1):
         raise ValueError(
             f"`values` must have shape {shape} over {', '.join(names)}, or one more axis for "
-            f"steps, got {array.shape}."
+            f"steps, got {array.shape}"
         )
     outer = [index for index, name in enumerate(names) if name not in over]
     inner = [index for index, name in enumerate(names) if name in over]
@@ -289,7 +289,7 @@ def sweep_figure(
     if along not in groups.settings and (along or groups.values.ndim == 2):
         raise ValueError(
             f"`along` must be one of {', '.join(map(repr, groups.settings))}"
-            f"{', or empty for steps' if groups.values.ndim > 2 else ''}, got {along!r}."
+            f"{', or empty for steps' if groups.values.ndim > 2 else ''}, got {along!r}"
         )
     low, middle, high = (groups.quantile(part) for part in (0.25, 0.5, 0.75))
     others = groups._replace(settings={n: v for n, v in groups.settings.items() if n != along})
