@@ -1,8 +1,8 @@
 """Compilation of the tests: fast by default, and as users compile where it matters.
 
 The tests spend most of their time in XLA and LLVM, on thousands of programs that run for
-microseconds. They are compiled without optimisation, in a third of the time, CPU kernels in a tenth,
-except for
+microseconds. These are compiled without optimisation, which takes a third of the time, for CPU
+kernels a tenth, except for
 
 - the parity with PyTorch in float32 (`test_parity`), compiled with `AS_USERS_DO`,
 - some of the kernels that are compared with the scan (`test_primitives`),
@@ -26,8 +26,8 @@ from jax._src.interpreters import mlir
 
 _QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
-# Options that compile faster, besides the optimisation level, and XLA's defaults. XLA does not start
-# with an option that it does not know; the version of jax 0.10 knows these.
+# Options that compile faster, besides the optimisation level, and XLA's defaults. XLA does not
+# start with an option that it does not know; the version of jax 0.10 knows these.
 _OPTIONS = {
     "xla_cpu_use_fusion_emitters": (False, True),
     "xla_cpu_parallel_codegen_split_count": (1, 32),

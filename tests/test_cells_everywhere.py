@@ -50,7 +50,7 @@ def split(cell: Any, **options: Any) -> tuple[Any, Any]:
 
 
 def supported(cell: Any) -> bool:
-    """Return True if the CPU kernels support a cell; `tests/test_primitives.py` has PyTorch's cells."""
+    """Return True if the CPU kernels support a cell."""
     if type(cell).__module__ == "jaxrnn.cells.standard":
         return False
     asked = select.Request(cell, jnp.dtype("float64"), T, N, D, H)

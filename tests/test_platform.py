@@ -91,8 +91,8 @@ def test_values_equal_those_of_a_cpu(name: str, kind: str) -> None:
         )
         return (y * jnp.arange(H)[None, None]).sum() + sum(map(jnp.sum, last)), (y, last)
 
-    def derivative(platform: str) -> Any:
-        with platform.traced_for(platform):
+    def derivative(name: str) -> Any:
+        with platform.traced_for(name):
             f = jax.value_and_grad(lambda w, x: run(w, x), (0, 1), has_aux=True)
             return jax.jit(f)(weights, x)
 

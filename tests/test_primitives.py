@@ -519,24 +519,28 @@ def test_shapes_of_the_primitives() -> None:
         operands, tree = forward_operands(weights, x, state, masks)
         for store_residuals in (False, True):
             options = how | dict(tree=tree, store_residuals=store_residuals)
-            abstract, scan, kernel = shapes(primitives.forward_p.bind, primitives._forward_reference,
-                                        on_a_cpu("forward"), operands, options)  # fmt: skip
-            assert abstract == scan == kernel
+            functions = primitives.forward_p.bind, primitives._forward_reference, cpu("forward")
+            results, *others = (shapes(f, operands, options) for f in functions)
+            assert [results, results] == others
         for requested in ((True, True, True, True), (False, True, False, False)):
-            arguments = cell, weights, x, state, masks, abstract, (dh, dlast)
-            linear, tree = linear_operands(*arguments, requested=requested)
+            arguments = cell, weights, x, state, masks, results, (dh, dlast)
+            operands, tree = linear_operands(*arguments, requested=requested)
             options = how | dict(tree=tree)
-            abstract_linear, scan, _ = shapes(primitives.linear_p.bind, primitives._linear_reference, None,
-                                          linear, options)  # fmt: skip
-            assert abstract_linear == scan
-            backward, _ = backward_operands(*arguments, requested=requested)
-            functions = (
-                primitives.backward_p.bind,
-                primitives._backward_reference,
-                on_a_cpu("backward"),
-            )
-            abstract_backward, scan, kernel = shapes(*functions, backward, options)
-            assert abstract_backward == scan == kernel
+            functions = primitives.linear_p.bind, primitives._linear_reference
+            bound, reference = (shapes(f, operands, options) for f in functions)
+            assert bound == reference
+            operands, _ = backward_operands(*arguments, requested=requested)
+            functions = primitives.backward_p.bind, primitives._backward_reference, cpu("backward")
+            bound, *others = (shapes(f, operands, options) for f in functions)
+            assert [bound, bound] == others
+
+
+def cpu(name: str) -> Any:
+    return functools.partial(getattr(primitives, f"_{name}_kernel"), "cpu")
+
+
+def shapes(function: Any, operands: Any, options: Any) -> list[Any]:
+    return list(jax.eval_shape(functools.partial(function, **options), *operands))
 
 
 def forward_operands(weights: Any, x: Any, state: Any, masks: StepMasks) -> tuple[Any, Any]:
@@ -572,16 +576,6 @@ def backward_operands(*arguments: Any, **options: Any) -> tuple[Any, Any]:
     flat, tree = linear_operands(*arguments, **options)
     dh, dlast = arguments[-1]
     return (dh, *dlast, *flat[tree.children()[0].num_leaves :]), tree
-
-
-def on_a_cpu(name: str) -> Any:
-    return functools.partial(getattr(primitives, f"_{name}_kernel"), "cpu")
-
-
-def shapes(bind: Any, reference: Any, kernel: Any, operands: Any, options: Any) -> Any:
-    functions = [f for f in (bind, reference, kernel) if f is not None]
-    out = [jax.eval_shape(functools.partial(f, **options), *operands) for f in functions]
-    return (*map(list, out), *[None] * (3 - len(out)))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
