@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from bench.core import Case, Suite
+from bench.core import Case, Suite, prepare_environment
 
 NOTE = (
     "Compiled ahead, in processes beside each other: the compile times are those of reading the "
@@ -75,7 +75,6 @@ def build(case: Case, peers: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from bench.running import prepare_environment
     from bench.suites import SUITES
 
     prepare_environment()

@@ -3,6 +3,7 @@
 Nothing here imports JAX, PyTorch or a peer, so listing suites is quick and works without them.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -132,3 +133,8 @@ class Settings:
     deadline: float | None = None
     case_s: float = 60.0
     together: bool = False
+
+
+def prepare_environment() -> None:
+    """Leave GPU memory for the other libraries; call this before the import of JAX."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

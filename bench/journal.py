@@ -22,6 +22,7 @@ from bench.core import Case
 from bench.machine import product
 from bench.peers import OURS
 from bench.report import finite
+from bench.summary import record
 from bench.timing import summarise
 
 Event = dict[str, Any]
@@ -103,8 +104,6 @@ def unfinished(
     case: Case, events: list[Event], peers: Iterable[str] = (), peak: float | None = None
 ) -> dict[str, Any]:
     """The record of a case from its entries and the rounds that were measured."""
-    from bench.runner import record
-
     entries = {event["peer"]: event["entry"] for event in events if event["event"] == "built"}
     reasons = {e["peer"]: e["reason"] for e in events if e["event"] == "failed"}
     for name, reason in (reasons | lost(events, case.name)).items():

@@ -3,7 +3,7 @@
 Axis letters: N batch, T time, D input features, H hidden size, L layers, F directions, G gates.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -147,30 +147,3 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     if value.shape != reference.shape or not np.isfinite(value).all():
         return float("inf")
     return float(np.abs(value - reference).max() / max(np.abs(reference).max(), 1e-300))
-
-
-@lru_cache(maxsize=2)
-def expected(spec: Spec, backward: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The float64 output and weight gradients of a case, computed once for all its contenders."""
-    from bench.reference import run_stack
-
-    rows, steps = compared(spec)
-    part = replace(spec, N=rows, T=steps)
-    return run_stack(part, draw_weights(spec), draw_input(spec)[:steps, :rows], backward)
-
-
-def errors(
-    spec: Spec, output: np.ndarray, gradients: dict[str, np.ndarray] | None
-) -> dict[str, float]:
-    """Relative errors of an output and, if given, of the worst weight gradient.
-
-    The gradients are those for `draw_cotangent`.
-    """
-    reference, reference_gradients = expected(spec, gradients is not None)
-    rows, steps = compared(spec)
-    found = {"output": relative_error(output[:steps, :rows], reference)}
-    if gradients is not None:
-        found["gradient"] = max(
-            relative_error(gradients[name], g) for name, g in reference_gradients.items()
-        )
-    return found

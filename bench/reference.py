@@ -10,10 +10,12 @@ with a = W_ih x + b_ih and b = W_hh h + b_hh.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
-from bench.layers import Spec
+from bench.layers import Spec, compared, draw_input, draw_weights, relative_error
 
 Array = np.ndarray
 State = tuple[Array, ...]
@@ -170,3 +172,28 @@ def run_stack(
         if not reverse and layer > 0:  # Both directions are in: on to the layer below.
             dy, dx = dx, None
     return layer_input, gradients
+
+
+@lru_cache(maxsize=2)
+def expected(spec: Spec, backward: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the float64 output and weight gradients of a case, cached for all its contenders."""
+    rows, steps = compared(spec)
+    part = replace(spec, N=rows, T=steps)
+    return run_stack(part, draw_weights(spec), draw_input(spec)[:steps, :rows], backward)
+
+
+def errors(
+    spec: Spec, output: np.ndarray, gradients: dict[str, np.ndarray] | None
+) -> dict[str, float]:
+    """Return the relative errors of an output and, if given, of the worst weight gradient.
+
+    The cotangent of the gradients is `draw_cotangent`.
+    """
+    reference, reference_gradients = expected(spec, gradients is not None)
+    rows, steps = compared(spec)
+    found = {"output": relative_error(output[:steps, :rows], reference)}
+    if gradients is not None:
+        found["gradient"] = max(
+            relative_error(gradients[name], g) for name, g in reference_gradients.items()
+        )
+    return found

@@ -10,9 +10,10 @@ from typing import Any
 from bench.core import BASELINE, UNITS, Case, Contender, Settings, Suite, Unsupported
 from bench.journal import TOGETHER, Journal, Watch, left_alone, read
 from bench.machine import usable_cores
-from bench.peers import OURS, PEERS
+from bench.peers import PEERS
+from bench.summary import record
 from bench.supervised import POISONED, poisoned
-from bench.timing import busy_cores, describe, interleave, summarise
+from bench.timing import describe, interleave, summarise
 
 Record = dict[str, Any]
 
@@ -152,43 +153,6 @@ def run_case(
     for name, numbers in summarise(measured.samples).items():
         entries[name] |= numbers | {"calls": measured.calls[name]}
     return record(case, entries, measured.rounds, measured.others_cores, peak)
-
-
-def record(
-    case: Case,
-    entries: dict[str, Record],
-    rounds: int,
-    others_cores: float | None,
-    peak: float | None = None,
-) -> Record:
-    """A case's record, from the entries of its contenders."""
-    for entry in entries.values():
-        if "min" not in entry:
-            continue
-        if case.flops and peak:
-            entry["gemm_fraction"] = case.flops / entry["min"] / peak
-        if case.steps:
-            entry["us_a_step"] = 1e6 * entry["min"] / case.steps
-    times = {name: e["min"] for name, e in entries.items() if e["status"] == "ok"}
-    others = {name: e for name, e in entries.items() if name not in (BASELINE, *OURS)}
-    ratios = [e["ratio"] for e in others.values() if "ratio" in e]
-    return {
-        "case": case.name,
-        "table": case.table,
-        "row": case.row,
-        "group": case.group,
-        "detail": case.detail,
-        "unit": case.unit,
-        "flops": case.flops,
-        "steps": case.steps,
-        "precision": case.precision,
-        "rounds_measured": rounds,
-        "others_cores": others_cores,
-        "disturbed": (others_cores or 0.0) >= busy_cores(),
-        "peers": entries,
-        "fastest": min(times, key=lambda name: times[name]) if times else None,
-        "baseline_fastest": bool(ratios) and all(ratio >= 1 for ratio in ratios),
-    }
 
 
 def line(record: Record) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.core import Case, Settings, Suite
+from bench.core import Case, Settings, Suite, prepare_environment
 from bench.peers import PEERS
 from bench.suites import SUITES
 
@@ -30,11 +30,6 @@ def for_backend(cases: Sequence[Case], backend: str) -> tuple[list[Case], list[s
         f"{count} of {len(cases)} cases, which need a GPU ({reason})"
         for reason, count in reasons.items()
     ]
-
-
-def prepare_environment() -> None:
-    """Before JAX is imported: on a GPU, leave memory for the other libraries."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) -> Settings:

@@ -3,11 +3,48 @@
 from collections.abc import Iterable
 from typing import Any
 
-from bench.core import BASELINE
-from bench.peers import PEERS
-from bench.timing import geometric_mean
+from bench.core import BASELINE, Case
+from bench.peers import OURS, PEERS
+from bench.timing import busy_cores, geometric_mean
 
 Record = dict[str, Any]
+
+
+def record(
+    case: Case,
+    entries: dict[str, Record],
+    rounds: int,
+    others_cores: float | None,
+    peak: float | None = None,
+) -> Record:
+    """Return the record of a case from the entries of its contenders."""
+    for entry in entries.values():
+        if "min" not in entry:
+            continue
+        if case.flops and peak:
+            entry["gemm_fraction"] = case.flops / entry["min"] / peak
+        if case.steps:
+            entry["us_a_step"] = 1e6 * entry["min"] / case.steps
+    times = {name: e["min"] for name, e in entries.items() if e["status"] == "ok"}
+    others = {name: e for name, e in entries.items() if name not in (BASELINE, *OURS)}
+    ratios = [e["ratio"] for e in others.values() if "ratio" in e]
+    return {
+        "case": case.name,
+        "table": case.table,
+        "row": case.row,
+        "group": case.group,
+        "detail": case.detail,
+        "unit": case.unit,
+        "flops": case.flops,
+        "steps": case.steps,
+        "precision": case.precision,
+        "rounds_measured": rounds,
+        "others_cores": others_cores,
+        "disturbed": (others_cores or 0.0) >= busy_cores(),
+        "peers": entries,
+        "fastest": min(times, key=lambda name: times[name]) if times else None,
+        "baseline_fastest": bool(ratios) and all(ratio >= 1 for ratio in ratios),
+    }
 
 
 def ratios(record: Record) -> dict[str, float]:

@@ -10,8 +10,9 @@ import pytest
 
 from bench import cli, running, timing
 from bench.core import Unsupported
-from bench.layers import Spec, draw_input, draw_weights, errors
+from bench.layers import Spec, draw_input, draw_weights
 from bench.peers import PEERS
+from bench.reference import errors
 from bench.suites import SUITES, ragged
 from bench.suites.deepbench import SPECS, needs_gpu
 

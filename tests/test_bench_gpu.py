@@ -21,10 +21,10 @@ import pytest
 
 from bench import ahead, cli, journal, launches, runner, supervised
 from bench.core import Case, Contender, Settings, Suite, Unsupported
-from bench.layers import Spec, draw_cotangent, draw_input, draw_weights, errors
+from bench.layers import Spec, draw_cotangent, draw_input, draw_weights
 from bench.peers import PEERS
 from bench.precision import precision
-from bench.reference import run_stack
+from bench.reference import errors, run_stack
 from bench.runner import build_all, run_suite
 from bench.suites import SUITES, tilings
 from jaxrnn import cells

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.core import Contender
-from bench.layers import Spec, draw_cotangent, draw_input, draw_weights, errors
+from bench.layers import Spec, draw_cotangent, draw_input, draw_weights
+from bench.reference import errors
 
 Weights = dict[str, Any]
 

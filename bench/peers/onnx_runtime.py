@@ -15,8 +15,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.core import Contender, Unsupported
-from bench.layers import NAMES, Spec, draw_input, draw_weights, errors
+from bench.layers import NAMES, Spec, draw_input, draw_weights
 from bench.machine import usable_cores
+from bench.reference import errors
 
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 """ONNX's gates as places in PyTorch's: i o f c of i f g o, and z r h of r z n."""

@@ -10,8 +10,9 @@ import jax
 import torch
 
 from bench.core import Contender, Unsupported
-from bench.layers import NAMES, Spec, draw_cotangent, draw_input, draw_weights, errors
+from bench.layers import NAMES, Spec, draw_cotangent, draw_input, draw_weights
 from bench.peers import pytorch_compiled
+from bench.reference import errors
 
 
 def device() -> torch.device:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bench.core import BASELINE, Case, Contender, Suite
-from bench.layers import NAMES, Spec, draw_input, draw_weights, errors, relative_error
+from bench.layers import NAMES, Spec, draw_input, draw_weights, relative_error
 from bench.peers import PEERS
+from bench.reference import errors
 
 CONTENDERS = ("jaxrnn", "jaxrnn+lengths", "jaxrnn+bins", "jaxrnn+resets", "torch", "torch+packed")
 ALIKE = {"jaxrnn+bins": "jaxrnn+lengths", "torch+packed": "jaxrnn+lengths", "torch": "jaxrnn"}
