@@ -1,4 +1,4 @@
-"""Compiles the contenders of a suite before it is measured, many at once, for JAX's cache on disk.
+"""Parallel compilation of the contenders of a suite into JAX's persistent cache.
 
 Compiling is most of the time of a suite whose calls take milliseconds, and runs on cores that the
 measurement does not need. `python -m bench.ahead SUITE CASE PEERS` builds those of one case.
@@ -20,7 +20,7 @@ NOTE = (
 
 
 def environment(cache: str) -> dict[str, str]:
-    """For processes that keep all that they compile in a folder."""
+    """Return the environment variables of a persistent compilation cache in a folder."""
     return {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -40,7 +40,7 @@ def build_ahead(
     """Build the contenders of all cases until `deadline` (`time.time`), in order.
 
     Returns:
-        how many cases were built to their end.
+        The number of cases that were built completely.
     """
     left, running, done = list(cases), {}, 0
     most = at_once or os.cpu_count() or 1
@@ -66,7 +66,7 @@ def build_ahead(
 
 
 def build(case: Case, peers: Sequence[str]) -> None:
-    """Build all contenders of a case; whoever can't be is told of where it is measured."""
+    """Build all contenders of a case; errors are reported when it is measured."""
     with case.within():
         for name in case.peers:
             if name in peers:

@@ -1,4 +1,4 @@
-"""The command line: which suites, cases and peers, for how long, and where the results go."""
+"""Command line of the benchmark: suites, cases, peers, time budget and output folder."""
 
 import argparse
 import os
@@ -31,14 +31,14 @@ seconds a case unless --peers names them. Ratios are taken pair by pair within r
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without the usage lines before an error."""
+    """An argument parser whose errors have no usage lines."""
 
     def error(self, message: str) -> NoReturn:
         raise Wrong(message)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of ``python -m bench``."""
+    """Return the parser of ``python -m bench``."""
     p = Parser(
         prog="python -m bench",
         description="Times jaxrnn's recurrent layers beside other libraries', in paired rounds.",
@@ -59,11 +59,11 @@ def parser() -> argparse.ArgumentParser:
         *("--ahead",),
         type=float,
         metavar="S",
-        help="of these, at most so many to compile in parallel",
+        help="at most this part of the budget for parallel compilation",
     )
-    p.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    p.add_argument("--resume", action="store_true", help="continue the run in the folder")
     p.add_argument(
-        "--journal", type=Path, metavar="FILE", help="write the report of a run that was cut short"
+        "--journal", type=Path, metavar="FILE", help="write the report of an interrupted run"
     )
     p.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     p.add_argument("--markdown", action="store_true", help="print the Markdown report to stdout")
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> Wrong:
-    """The error for a name that does not exist."""
+    """Return the error of an unknown name, with the closest known one."""
     close = get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
     return Wrong(f"unknown {kind} {name!r}; {hint}")
@@ -82,7 +82,7 @@ def split(text: str | None) -> list[str]:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a case is meant by a pattern: the name, its beginning, words of it, or a wildcard.
+    """Return True if a pattern matches a case: words of its name, or a wildcard.
 
     >>> [matches("lstm-small-forward", p) for p in ("lstm-small", "small", "*-forward", "lst")]
     [True, True, True, False]
@@ -91,7 +91,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def choose_suites(words: Sequence[str]) -> list[Suite]:
-    """Suites by name; none means the default one."""
+    """Return the suites with the given names, or the default suite."""
     if "all" in words:
         return list(SUITES.values())
     for word in words:
@@ -101,25 +101,25 @@ def choose_suites(words: Sequence[str]) -> list[Suite]:
 
 
 def choose_peers(text: str | None, suites: Sequence[Suite], quick: bool) -> list[str]:
-    """Names of contenders; the baseline is always one of them."""
+    """Return the names of the selected peers; the baseline is always selected."""
     known = list(dict.fromkeys(n for s in suites for case in s.cases for n in case.peers))
     if text is None:
         slow = {name for name, entry in PEERS.items() if entry.slow_to_build}
         return [name for name in known if not (quick and name in slow)]
-    wanted = split(text)
-    for name in wanted:
+    selected = split(text)
+    for name in selected:
         if name not in known:
             raise unknown("peer", name, known)
-    return [name for name in known if name in wanted or name == BASELINE]
+    return [name for name in known if name in selected or name == BASELINE]
 
 
 def choose_cases(suites: Sequence[Suite], text: str | None, quick: bool) -> dict[str, list[Case]]:
-    """The cases to run of each suite, by its name."""
+    """Return the selected cases of each suite, by the name of the suite."""
     patterns = None if text is None else split(text)
     chosen: dict[str, list[Case]] = {}
     for suite in suites:
-        wanted = suite.quick if patterns is None and quick else patterns or ("*",)
-        chosen[suite.name] = [c for c in suite.cases if any(matches(c.name, p) for p in wanted)]
+        selected = suite.quick if patterns is None and quick else patterns or ("*",)
+        chosen[suite.name] = [c for c in suite.cases if any(matches(c.name, p) for p in selected)]
     names = [case.name for suite in suites for case in suite.cases]
     for pattern in patterns or []:
         if not any(matches(name, pattern) for name in names):
@@ -128,34 +128,34 @@ def choose_cases(suites: Sequence[Suite], text: str | None, quick: bool) -> dict
 
 
 def show_list(suites: Sequence[Suite]) -> None:
-    """What there is."""
+    """Print suites, cases and peers."""
     installed = [f"{n}{'' if p.installed else ' (not installed)'}" for n, p in PEERS.items()]
     print("peers:", ", ".join(installed))
     for suite in suites:
         print(f"\n{suite.name}: {suite.about}")
         for case in suite.cases:
-            kept = any(matches(case.name, pattern) for pattern in suite.quick)
-            marks = ("  [quick]" if kept else "") + ("  [GPU]" if case.gpu_only else "")
+            quick = any(matches(case.name, pattern) for pattern in suite.quick)
+            marks = ("  [quick]" if quick else "") + ("  [GPU]" if case.gpu_only else "")
             print(f"  {case.name}{marks}")
 
 
-def output_folder(wanted: Path | None, suites: Sequence[str], quick: bool) -> Path:
-    """Makes the folder for the results."""
-    if wanted is None:
+def output_folder(folder: Path | None, suites: Sequence[str], quick: bool) -> Path:
+    """Create the folder of the results."""
+    if folder is None:
         stamp = datetime.now().strftime("%Y-%m-%d-%H%M")
         name = "-".join([stamp, *suites] + (["quick"] if quick else []))
-        wanted = Path(__file__).parent / "results" / name
+        folder = Path(__file__).parent / "results" / name
     try:
-        wanted.mkdir(parents=True, exist_ok=True)
-        (wanted / ".writable").touch()
-        (wanted / ".writable").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
     except OSError as error:
-        raise Wrong(f"cannot write to {wanted}: {error.strerror or error}") from error
-    return wanted
+        raise Wrong(f"cannot write to {folder}: {error.strerror or error}") from error
+    return folder
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what was asked for."""
+    """Run the command, and return its exit status."""
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if args.markdown else sys.stdout, flush=True)
@@ -200,14 +200,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 for a run, 2 for a request that cannot be met, 130 or 141 if cut short."""
+    """Run the command line: 0 for success, 2 for an error, 130 or 141 if interrupted."""
     try:
         return run(parser().parse_args(argv))
     except Wrong as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bench: interrupted; what was measured is kept", file=sys.stderr)
+        print("bench: interrupted; the measurements so far are saved", file=sys.stderr)
         return 130
     except BrokenPipeError:  # The reader of the output (head, less) has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The nouns of the harness: a suite is a list of cases, and a peer enters a case as a contender.
+"""Data types of the benchmark: a suite is a list of cases, a contender is a peer in a case.
 
 Nothing here imports JAX, PyTorch or a peer, so listing suites is quick and works without them.
 """
@@ -10,30 +10,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BASELINE = "jaxrnn"
-"""What every ratio is taken against: contender / baseline, above 1 if the contender is slower."""
+"""Denominator of every ratio, contender / baseline: above 1 if the contender is slower."""
 
 UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0, "MB": 1e-6, "launches": 1.0}
-"""What a stored value (seconds, bytes, a count) is multiplied with to be printed in the unit."""
+"""Factors from stored values (seconds, bytes, counts) to printed units."""
 
 
 class Unsupported(Exception):
-    """Raised by an adapter whose library cannot do a case; the text says why, for the report."""
+    """A case that a library does not support; the message is the reason in the report."""
 
 
 @dataclass
 class Contender:
-    """One peer, built and compiled for one case.
+    """A peer, built and compiled for one case.
 
     Attributes:
-        run: does the work once and returns when it is finished, device included.
+        run: does the work once and waits for the result, device included.
         compile_s: seconds spent tracing and compiling, if the peer compiles.
-        layout: how the peer's input lies in memory, where there is a choice.
-        note: anything a reader must know to judge the figure.
+        layout: memory layout of the input, if the peer has a choice.
+        note: remarks for the report.
         check: returns named relative errors against the case's reference.
-        no_check: why there is no error, if `check` is None.
-        value: for cases that measure themselves: runs once, returns seconds (or bytes).
+        no_check: reason for a missing error, if `check` is None.
+        value: measures itself once and returns seconds (or bytes), instead of `run`.
         memory: returns the temporary bytes of a run, beyond arguments and results if it is known.
-        backend: which of a peer's several ways ran, where it chose by itself.
+        backend: the selected backend, if the peer has several.
     """
 
     run: Callable[[], object] | None = None
@@ -49,23 +49,23 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table.
+    """A workload: one line of a table.
 
     Attributes:
         name: unique in its suite; words joined by dashes, which ``--cases`` selects by.
-        build: makes the contender of the peer named, or raises `Unsupported`.
-        peers: who takes part, the baseline first.
-        table: the table that the row belongs to.
-        row: the row's label in that table.
-        group: rows of one group get their own geometric mean.
-        detail: what the case is made of, for the JSON file and the row (N, T, D, H, ...).
+        build: builds the contender of a peer by name, or raises `Unsupported`.
+        peers: names of the peers, the baseline first.
+        table: title of the table.
+        row: label in the table.
+        group: cases of one group have a common geometric mean.
+        detail: sizes of the case (N, T, D, H, ...).
         flops: floating-point operations of its matrix products, for the fraction of the GEMM peak.
         unit: a key of `UNITS`.
-        exact: the value does not vary, so one measurement is enough.
+        exact: True if the value does not vary, so that one measurement is enough.
         steps: time steps, for microseconds a step.
-        precision: (dtype, whether TF32 is allowed) of the products, for the GEMM peak.
-        within: a context in which all contenders are built and run.
-        gpu_only: why the case is too much for a CPU, where it is left out; empty if it is not.
+        precision: dtype of the products, and True if TF32 is allowed, for the GEMM peak.
+        within: context manager around building and running.
+        gpu_only: reason to skip the case on a CPU; empty to run it.
     """
 
     name: str
@@ -89,16 +89,16 @@ class Suite:
     """A named list of cases, the most important first.
 
     Attributes:
-        name: as it is called on the command line.
-        about: what it measures.
-        cases: in the order in which they are run.
-        quick: names the cases (patterns) that ``--quick`` keeps.
-        reps: interleaved rounds a case.
-        notes: what a reader must know.
-        budget_s: seconds of wall clock that all of it may take; None for no limit. A suite with a
-            limit writes a journal and runs in a process that is watched (`bench.supervised`).
-        case_s: seconds that one case may take of them.
-        together: whether JAX's contenders of a case are compiled beside each other, in threads.
+        name: name on the command line.
+        about: description of the measurement.
+        cases: the cases in the order of their execution.
+        quick: patterns of the cases that ``--quick`` runs.
+        reps: interleaved rounds per case.
+        notes: remarks for the report.
+        budget_s: time limit of the suite in seconds; None for no limit. A suite with a limit writes
+            a journal and runs in a supervised process (`bench.supervised`).
+        case_s: time limit of a case in seconds.
+        together: If True, the JAX contenders of a case compile in parallel threads.
     """
 
     name: str
@@ -114,16 +114,16 @@ class Suite:
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure.
+    """Settings of the measurement.
 
     Attributes:
-        reps: interleaved rounds a case.
-        target_s: about how long one measurement lasts.
-        patience_s: how long a case may go on repeating disturbed rounds.
-        quick: whether this is the short form, for the report.
-        deadline: when all must be done (`time.time`); None for no limit.
-        case_s: seconds that one case may take where there is a deadline.
-        together: as of the suite.
+        reps: interleaved rounds per case.
+        target_s: approximate duration of one measurement.
+        patience_s: time limit for repeating disturbed rounds.
+        quick: True for ``--quick``.
+        deadline: end of the suite (`time.time`); None for no limit.
+        case_s: time limit of a case in seconds, if the suite has a deadline.
+        together: as in `Suite`.
     """
 
     reps: int

@@ -1,15 +1,15 @@
-"""What a run measured, line by line, each on the disk before the next measurement begins.
+"""Journal of a run: JSON lines, written to disk before the next measurement starts.
 
-A journal is a file of JSON lines, so a run that is killed leaves all that it had measured:
+A run that is killed leaves all its measurements:
 
-- ``report``: the report without its records, when the run begins and when it knows more;
-- ``imported``: a library, before the first case;
-- ``begin``: a contender is about to be built or measured, so that it is known who never returned;
-- ``built``: a contender's entry, compile time, errors and memory included, or why there is none;
-- ``failed``: why a contender left the case;
-- ``round``: the seconds of each contender in one round;
-- ``case``: the whole record of a case;
-- ``lost``: why the process that measured was lost, and in which case and contender.
+- ``report``: the report without its records, at the start and after each update;
+- ``imported``: import of a library, before the first case;
+- ``begin``: start of building or measuring a contender;
+- ``built``: entry of a contender with compile time, errors and memory, or its reason;
+- ``failed``: reason of a failure of a contender;
+- ``round``: seconds of each contender in one round;
+- ``case``: complete record of a case;
+- ``lost``: end of the measuring process, with reason, case and contender.
 """
 
 import json
@@ -29,11 +29,11 @@ Event = dict[str, Any]
 Watch = Callable[[Event], None]
 
 TOGETHER = "all at once"
-"""Who is begun while the contenders of a case are built beside each other."""
+"""Name of the contenders of a case that build in parallel."""
 
 
 class Journal:
-    """Appends events to a file; each is on the disk when `write` returns."""
+    """A file of events; each is on disk when `write` returns."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,13 +43,15 @@ class Journal:
         with self.path.open("a+b", buffering=0) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line  # One was cut off here.
+                line = (
+                    line if file.read(1) == b"\n" else "\n" + line
+                )  # The last line is incomplete.
             file.write(line.encode())
             os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[Event]:
-    """The events of a journal; a line that is none, as a last one that was cut off, is left out."""
+    """Return the events of a journal, without incomplete lines."""
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
@@ -62,16 +64,16 @@ def read(path: Path) -> list[Event]:
 
 
 def lost(events: list[Event], case: str) -> dict[str, str]:
-    """Those begun in a case with whom the process was lost, and why."""
+    """Return the contenders of a case that lost a process, with the reasons."""
     found = [e for e in events if e["event"] == "lost" and e["case"] == case]
     return {event["peer"]: event["reason"] for event in found if event["peer"]}
 
 
 def left_alone(events: list[Event], case: str) -> dict[str, str]:
-    """Who is not begun again in a case, and why.
+    """Return the contenders that a case skips, with the reasons.
 
-    With whom a process was lost in it, and those of ours with whom one was lost in another: a
-    backend that waits for itself does so at every size, and each time takes a minute.
+    They lost a process in this case, or are backends of jaxrnn that lost one in another case: a
+    deadlock occurs at every size and costs a minute each time.
     """
     found = [e for e in events if e["event"] == "lost" and e["peer"] in OURS]
     before = {e["peer"]: f"lost in {e['case']} before: {e['reason']}" for e in found}
@@ -84,9 +86,9 @@ def records(
     peers: Iterable[str] = (),
     peaks: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """The record of each case that was begun, in order: whole, or as far as it had come.
+    """Return the records of all started cases in order, complete or partial.
 
-    `peers` are those that were to be in them, `peaks` those of products by `machine.product`.
+    `peers` are the selected peers, `peaks` the GEMM peaks by `machine.product`.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(event["case"] for event in events if event.get("case")):
@@ -103,7 +105,7 @@ def records(
 def unfinished(
     case: Case, events: list[Event], peers: Iterable[str] = (), peak: float | None = None
 ) -> dict[str, Any]:
-    """The record of a case from its entries and the rounds that were measured."""
+    """Return the record of an interrupted case from its entries and rounds."""
     entries = {event["peer"]: event["entry"] for event in events if event["event"] == "built"}
     reasons = {e["peer"]: e["reason"] for e in events if e["event"] == "failed"}
     for name, reason in (reasons | lost(events, case.name)).items():

@@ -1,4 +1,4 @@
-"""Counts the kernels that a compiled GPU program launches, from XLA's optimised HLO.
+"""Kernel launches of a compiled GPU program, counted in XLA's optimized HLO.
 
 An instruction that is neither free (a tuple, a bitcast) nor a loop is one launch. A loop runs its
 body as often as its known trip count says, a call what it calls. Products that cuBLAS splits in two
@@ -44,7 +44,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The instructions of each computation of an HLO module, and the name of its entry."""
+    """Return the instructions of each computation of an HLO module, and the name of its entry."""
     found: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -61,13 +61,13 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def opcode(instruction: str) -> str:
-    """What an instruction does.
+    """Return the opcode of an instruction.
 
     >>> opcode("%a.1 = (f32[2]{0}, s32[]) fusion(%x), kind=kLoop"), opcode("%b = f32[] copy(%a)")
     ('fusion', 'copy')
     """
     right = instruction.split(" = ", 1)[1]
-    if right.startswith("("):  # A tuple of results, in parentheses of its own.
+    if right.startswith("("):  # A tuple of results, in parentheses.
         depth = 0
         for place, letter in enumerate(right):
             depth += (letter == "(") - (letter == ")")
@@ -78,7 +78,7 @@ def opcode(instruction: str) -> str:
 
 
 def launches(text: str) -> float:
-    """The kernels of one run of a module.
+    """Return the number of kernels of one run of a module.
 
     Raises:
         ValueError: for a loop whose trip count is not known.
@@ -108,7 +108,7 @@ def launches(text: str) -> float:
 
 
 def target() -> Any:
-    """Where to compile for: the GPU that is there, or an H100 that need not be.
+    """Return the compilation target: the local GPU, or an H100 without a device.
 
     Raises:
         Unsupported: where JAX has no compiler for CUDA.

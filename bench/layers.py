@@ -1,4 +1,4 @@
-"""What a layer case computes: its sizes, weights, input and floating-point operations.
+"""Workload of a layer case: sizes, weights, input and floating-point operations.
 
 Axis letters: N batch, T time, D input features, H hidden size, L layers, F directions, G gates.
 """
@@ -24,14 +24,12 @@ class Spec:
     num_layers: int = 1
     bidirectional: bool = False
     dtype: str = "float32"
-    """Of the input, the weights and the output; both are drawn in float32 and rounded to it."""
+    """Dtype of input, weights and output; values are drawn in float32 and rounded."""
     tf32: bool | None = None
-    """Whether float32 products may be TF32, on all sides; None leaves the libraries' defaults."""
+    """True allows TF32 in float32 products, False forbids it; None keeps the defaults."""
     sample: tuple[int, int] | None = None
-    """(rows, steps), from the first, that are compared with the reference; None for all. Rows do
-    not mix, and neither do later steps with earlier ones in one direction, so the reference need
-    not compute the others: the gradient that is compared is that of a cotangent which is zero
-    there."""
+    """Numbers of first sequences and steps to compare with the reference; None for all. The
+    reference computes only these: the cotangent of the compared gradient is zero elsewhere."""
 
     @property
     def gates(self) -> int:
@@ -42,11 +40,11 @@ class Spec:
         return 2 if self.bidirectional else 1
 
     def width(self, layer: int) -> int:
-        """Features that enter layer `layer`."""
+        """Return the number of input features of a layer."""
         return self.D if layer == 0 else self.directions * self.H
 
     def parts(self) -> list[tuple[int, bool, str]]:
-        """(layer, reverse?, suffix of PyTorch's parameter names), in PyTorch's order.
+        """Return (layer, reverse, suffix of PyTorch's parameter names) in PyTorch's order.
 
         >>> Spec("gru", 1, 1, 1, 1, bidirectional=True).parts()
         [(0, False, 'l0'), (0, True, 'l0_reverse')]
@@ -59,7 +57,7 @@ class Spec:
 
 
 def flops(spec: Spec, backward: bool) -> float:
-    """Operations of the matrix products, a multiplication and an addition being two.
+    """Return the operations of the matrix products; a multiply-add counts as two.
 
     Forward: ``2 T N G H (D + H)`` a layer and direction. Backward adds dW_ih (``2 T N G H D``),
     dW_hh and dh (``2 T N G H H`` each), and dx except for the first layer, whose input needs no
@@ -79,22 +77,22 @@ def flops(spec: Spec, backward: bool) -> float:
 
 
 def draw_weights(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
-    """PyTorch's parameters (names, shapes, U(-1/sqrt(H), 1/sqrt(H))), float32, from a seed."""
+    """Draw PyTorch's parameters from U(-1/sqrt(H), 1/sqrt(H)), float32."""
     return dict(_drawn_weights(spec, seed))
 
 
-@lru_cache(maxsize=1)  # All contenders of a case ask for the same.
+@lru_cache(maxsize=1)  # shared by all contenders of a case
 def _drawn_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     bound = spec.H**-0.5
     weights = {}
     for layer, _, suffix in spec.parts():
-        rows = spec.gates * spec.H
+        size = spec.gates * spec.H
         for name, shape in (
-            ("weight_ih", (rows, spec.width(layer))),
-            ("weight_hh", (rows, spec.H)),
-            ("bias_ih", (rows,)),
-            ("bias_hh", (rows,)),
+            ("weight_ih", (size, spec.width(layer))),
+            ("weight_hh", (size, spec.H)),
+            ("bias_ih", (size,)),
+            ("bias_hh", (size,)),
         ):
             drawn = rng.uniform(-bound, bound, shape).astype(np.float32)
             weights[f"{name}_{suffix}"] = rounded(drawn, spec.dtype)
@@ -103,13 +101,13 @@ def _drawn_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def draw_input(spec: Spec, seed: int = 1) -> np.ndarray:
-    """Standard normal input, (T, N, D) float32."""
+    """Draw a standard normal input (T, N, D), float32."""
     rng = np.random.default_rng(seed)
     return rounded(rng.standard_normal((spec.T, spec.N, spec.D), dtype=np.float32), spec.dtype)
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Float32 values as a narrower dtype holds them, still in float32.
+    """Round float32 values to a narrower dtype, and return them in float32.
 
     >>> rounded(np.float32([1.001]), "bfloat16"), rounded(np.float32([1.001]), "float16").round(4)
     (array([1.], dtype=float32), array([1.001], dtype=float32))
@@ -120,25 +118,25 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def compared(spec: Spec) -> tuple[int, int]:
-    """Rows and steps that are compared with the reference."""
-    rows, steps = spec.sample or (spec.N, spec.T)
-    return min(rows, spec.N), spec.T if spec.bidirectional else min(steps, spec.T)
+    """Return the numbers of sequences and steps that are compared with the reference."""
+    batch, steps = spec.sample or (spec.N, spec.T)
+    return min(batch, spec.N), spec.T if spec.bidirectional else min(steps, spec.T)
 
 
 def draw_cotangent(spec: Spec) -> np.ndarray:
-    """The cotangent of the output (T, N, F*H) in comparisons: ones where there is a reference.
+    """Return the cotangent of the output (T, N, F*H): ones for compared steps, else zeros.
 
     >>> int(draw_cotangent(Spec("rnn", N=3, T=4, D=1, H=2, sample=(1, 2))).sum())
     4
     """
-    rows, steps = compared(spec)
+    batch, steps = compared(spec)
     cotangent = np.zeros((spec.T, spec.N, spec.directions * spec.H), np.float32)
-    cotangent[:steps, :rows] = 1.0
+    cotangent[:steps, :batch] = 1.0
     return cotangent
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
-    """Largest absolute difference over the largest absolute reference value; inf for NaN or shape.
+    """Return the largest absolute error over the largest reference; inf for NaN or wrong shape.
 
     >>> relative_error(np.array([1.0, 2.5]), np.array([1.0, 2.0]))
     0.25

@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: machine, versions, flags, and the GEMM peak."""
+"""Environment of a measurement: machine, versions, flags, and the GEMM peak."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ FLAG_NAMES = ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE")
 
 
 def cpu_model() -> str:
-    """The processor's name as the system gives it."""
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -31,19 +31,19 @@ def cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def load_average() -> float | None:
-    """The one-minute load: what else the machine was doing."""
+    """Return the one-minute load average."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 class Others:
-    """Measures how many cores other processes used between its making and `cores`.
+    """Number of cores that other processes use, from construction to `cores`.
 
     On two cores another program's thread can stall a thread pool for milliseconds, so a case that
     had to share the machine is named in the report. Nothing is measured where there is no procfs.
@@ -54,7 +54,7 @@ class Others:
 
     @staticmethod
     def clocks() -> tuple[float, float] | None:
-        """Wall-clock seconds, and CPU seconds spent by everybody but this process."""
+        """Return wall-clock seconds, and CPU seconds of all other processes."""
         try:
             line = Path("/proc/stat").read_text().splitlines()[0]
             # user, nice, system, idle, iowait, irq, softirq, steal: all but the two idle ones.
@@ -65,7 +65,7 @@ class Others:
         return perf_counter(), busy - sum(os.times()[:4])
 
     def cores(self) -> float | None:
-        """The mean number of cores that others used."""
+        """Return the mean number of cores that other processes used."""
         end = self.clocks()
         if self.start is None or end is None:
             return None
@@ -73,7 +73,7 @@ class Others:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of everything that is timed, by distribution name."""
+    """Return the installed versions of all libraries, by distribution name."""
     found = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
@@ -87,7 +87,7 @@ def versions() -> dict[str, str]:
 
 
 def flags() -> dict[str, str]:
-    """The environment variables that steer the libraries."""
+    """Return the environment variables that configure the libraries."""
     return {
         name: value
         for name, value in sorted(os.environ.items())
@@ -96,7 +96,7 @@ def flags() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, with ``+changes`` if the tree is not clean; empty outside git."""
+    """Return the commit of the checkout, ``+changes`` for a modified tree; empty outside git."""
 
     def git(*words: str) -> str:
         here = Path(__file__).parent
@@ -113,7 +113,7 @@ def commit() -> str:
 
 
 def product(dtype: str, tf32: bool | None) -> str:
-    """What a report calls the products of a precision.
+    """Return the name of a precision in reports.
 
     >>> product("float32", True), product("bfloat16", None)
     ('float32, TF32', 'bfloat16')
@@ -124,7 +124,7 @@ def product(dtype: str, tf32: bool | None) -> str:
 def gemm_peak(
     reps: int = 7, dtype: str = "float32", tf32: bool | None = None, size: int | None = None
 ) -> dict[str, Any]:
-    """The best matrix product through JAX in a precision: size and achieved FLOP/s.
+    """Measure the fastest matrix product of JAX in a precision: size and FLOP/s.
 
     2048 on the CPU; 8192 on an accelerator, where 2048 would time the launch. Without `tf32`, JAX's
     default precision, as in the layers (on a GPU float32 may be TF32 then).
@@ -148,7 +148,7 @@ def gemm_peak(
 
 
 def gpu() -> list[str]:
-    """Each NVIDIA GPU's name, driver, memory and clock limit, as its own tool says."""
+    """Return name, driver, memory and clock limit of each NVIDIA GPU, from nvidia-smi."""
     fields = "name,driver_version,memory.total,clocks.max.sm,power.limit"
     try:
         done = subprocess.run(
@@ -164,7 +164,7 @@ def gpu() -> list[str]:
 
 
 def cuda() -> dict[str, str]:
-    """The CUDA and cuDNN versions that the libraries were made with or found."""
+    """Return the CUDA and cuDNN versions of the libraries."""
     found = {}
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -178,14 +178,14 @@ def cuda() -> dict[str, str]:
 
 
 def backend() -> str:
-    """Where JAX runs: cpu, gpu or tpu."""
+    """Return the platform of JAX: cpu, gpu or tpu."""
     import jax
 
     return jax.default_backend()
 
 
 def describe_machine() -> dict[str, Any]:
-    """The header of a report."""
+    """Return the header of a report."""
     import jax
 
     return {
@@ -205,7 +205,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_end() -> dict[str, Any]:
-    """What is only known once the contenders have been imported and run."""
+    """Return header fields that are known after the contenders ran."""
     found: dict[str, Any] = {"load_at_end": load_average(), "versions": versions()}
     found["cuda"] = cuda()
     if "torch" in sys.modules:

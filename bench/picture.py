@@ -1,4 +1,4 @@
-"""One picture of a suite: every contender's ratio to jaxrnn, a row for each undisturbed case."""
+"""Figure of a suite: the ratio of each contender to jaxrnn, for each undisturbed case."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ FINE = (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)
 
 
 def draw(report: Record, path: Path) -> bool:
-    """Saves the picture; False if there is no ratio to draw."""
+    """Save the figure; return False if no ratio exists."""
     records = [r for r in report["records"] if ratios(r) and not r["disturbed"]]
     if not records:
         return False

@@ -1,4 +1,4 @@
-"""TF32 allowed or not, for JAX and PyTorch alike, and what the libraries say of it."""
+"""Setting of TF32 for JAX and PyTorch."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def precision(tf32: bool | None) -> Iterator[None]:
-    """A context in which float32 products may be TF32 or not; None leaves the defaults.
+    """Return a context that allows or forbids TF32; None keeps the defaults.
 
     JAX takes it while tracing (`jax_default_matmul_precision`), PyTorch when it runs
     (``torch.backends.cuda.matmul.allow_tf32`` and ``torch.backends.cudnn.allow_tf32``).
@@ -37,7 +37,7 @@ def precision(tf32: bool | None) -> Iterator[None]:
 
 
 def stated() -> dict[str, str]:
-    """The libraries' settings as they are now."""
+    """Return the current settings of the libraries."""
     import jax
 
     found = {

@@ -1,6 +1,6 @@
-"""LSTM, GRU and RNN written out in NumPy float64, forward and backward: what errors are against.
+"""Reference LSTM, GRU and RNN in NumPy float64, forward and backward.
 
-Independent of every contender, and slow: one loop over time, PyTorch's formulas and parameters.
+One loop over time with PyTorch's formulas and parameters, independent of every contender.
 
 - RNN:  h' = tanh(a + b)
 - LSTM: i, f, o = sigmoid, g = tanh of (a + b); c' = f c + i g; h' = o tanh(c')
@@ -93,33 +93,33 @@ def run_direction(
     b_hh: Array,
     resets: Array | None = None,
 ) -> tuple[Array, Callable[[Array], tuple[Array, list[Array]]]]:
-    """One layer, one direction, from a zero state; and anew wherever `resets` (T, N) is True.
+    """Run one layer in one direction from a zero state, which `resets` (T, N) restore.
 
     Returns:
-        the output (T, N, H), and the map of its cotangent to (dx, [dW_ih, dW_hh, db_ih, db_hh]).
+        The output (T, N, H), and the map of its cotangent to (dx, [dW_ih, dW_hh, db_ih, db_hh]).
     """
     step, back, states = STEPS[cell]
     T, N, _ = x.shape
     H = w_hh.shape[1]
     state: State = tuple(np.zeros((N, H)) for _ in range(states))
     a = x @ w_ih.T + b_ih
-    y, trail = np.empty((T, N, H)), []
-    kept = np.ones((T, N, 1)) if resets is None else 1.0 - resets[..., None]
+    y, residuals = np.empty((T, N, H)), []
+    keep_mask = np.ones((T, N, 1)) if resets is None else 1.0 - resets[..., None]
     for t in range(T):
-        state = tuple(s * kept[t] for s in state)
+        state = tuple(s * keep_mask[t] for s in state)
         state, saved = step(a[t], state[0] @ w_hh.T + b_hh, state)
         y[t] = state[0]
-        trail.append(saved)
+        residuals.append(saved)
 
     def backward(dy: Array) -> tuple[Array, list[Array]]:
         da, db = np.empty_like(a), np.empty_like(a)
         dstate: State = tuple(np.zeros((N, H)) for _ in range(states))
         for t in reversed(range(T)):
             dstate = (dstate[0] + dy[t], *dstate[1:])
-            da[t], db[t], dstate = back(dstate, trail[t])
+            da[t], db[t], dstate = back(dstate, residuals[t])
             dstate = (dstate[0] + db[t] @ w_hh, *dstate[1:])
-            dstate = tuple(d * kept[t] for d in dstate)
-        h_before = np.concatenate([np.zeros((1, N, H)), y[:-1]]) * kept
+            dstate = tuple(d * keep_mask[t] for d in dstate)
+        h_before = np.concatenate([np.zeros((1, N, H)), y[:-1]]) * keep_mask
         flat_a, flat_b = da.reshape(T * N, -1), db.reshape(T * N, -1)
         dw_ih, dw_hh = flat_a.T @ x.reshape(T * N, -1), flat_b.T @ h_before.reshape(T * N, H)
         return da @ w_ih, [dw_ih, dw_hh, flat_a.sum(0), flat_b.sum(0)]
@@ -135,10 +135,10 @@ def run_stack(
     lengths: Array | None = None,
     resets: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """The output (T, N, F*H) of a stack, and the weight gradients for a cotangent of ones.
+    """Return the output (T, N, F*H) of a stack, and its weight gradients for a cotangent of ones.
 
-    The gradients are an empty dict unless `backward`. `lengths` (N,) and `resets` (T, N) are for
-    one direction: there, what is past a length reaches nothing but the output, where it is zero.
+    The gradients are empty unless `backward`. `lengths` (N,) and `resets` (T, N) require one
+    direction; the output is zero at padding.
     """
     if spec.bidirectional and (lengths is not None or resets is not None):
         raise ValueError("lengths and resets are for one direction")
@@ -177,9 +177,9 @@ def run_stack(
 @lru_cache(maxsize=2)
 def expected(spec: Spec, backward: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the float64 output and weight gradients of a case, cached for all its contenders."""
-    rows, steps = compared(spec)
-    part = replace(spec, N=rows, T=steps)
-    return run_stack(part, draw_weights(spec), draw_input(spec)[:steps, :rows], backward)
+    batch, steps = compared(spec)
+    part = replace(spec, N=batch, T=steps)
+    return run_stack(part, draw_weights(spec), draw_input(spec)[:steps, :batch], backward)
 
 
 def errors(
@@ -190,8 +190,8 @@ def errors(
     The cotangent of the gradients is `draw_cotangent`.
     """
     reference, reference_gradients = expected(spec, gradients is not None)
-    rows, steps = compared(spec)
-    found = {"output": relative_error(output[:steps, :rows], reference)}
+    batch, steps = compared(spec)
+    found = {"output": relative_error(output[:steps, :batch], reference)}
     if gradients is not None:
         found["gradient"] = max(
             relative_error(gradients[name], g) for name, g in reference_gradients.items()

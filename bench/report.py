@@ -1,4 +1,4 @@
-"""A suite's records as a Markdown file and a JSON file, rewritten after each case."""
+"""Reports of a suite in Markdown and JSON, rewritten after each case."""
 
 import json
 import math
@@ -14,7 +14,7 @@ Record = dict[str, Any]
 
 
 def number(value: float | None) -> str:
-    """Three significant digits without an exponent where that is readable.
+    """Format a number with three significant digits.
 
     >>> number(0.03124), number(12.345), number(1234.6), number(None)
     ('0.0312', '12.3', '1235', '')
@@ -27,7 +27,7 @@ def number(value: float | None) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right.
+    """Return a Markdown table with the first column left-aligned, the others right-aligned.
 
     >>> print(table(["case", "ms"], [["sine", "1.0"]]))
     | case | ms |
@@ -40,12 +40,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def capital(text: str) -> str:
-    """`text` with its first letter in upper case and the others as they are."""
+    """Return a text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def legend(records: list[Record]) -> str:
-    """How to read the cells of a table."""
+    """Return the legend of a table."""
     entries = [entry for record in records for entry in record["peers"].values()]
     words = [
         f"Each cell: {records[0]['unit']}, the minimum over the rounds, the best of a row in bold",
@@ -61,14 +61,14 @@ def legend(records: list[Record]) -> str:
 
 
 def worst_error(entry: Record) -> str:
-    """The largest error of a contender, or why there is none."""
+    """Return the largest error of a contender, or the reason for a missing one."""
     if entry.get("error"):
         return f"{max(entry['error'].values()):.0e}"
     return entry.get("no_error", "")
 
 
 def cell(entry: Record | None, unit: str, best: bool) -> str:
-    """One contender in one case."""
+    """Return the cell of a contender in a case."""
     if entry is None:
         return ""
     if entry["status"] != "ok":
@@ -84,7 +84,7 @@ def cell(entry: Record | None, unit: str, best: bool) -> str:
 
 
 def main_table(records: list[Record]) -> str:
-    """One row a case, one column a contender that ran in any of them."""
+    """Return the table of cases by contenders."""
     unit = records[0]["unit"]
     ran = [
         name
@@ -112,7 +112,7 @@ def main_table(records: list[Record]) -> str:
 
 
 def means_table(records: list[Record]) -> str:
-    """Geometric means of the ratios, a column for each contender."""
+    """Return the table of the geometric means of the ratios."""
     rows = summarise_suite(records)
     if not rows:
         return ""
@@ -131,7 +131,7 @@ def means_table(records: list[Record]) -> str:
 
 
 def details_table(records: list[Record]) -> str:
-    """Everything about each contender in each case that is not in the main table."""
+    """Return the table of the details of each contender in each case."""
     rows = []
     for record in records:
         scale = UNITS[record["unit"]]
@@ -159,18 +159,18 @@ def details_table(records: list[Record]) -> str:
             )
     header = ["case", "peer", "min", "median", "ratio", "ratio of minima", "rounds x calls"]
     header += ["compile s", "errors", "of GEMM peak", "temporary MB", "layout", "backend"]
-    kept = [i for i, name in enumerate(header) if name != "backend" or any(row[i] for row in rows)]
-    return table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    shown = [i for i, name in enumerate(header) if name != "backend" or any(row[i] for row in rows)]
+    return table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
 def megabytes(entry: Record) -> float | None:
-    """The temporary memory of a contender, if it is known."""
+    """Return the temporary memory of a contender in MB, if known."""
     found = entry.get("temporary_bytes")
     return None if found is None or not math.isfinite(float(found)) else 1e-6 * float(found)
 
 
 def header_lines(report: Record) -> list[str]:
-    """Machine, versions, flags and method, one line each."""
+    """Return machine, versions, flags and method, one line each."""
     h, settings = report["header"], report["settings"]
     devices = ", ".join(h["devices"])
     lines = [
@@ -198,7 +198,7 @@ def header_lines(report: Record) -> list[str]:
 
 
 def markdown(report: Record) -> str:
-    """The whole report."""
+    """Return the report in Markdown."""
     records = report["records"]
     parts = [f"# Bench: {report['suite']}", f"{capital(report['about'])}."]
     listing = header_lines(report)
@@ -229,7 +229,7 @@ def markdown(report: Record) -> str:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: they become strings."""
+    """Replace NaN and infinity, which JSON lacks, by strings."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -240,7 +240,7 @@ def finite(value: Any) -> Any:
 
 
 def write(report: Record, folder: Path) -> None:
-    """Writes ``<suite>.json`` and ``<suite>.md``, each replaced in one move."""
+    """Write ``<suite>.json`` and ``<suite>.md`` atomically."""
     data = {"schema": 1, **report, "means": summarise_suite(report["records"])}
     for suffix, text in (
         ("json", json.dumps(finite(data), indent=1, allow_nan=False) + "\n"),

@@ -1,4 +1,4 @@
-"""Runs one suite: builds the contenders of a case, times them together, writes, goes on."""
+"""Execution of a suite: build the contenders of each case, measure them in rounds, report."""
 
 import gc
 import time
@@ -20,23 +20,23 @@ Record = dict[str, Any]
 LATE = "the time for the case was over"
 
 ROUNDS = 0.15
-"""The part of a case's time that its rounds have, however long building took."""
+"""Minimum fraction of the time of a case for its rounds."""
 
 
 def build_together(
     case: Case, names: Sequence[str], watch: Watch, limit_s: float | None
 ) -> dict[str, Future[Contender]]:
-    """Contenders that are traced and compiled beside each other, in threads of this process.
+    """Build contenders in parallel threads.
 
-    XLA's compiler leaves Python to the others, and measures its candidates one program at a time
-    within a process. After `limit_s` none but the first is begun.
+    XLA's compiler releases the GIL, and times its candidates one program at a time within a
+    process. After `limit_s` only the first contender starts.
     """
     start = perf_counter()
 
     def build(name: str) -> Contender:
         if name != names[0] and limit_s is not None and perf_counter() - start > limit_s:
             raise Unsupported(LATE)
-        with case.within():  # What it sets of JAX is a thread's own.
+        with case.within():  # its JAX settings are local to the thread
             return case.build(name)
 
     begun = {"event": "begin", "peer": TOGETHER, "what": "build"}
@@ -44,7 +44,7 @@ def build_together(
     with ThreadPoolExecutor(usable_cores()) as pool:
         futures = {name: pool.submit(build, name) for name in names}
         for _ in as_completed(futures.values()):
-            watch(begun)  # A sign of life.
+            watch(begun)  # a sign of life
     return futures
 
 
@@ -56,11 +56,11 @@ def build_all(
     limit_s: float | None = None,
     together: bool = False,
 ) -> tuple[dict[str, Contender], dict[str, Record]]:
-    """Contenders that could be built, and an entry for every peer, with why the others could not.
+    """Build the contenders of a case, and return them with an entry for every peer.
 
-    One peer's failure is its own: it is recorded and the rest go on. `lost` are those with which a
-    process was lost before; after `limit_s` nobody but the first is built. With `together` JAX's
-    are compiled beside each other, after the others, unless a process was lost while they were.
+    A failure is recorded in the entry and affects no other peer. `lost` are peers that lost a
+    process before. After `limit_s` only the first contender is built. With `together`, those of JAX
+    compile in parallel after the others, unless a process was lost while they did.
     """
     contenders: dict[str, Contender] = {}
     entries: dict[str, Record] = {}
@@ -110,7 +110,7 @@ def build_all(
 
 
 def compiles_by_jax(name: str) -> bool:
-    """Whether a contender is of a JAX library, by its name.
+    """Return True for a contender of a JAX library.
 
     >>> [compiles_by_jax(name) for name in ("jaxrnn+bins", "keras", "torch", "16 units")]
     [True, True, False, False]
@@ -127,13 +127,13 @@ def run_case(
     watch: Watch = lambda event: None,
     lost: Mapping[str, str] | None = None,
 ) -> Record:
-    """One case as a plain record, ready for JSON. Values are seconds (bytes for unit MB)."""
+    """Run a case, and return its record. Values are seconds (bytes for unit MB)."""
     start, limit_s = perf_counter(), None
     if settings.deadline is not None:
         limit_s = max(0.0, min(settings.case_s, settings.deadline - time.time()))
 
     def left(part: float) -> float | None:
-        """Of a part of the case's time, what is not spent."""
+        """Return the remaining seconds of a fraction of the time limit."""
         return None if limit_s is None else part * limit_s - (perf_counter() - start)
 
     with case.within():
@@ -142,7 +142,7 @@ def run_case(
         patience_s = 0.0 if case.exact else settings.patience_s
         rounds_s = left(1.0)
         if rounds_s is not None and settings.deadline is not None:
-            # What was built for long is measured all the same, as long as there is any time.
+            # A contender that compiled for long is measured nevertheless, if time remains.
             least_s = min(ROUNDS * settings.case_s, settings.deadline - time.time())
             rounds_s = max(rounds_s, least_s)
         measured = interleave(
@@ -156,7 +156,7 @@ def run_case(
 
 
 def line(record: Record) -> str:
-    """A finished case as one line of progress."""
+    """Return a finished case as one line of progress."""
     scale, parts = UNITS[record["unit"]], []
     for name, entry in record["peers"].items():
         if entry["status"] == "ok":
@@ -180,10 +180,10 @@ def run_suite(
     say: Callable[[str], None],
     journal: Journal | None = None,
 ) -> list[Record]:
-    """All cases in order. `finished` is called after each with the records so far.
+    """Run all cases in order, and call `finished` after each with the records so far.
 
-    With a journal, what it holds is not measured again, and all that is measured goes into it.
-    Where there is a deadline, no case is begun after it.
+    Cases in the journal are not measured again; new measurements are added to it. No case starts
+    after the deadline.
     """
     events = read(journal.path) if journal and journal.path.exists() else []
     records: list[Record] = [event["record"] for event in events if event["event"] == "case"]
@@ -199,12 +199,12 @@ def run_suite(
                 return
             journal.write(event | {"case": case.name})
             if event["event"] == "failed" and poisoned(event["reason"]):
-                raise SystemExit(POISONED)  # A fresh process goes on without the one who failed.
+                raise SystemExit(POISONED)  # a new process continues without it
 
         record = run_case(case, peers, settings, peak(case), watch, left_alone(events, case.name))
         records.append(record)
         watch({"event": "case", "record": record})
         say(f"{suite.name} {number}/{len(cases)} {line(record)}")
         finished(records)
-        gc.collect()  # Compiled programs and buffers of this case: not a burden on the next.
+        gc.collect()  # free compiled programs and buffers
     return records

@@ -1,4 +1,4 @@
-"""Runs the cases of a suite: in this process, or in one that is watched until its time is over."""
+"""Execution of suites, in this process or in a supervised one with a time limit."""
 
 import argparse
 import os
@@ -18,11 +18,11 @@ from bench.suites import SUITES
 
 
 class Wrong(Exception):
-    """A request that cannot be met; its text is shown as one line."""
+    """An invalid request; the message is printed in one line."""
 
 
 def for_backend(cases: Sequence[Case], backend: str) -> tuple[list[Case], list[str]]:
-    """The cases that run on this backend, and a line on those that do not for each reason."""
+    """Return the cases that run on a platform, and the reasons for skipping others."""
     if backend != "cpu":
         return list(cases), []
     reasons = Counter(case.gpu_only for case in cases if case.gpu_only)
@@ -33,7 +33,7 @@ def for_backend(cases: Sequence[Case], backend: str) -> tuple[list[Case], list[s
 
 
 def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) -> Settings:
-    """How long to measure."""
+    """Return the settings of the measurement."""
     reps = args.reps or (min(3, suite.reps) if args.quick else suite.reps)
     target_s, patience_s = (0.02, 2.0) if args.quick else (0.075, 60.0)
     if deadline is not None:
@@ -44,10 +44,10 @@ def settings_of(suite: Suite, args: argparse.Namespace, deadline: float | None) 
 
 
 def import_peers(names: Sequence[str], imported: Callable[[str], None]) -> None:
-    """Import the libraries before the first case, of whose time it would take seconds."""
+    """Import the libraries, so that their imports are in no measurement."""
     for name in names:
         if name in PEERS:
-            with suppress(Exception):  # It is told where the peer is built.
+            with suppress(Exception):  # reported when the peer is built
                 PEERS[name].load()
             imported(name)
 
@@ -60,7 +60,7 @@ def measure(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Run the cases of a suite in this process; the report, if there was anything to run."""
+    """Run the cases of a suite in this process, and return the report; None without cases."""
     prepare_environment()
 
     from bench import ahead, machine, picture, report, runner
@@ -71,13 +71,13 @@ def measure(
 
     journal = None if args.worker is None else Journal(folder / f"{suite.name}.jsonl")
     settings = settings_of(suite, args, args.worker)
-    kept, left_out = for_backend(cases, machine.backend())
-    everyone = dict.fromkeys(name for case in kept for name in case.peers)
-    not_asked = [name for name in everyone if name not in peers]
-    if not_asked:
-        why = "not asked for" if args.peers else "compiles for seconds a case, not in --quick"
-        left_out.append(f"{', '.join(not_asked)} ({why})")
-    if not kept:
+    selected, left_out = for_backend(cases, machine.backend())
+    everyone = dict.fromkeys(name for case in selected for name in case.peers)
+    not_selected = [name for name in everyone if name not in peers]
+    if not_selected:
+        why = "not selected" if args.peers else "compiles for seconds a case, not in --quick"
+        left_out.append(f"{', '.join(not_selected)} ({why})")
+    if not selected:
         say(f"{suite.name}: nothing to run; left out: {'; '.join(left_out)}")
         return None
     peaks: dict[Any, dict[str, Any]] = {}
@@ -86,7 +86,7 @@ def measure(
         "about": suite.about,
         "header": machine.describe_machine() | {"defaults": stated()},
         "settings": asdict(settings),
-        "cases": [case.name for case in kept],
+        "cases": [case.name for case in selected],
         "peers": list(peers),
         "peak": [],
         "notes": [*suite.notes, *([ahead.NOTE] if args.ahead else [])],
@@ -106,7 +106,7 @@ def measure(
             size = 1024 if args.quick and dtype != "float32" else None
             try:
                 peaks[case.precision] = machine.gemm_peak(dtype=dtype, tf32=tf32, size=size)
-            except Exception as error:  # The layers may fit where it does not.
+            except Exception as error:  # the product may not fit into memory
                 peaks[case.precision] = {}
                 data["notes"].append(f"No GEMM peak in {dtype}: {describe(error)}")
             data["peak"] = [found for found in peaks.values() if found]
@@ -125,7 +125,7 @@ def measure(
         libraries = [name for name in everyone if name in peers]
         import_peers(libraries, lambda name: journal.write({"event": "imported", "library": name}))
     try:
-        runner.run_suite(suite, kept, peers, settings, peak, finished, say, journal)
+        runner.run_suite(suite, selected, peers, settings, peak, finished, say, journal)
     finally:
         if data["records"]:
             picture.draw(data, folder / f"{suite.name}.png")
@@ -140,7 +140,7 @@ def supervise(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Run a suite within its time, in a process of its own; the report of what was measured."""
+    """Run a suite with a time limit in a supervised process, and return the report."""
     from bench import ahead
     from bench.supervised import supervise as watched
 
@@ -177,7 +177,7 @@ def supervise(
 
 
 def recovered(path: Path, folder: Path, why: str | None = None) -> dict[str, Any] | None:
-    """The report of a journal, written as the others are; None if it holds nothing."""
+    """Write and return the report of a journal; None if it is empty."""
     from bench import picture, report
     from bench.journal import read, records
 
@@ -197,7 +197,7 @@ def recovered(path: Path, folder: Path, why: str | None = None) -> dict[str, Any
             data["left_out"].append(f"{len(missing)} cases, {why}: {', '.join(missing)}")
     except OSError:
         raise
-    except Exception as error:  # Whatever can be missing in what is no journal of ours.
+    except Exception as error:  # a damaged or foreign file
         words = f"{type(error).__name__}: {error}"
         raise Wrong(f"{path} is no journal of a run, or damaged: {words}") from error
     report.write(data, folder)

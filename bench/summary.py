@@ -1,4 +1,4 @@
-"""What a suite's records add up to: geometric means, who was fastest, who was left out."""
+"""Summary of a suite: geometric means, fastest contenders, skipped contenders."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -48,7 +48,7 @@ def record(
 
 
 def ratios(record: Record) -> dict[str, float]:
-    """Ratios of one case by contender, the baseline's own left out."""
+    """Return the ratios of a case by contender, without the baseline."""
     return {
         name: entry["ratio"]
         for name, entry in record["peers"].items()
@@ -57,19 +57,19 @@ def ratios(record: Record) -> dict[str, float]:
 
 
 def best_jax(record: Record) -> float | None:
-    """The smallest ratio among the JAX peers: how far the best of them is behind (or ahead)."""
+    """Return the smallest ratio among the JAX peers."""
     jax_peers = [name for name, entry in PEERS.items() if entry.uses_jax and not entry.ours]
     found = [ratio for name, ratio in ratios(record).items() if name in jax_peers]
     return min(found) if found else None
 
 
 def contenders(records: Iterable[Record]) -> list[str]:
-    """All names that were asked for, in the order of first appearance."""
+    """Return all contenders, in order of first appearance."""
     return list(dict.fromkeys(name for record in records for name in record["peers"]))
 
 
 def means(records: list[Record]) -> Record:
-    """Geometric means of the ratios of some cases, and in how many the baseline was fastest.
+    """Return geometric means of the ratios, and the number of cases with the baseline fastest.
 
     Disturbed cases do not count.
     """
@@ -89,7 +89,7 @@ def means(records: list[Record]) -> Record:
 
 
 def summarise_suite(records: list[Record]) -> list[Record]:
-    """Means of every table: over all its cases, then over each group."""
+    """Return the means of each table, over all its cases and over each group."""
     rows = []
     for table in dict.fromkeys(record["table"] for record in records):
         inside = [record for record in records if record["table"] == table]
@@ -103,7 +103,7 @@ def summarise_suite(records: list[Record]) -> list[Record]:
 
 
 def behind(records: list[Record]) -> list[str]:
-    """The cases where the baseline was not the fastest, and who was ahead by how much."""
+    """Return the cases in which a contender was faster than the baseline, with the ratios."""
     lines = []
     for record in records:
         if record["disturbed"]:
@@ -116,7 +116,7 @@ def behind(records: list[Record]) -> list[str]:
 
 
 def place(cases: list[str], records: list[Record]) -> str:
-    """Where something holds, in as few words as say it exactly: nothing if it is everywhere.
+    """Return the shortest description of some cases among all; empty for all of them.
 
     >>> records = [{"case": f"{g}-{t}", "table": t, "group": g} for g in "ab" for t in "xy"]
     >>> place(["a-x", "b-x"], records), place(["a-x", "b-y"], records)
@@ -132,7 +132,7 @@ def place(cases: list[str], records: list[Record]) -> str:
 
 
 def collected(records: list[Record], status: str) -> list[str]:
-    """Who was left out or failed, with the reason and where."""
+    """Return skipped or failed contenders, with reasons and cases."""
     where: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for name, entry in record["peers"].items():
@@ -146,7 +146,7 @@ def collected(records: list[Record], status: str) -> list[str]:
 
 
 def disturbed(records: list[Record]) -> list[str]:
-    """The cases during whose rounds other processes used a core or a good part of it."""
+    """Return the cases disturbed by other processes."""
     return [
         f"{record['case']} ({record['others_cores']:.1f})"
         for record in records
@@ -155,7 +155,7 @@ def disturbed(records: list[Record]) -> list[str]:
 
 
 def notes(records: list[Record]) -> list[str]:
-    """Notes on peers, each once, with the groups they are about unless that is all of them."""
+    """Return the notes on peers, each once, with their groups unless they concern all."""
     about: dict[tuple[str, str], dict[str, None]] = {}
     groups: dict[str, set[str]] = {}
     for record in records:

@@ -1,9 +1,9 @@
-"""A suite in a process of its own, watched: one that hangs or dies costs one contender of one case.
+"""Supervision of a measuring process: a deadlock or crash costs one contender of one case.
 
-A kernel that waits for itself never returns, and one that touches memory which is not its own takes
-down all that the process had on the device. So the process that measures says in its journal what
-it begins. If it dies, or says nothing for too long, whoever was begun last is written down as lost,
-and a new process goes on from there.
+A kernel with a deadlock never returns, and one with an illegal memory access ruins the device for
+its process. The measuring process writes the start of each step to its journal. If it dies, or
+writes nothing for too long, the last started contender is recorded as lost, and a new process
+continues.
 """
 
 import os
@@ -16,22 +16,22 @@ from pathlib import Path
 from bench.journal import Journal, read
 
 POISONED = 75
-"""The exit status of a process whose device has failed: what follows in it would fail too."""
+"""Exit status of a process whose device has failed."""
 
 SIGNS = ("illegal memory access", "ILLEGAL_ADDRESS", "LAUNCH_FAILED", "misaligned address")
-"""What an error says after which a process can do nothing more on its GPU."""
+"""Messages of errors after which a process cannot use its GPU."""
 
 
 START_S = 120.0
-"""How long a process may write nothing until its first case: it imports and finds its device."""
+"""Silence limit in seconds before the first case, for imports and initialization."""
 
 
 PROGRESS = ("built", "round", "case")
-"""Events after which a process that is started anew comes further than the one before."""
+"""Events that count as progress of a process."""
 
 
 def poisoned(reason: str) -> bool:
-    """Whether an error leaves the device unusable for the process."""
+    """Return True if an error leaves the device unusable for the process."""
     return any(sign.lower() in reason.lower() for sign in SIGNS)
 
 
@@ -47,16 +47,16 @@ def supervise(
     """Run a command that writes a journal until it has finished or `deadline` (`time.time`).
 
     Args:
-        command: goes on from the journal, and exits with 0 once all is done.
+        command: continues from the journal, and exits with 0 when finished.
         path: the journal.
-        deadline: when it is stopped.
-        silence_s: how long it may write nothing.
-        say: for a line of progress.
-        every_s: how often it is looked after.
-        env: the environment of its processes; None for this one's.
+        deadline: end of the command.
+        silence_s: silence limit in seconds.
+        say: prints a line of progress.
+        every_s: polling interval in seconds.
+        env: environment of the process. Defaults to this one's.
 
     Returns:
-        whether it finished.
+        True if the command finished.
     """
     progress = 0
     while True:
@@ -71,7 +71,7 @@ def supervise(
             return True
         begun = [event for event in (read(path) if path.exists() else []) if event.get("case")]
         last = begun[-1] if begun else {"event": "", "case": "", "peer": ""}
-        over = time.time() >= deadline  # Then it is nobody's fault.
+        over = time.time() >= deadline  # then no contender is to blame
         blamed = last.get("peer") if last["event"] in ("begin", "built", "failed") else None
         blamed = None if over else blamed
         why = last.get("reason", why) if last["event"] == "failed" and not over else why
@@ -79,14 +79,14 @@ def supervise(
             {"event": "lost", "case": last["case"], "peer": blamed or "", "reason": why}
         )
         say(f"lost: {last['case']} {blamed or ''}: {why}")
-        # Without anybody to blame, and nothing measured, it would be lost in the same way again.
+        # Without progress or a contender to blame, the next process would fail in the same place.
         before, progress = progress, sum(event["event"] in PROGRESS for event in begun)
         if over or not (blamed or progress > before):
             return False
 
 
 def end_with_parent(every_s: float = 0.5) -> None:
-    """End this process soon after the one that watches it: another may go on with its journal."""
+    """End this process soon after its parent, since another may continue the journal."""
     parent = os.getppid()
 
     def look() -> None:
@@ -98,7 +98,7 @@ def end_with_parent(every_s: float = 0.5) -> None:
 
 
 def stopped(pid: int) -> bool:
-    """Whether a process is stopped by a signal; False where it cannot be told."""
+    """Return True if a process is stopped by a signal; False if unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except (OSError, IndexError):
@@ -108,7 +108,7 @@ def stopped(pid: int) -> bool:
 def watch(
     process: subprocess.Popen, path: Path, deadline: float, silence_s: float, every_s: float
 ) -> str | None:
-    """Why the process was lost; None if it finished."""
+    """Wait for a process, and return the reason of its loss; None if it finished."""
     size, heard = path.stat().st_size if path.exists() else -1, time.time()
     before, patience_s = max(0, size), max(silence_s, START_S)
     while True:
@@ -125,7 +125,7 @@ def watch(
             if patience_s != silence_s and b'"case":' in path.read_bytes()[before:]:
                 patience_s = silence_s
         if stopped(process.pid):
-            heard = now  # Somebody stopped it; it does not hang.
+            heard = now  # stopped by a signal, not a deadlock
         if now >= deadline:
             return "the time was over"
         if now - heard > patience_s:

@@ -1,8 +1,8 @@
-"""How contenders are timed: calibrated calls, interleaved rounds, ratios taken pair by pair.
+"""Timing of contenders: calibrated calls, interleaved rounds, paired ratios.
 
-On a shared machine the speed drifts by tens of percent within minutes, for everybody alike. So all
-contenders of a case are measured in turn, round after round, and a ratio is taken within a round,
-where both saw the same machine; the median over the rounds then discards the disturbed ones.
+On a shared machine the speed drifts by tens of percent within minutes, for all contenders. They are
+measured in turn, round after round, and a ratio is taken within a round. The median over the rounds
+discards outliers.
 """
 
 import gc
@@ -20,16 +20,16 @@ MAX_CALLS = 100_000
 
 
 def busy_cores() -> float:
-    """A round during which other processes used this many cores is repeated.
+    """Return the number of cores used by other processes above which a round is repeated.
 
-    Thread pools that wait for each other, PyTorch's above all, become hundreds of times slower
-    when one of a few cores is taken. 0.02 is what an idle machine shows.
+    Thread pools with barriers, such as PyTorch's, become hundreds of times slower if another
+    process uses one of a few cores. An idle machine shows 0.02.
     """
     return max(0.3, 0.05 * usable_cores())
 
 
 def calls_for(seconds: float, target_s: float) -> int:
-    """The number of calls that fill `target_s`, for a call of `seconds`: at least one.
+    """Return the number of calls of `seconds` that fill `target_s`, at least one.
 
     >>> calls_for(0.002, 0.05), calls_for(3.0, 0.05)
     (25, 1)
@@ -38,7 +38,7 @@ def calls_for(seconds: float, target_s: float) -> int:
 
 
 def seconds_per_call(run: Callable[[], object], calls: int) -> float:
-    """The mean time of `calls` calls in a row, each of which waits for its own result."""
+    """Return the mean time of consecutive calls, each waiting for its result."""
     start = perf_counter()
     for _ in range(calls):
         run()
@@ -46,7 +46,7 @@ def seconds_per_call(run: Callable[[], object], calls: int) -> float:
 
 
 def calibrate(run: Callable[[], object], target_s: float) -> int:
-    """Calls per measurement, found by calling (which also warms caches and allocators)."""
+    """Determine the calls per measurement; this also warms caches and allocators."""
     run()  # May compile.
     seconds = seconds_per_call(run, 1)
     if seconds < target_s:  # One call is a poor estimate of short ones: look again, longer.
@@ -55,7 +55,7 @@ def calibrate(run: Callable[[], object], target_s: float) -> int:
 
 
 def rotated(names: Sequence[str], by: int) -> list[str]:
-    """`names` starting from another place each round, so that nobody always follows the same one.
+    """Rotate names by one place per round, so that the order varies.
 
     >>> rotated(["a", "b", "c"], 1)
     ['b', 'c', 'a']
@@ -65,7 +65,7 @@ def rotated(names: Sequence[str], by: int) -> list[str]:
 
 
 def measure(contender: Contender, calls: int) -> float:
-    """One measurement: seconds per call, or the contender's own value."""
+    """Return the seconds per call of one measurement, or the value of the contender."""
     if contender.value is not None:
         return contender.value()
     assert contender.run is not None
@@ -77,14 +77,14 @@ def measure(contender: Contender, calls: int) -> float:
 
 @dataclass
 class Measured:
-    """What the rounds of a case gave.
+    """Result of the rounds of a case.
 
     Attributes:
-        samples: seconds per call by contender, one for each round kept.
+        samples: seconds per call by contender, one per selected round.
         calls: calls per measurement by contender.
-        failed: why a contender left the rounds; the others went on.
-        rounds: rounds measured, of which the quietest were kept.
-        others_cores: cores that other processes used during the rounds kept, on average.
+        failed: reasons of failures by contender.
+        rounds: number of rounds measured, of which the quietest are selected.
+        others_cores: mean number of cores used by other processes in the selected rounds.
     """
 
     samples: dict[str, list[float]]
@@ -103,12 +103,11 @@ def interleave(
     limit_s: float | None = None,
     watch: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Measured:
-    """Times all contenders in rounds until `reps` of them were quiet.
+    """Time all contenders in rounds until `reps` rounds were quiet.
 
-    A round in which other processes took a core from the contenders is repeated while the case has
-    lasted less than `patience_s`. What is kept are the `reps` rounds with the least use by others:
-    chosen by the machine's state, never by the times measured. After `limit_s` no round is begun
-    but the first. `watch` is told who is about to run, and what a round gave.
+    A round disturbed by other processes is repeated within the first `patience_s`. The `reps`
+    rounds with the least use by other processes are selected, independent of the measured times.
+    After `limit_s` only the first round starts. `watch` receives an event for each start and round.
     """
     start = perf_counter()
     rounds: list[dict[str, float]] = []
@@ -152,18 +151,18 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    kept = quietest(busy, reps)
-    known = [cores for i in kept if (cores := busy[i]) is not None]
+    selected = quietest(busy, reps)
+    known = [cores for i in selected if (cores := busy[i]) is not None]
     result.rounds = len(rounds)
     result.others_cores = sum(known) / len(known) if known else None
     for name in contenders:
         if name not in result.failed:
-            result.samples[name] = [rounds[i][name] for i in kept]
+            result.samples[name] = [rounds[i][name] for i in selected]
     return result
 
 
 def quiet(busy: Sequence[float | None]) -> list[int]:
-    """The rounds in which nobody else took much of the machine (or it cannot be told)."""
+    """Return the rounds that other processes did not disturb, as far as known."""
     limit = busy_cores()
     return [i for i, cores in enumerate(busy) if (cores or 0.0) < limit]
 
@@ -178,14 +177,14 @@ def quietest(busy: Sequence[float | None], reps: int) -> list[int]:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as one line for a report."""
+    """Return an exception as one line."""
     lines = str(error).strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0]}"
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 def summarise(samples: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Minimum and median of each contender, and its ratios to the baseline.
+    """Return minimum, median and ratios to the baseline of each contender.
 
     ``ratio`` is the median over the rounds of contender / baseline within the round; ``ratio_min``
     is the ratio of the minima. Both are above 1 where the baseline is faster.
@@ -206,7 +205,7 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """The mean for ratios: that of the inverses is its inverse. NaN for no values.
+    """Return the geometric mean of ratios; NaN for no values.
 
     >>> geometric_mean([0.5, 2.0, 1.0])
     1.0

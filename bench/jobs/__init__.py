@@ -1,1 +1,1 @@
-"""Whole training jobs of the `training` suite: a file each, with a ``build(peer)``."""
+"""Training jobs of the `training` suite, one module each with a ``build(peer)``."""

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""What the jobs share: the same initial weights for both sides, one error, two contenders."""
+"""Base of the training jobs: common initial weights, errors and contenders."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Weights = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Job:
-    """A training job that PyTorch and jaxrnn run from the same weights.
+    """A training job of PyTorch and jaxrnn from the same initial weights.
 
     Attributes:
         weights: draws the initial weights, under PyTorch's names.
@@ -43,7 +43,7 @@ class Job:
     )
 
     def build(self, peer: str) -> Contender:
-        """The job of one contender."""
+        """Build the contender of a peer."""
         PEERS[peer].require()
         if peer == "torch":
             return self._build_torch()
@@ -90,20 +90,20 @@ class Job:
 
 @lru_cache(maxsize=2)
 def expected(job: Job) -> np.ndarray:
-    """The losses of the job in PyTorch float64."""
+    """Return the losses of a job in PyTorch float64."""
     import torch
 
     return np.asarray(job.torch(job.weights(), torch.float64, torch.device("cpu"))())
 
 
 def errors(losses: Any, reference: np.ndarray) -> dict[str, float]:
-    """The largest relative difference of a step's loss."""
+    """Return the largest relative error of a loss."""
     ratios = np.asarray(losses, np.float64) / reference
     return {"losses": relative_error(ratios, np.ones_like(reference))}
 
 
 def draw(spec: Spec, outputs: int, seed: int = 0) -> Weights:
-    """Weights of a recurrent stack ``rnn`` and a linear layer ``fc``, drawn as PyTorch does."""
+    """Draw the weights of a recurrent stack ``rnn`` and a linear layer ``fc``, as PyTorch does."""
     rng, bound = np.random.default_rng((2, seed)), spec.H**-0.5
     weights = {f"rnn.{name}": value for name, value in draw_weights(spec, seed).items()}
     weights["fc.weight"] = rng.uniform(-bound, bound, (outputs, spec.H)).astype(np.float32)
@@ -112,7 +112,7 @@ def draw(spec: Spec, outputs: int, seed: int = 0) -> Weights:
 
 
 def load_torch(model: Any, weights: Weights) -> Callable[[], None]:
-    """A function that sets a PyTorch model back to the weights, in its dtype and on its device."""
+    """Return a function that loads the weights into a PyTorch model, in its dtype and device."""
     import torch
 
     one = next(model.parameters())
@@ -121,7 +121,7 @@ def load_torch(model: Any, weights: Weights) -> Callable[[], None]:
 
 
 def load_jaxrnn(model: Any, weights: Weights) -> Any:
-    """The parameters of a jaxrnn model with the weights, as a pytree."""
+    """Load the weights into a jaxrnn model, and return its parameters."""
     from flax import nnx
 
     import jaxrnn

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""A sentence by heart: RNN(10, 10) on 15 one-hot characters, its outputs the logits of the next.
+"""Memorizing a string: RNN(10, 10) on 15 one-hot characters, outputs are logits.
 
 100 steps of Adam, learning rate 0.1, cross-entropy.
 """
@@ -18,12 +18,12 @@ SIZE = len(CHARACTERS)
 
 
 def initial_weights() -> Weights:
-    """Weights of the layer."""
+    """Draw the weights of the layer."""
     return draw_weights(Spec("rnn", 1, len(TEXT) - 1, SIZE, SIZE))
 
 
 def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
-    """The job as a PyTorch user writes it."""
+    """Return the training loop of a PyTorch user."""
     import torch
     from torch import nn
 
@@ -51,7 +51,7 @@ def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
 
 
 def jaxrnn_job(weights: Weights) -> Any:
-    """The training of the experiment."""
+    """Return the training of the example, and its parameters."""
     from flax import nnx
 
     from jaxrnn.examples import characters

@@ -1,7 +1,7 @@
 # pyright: reportMissingImports=false
-"""A language model: embedding, LSTM of two layers (D = H 256), linear layer to the vocabulary.
+"""Language model: embedding, LSTM of two layers (D = H 256), linear layer to the vocabulary.
 
-Four steps of Adam, learning rate 0.001, on random tokens from a seed: N 32 rows of T 64, of a
+Four steps of Adam, learning rate 0.001, on random tokens from a seed: N 32 sequences of T 64, of a
 vocabulary of 128, cross-entropy of the next token. The state starts from zeros at each step.
 """
 
@@ -18,18 +18,18 @@ SPEC = Spec("lstm", N, T, SIZE, SIZE, LAYERS)
 
 
 def initial_weights() -> Weights:
-    """Weights of ``embed``, ``rnn`` and ``fc``."""
+    """Draw the weights of ``embed``, ``rnn`` and ``fc``."""
     embed = np.random.default_rng(3).standard_normal((VOCABULARY, SIZE), dtype=np.float32)
     return {"embed.weight": embed, **draw(SPEC, VOCABULARY)}
 
 
 def tokens() -> np.ndarray:
-    """The tokens of all steps, one more than are read at a step (STEPS, T + 1, N)."""
+    """Draw the tokens of all steps, inputs and targets (STEPS, T + 1, N)."""
     return np.random.default_rng(4).integers(0, VOCABULARY, (STEPS, T + 1, N), dtype=np.int32)
 
 
 def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
-    """The job as a PyTorch user writes it."""
+    """Return the training loop of a PyTorch user."""
     import torch
     from torch import nn
 
@@ -65,7 +65,7 @@ def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
 
 
 def jaxrnn_job(weights: Weights) -> Any:
-    """The same steps as one pure function."""
+    """Return the same steps as a pure function, and its parameters."""
     import jax.numpy as jnp
     import optax
     from flax import nnx
@@ -97,7 +97,7 @@ def jaxrnn_job(weights: Weights) -> Any:
 
 
 def flax_job(weights: Weights) -> Any:
-    """The same steps with the layers of flax.nnx, whose one bias Adam moves half as far as two."""
+    """Return the same steps with the layers of flax.nnx, which have one bias instead of two."""
     import jax.numpy as jnp
     import optax
 
@@ -119,9 +119,9 @@ def flax_job(weights: Weights) -> Any:
 
 
 def operations() -> float:
-    """Of the products of all steps: the layers', dx of the first, the linear layer's three."""
-    rows = 2 * N * T
-    first, linear = rows * 4 * SIZE * SIZE, 3 * rows * SIZE * VOCABULARY
+    """Count the operations of all products: layers, dx of the first one, linear layer."""
+    products = 2 * N * T
+    first, linear = products * 4 * SIZE * SIZE, 3 * products * SIZE * VOCABULARY
     return STEPS * (flops(SPEC, True) + first + linear)
 
 

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Next-step prediction of a sine: RNN(1, 32) + linear, 75 steps of Adam, state carried and cut.
+"""Next-step prediction of a sine: RNN(1, 32) + linear, 75 steps of Adam, with a carried state.
 
 Step k sees sin on 21 points from k pi to (k + 1) pi: the first 20 are the input, the last 20 the
 target; mean squared error, learning rate 0.01.
@@ -17,12 +17,12 @@ STEPS, POINTS, HIDDEN, RATE = 75, 20, 32, 0.01
 
 
 def initial_weights(seed: int = 0) -> Weights:
-    """Weights of ``rnn`` and ``fc``."""
+    """Draw the weights of ``rnn`` and ``fc``."""
     return draw(Spec("rnn", 1, POINTS, 1, HIDDEN), 1, seed)
 
 
 def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
-    """The job as a PyTorch user writes it."""
+    """Return the training loop of a PyTorch user."""
     import torch
     from torch import nn
 
@@ -61,7 +61,7 @@ def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
 
 
 def jaxrnn_job(weights: Weights) -> Any:
-    """The training of the experiment."""
+    """Return the training of the example, and its parameters."""
     from flax import nnx
 
     from jaxrnn.examples import sine

@@ -17,12 +17,12 @@ EPOCHS, POINTS, PERIOD, WINDOW, HIDDEN, RATE = 33, 1000, 16, 5, 30, 0.01
 
 
 def initial_weights() -> Weights:
-    """Weights of ``rnn`` and ``fc``."""
+    """Draw the weights of ``rnn`` and ``fc``."""
     return draw(Spec("rnn", 1, POINTS - WINDOW, WINDOW, HIDDEN), 1)
 
 
 def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
-    """The job as a PyTorch user writes it: the network is called once a step."""
+    """Return the training loop of a PyTorch user, with one call per step."""
     import torch
     from torch import nn
 
@@ -65,7 +65,7 @@ def torch_job(weights: Weights, dtype: Any, device: Any) -> Any:
 
 
 def jaxrnn_job(weights: Weights) -> Any:
-    """The training of the experiment."""
+    """Return the training of the example, and its parameters."""
     import jax.numpy as jnp
     from flax import nnx
 

@@ -1,4 +1,4 @@
-"""The libraries that are compared, one adapter file each, imported only when used.
+"""Registry of the compared libraries, one adapter module each, imported on first use.
 
 To add one: a file with a class `Peer` (a `bench.peers.base.JaxPeer` with a `direction` of about
 fifteen lines, or anything with a `contender` method), and a line in `PEERS`.
@@ -14,7 +14,7 @@ from bench.core import Unsupported
 
 @dataclass(frozen=True)
 class Entry:
-    """A peer by name: what must be installed, and the file that adapts it."""
+    """A peer: its name, required packages and adapter module."""
 
     name: str
     package: str
@@ -23,25 +23,25 @@ class Entry:
     also: tuple[str, ...] = ()
     """Other packages that its adapter imports."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """What the adapter's `Peer` is made with."""
+    """Keyword arguments of the adapter's `Peer`."""
     ours: bool = False
-    """It is another way of ours: a figure for the table, not somebody to be ahead of."""
+    """True for another backend of jaxrnn, which enters no comparison."""
     gpu: bool = False
-    """It is for a GPU: only the suites that name it have it."""
+    """True for a peer of GPU suites only."""
     slow_to_build: bool = False
-    """It compiles for seconds a case: ``--quick`` leaves it out unless it is asked for."""
+    """True for a peer that compiles for seconds per case; ``--quick`` skips it by default."""
 
     @property
     def installed(self) -> bool:
         return all(find_spec(package) is not None for package in (self.package, *self.also))
 
     def require(self) -> None:
-        """Raises `Unsupported` if the library is not there."""
+        """Raise `Unsupported` if the library is not installed."""
         if not self.installed:
             raise Unsupported("not installed")
 
     def load(self) -> Any:
-        """The adapter's `Peer`."""
+        """Import the adapter, and return its `Peer`."""
         self.require()
         return import_module(f"bench.peers.{self.adapter}").Peer(**self.arguments)
 
@@ -52,7 +52,7 @@ GRAPHS = {
     ),
     "xla_gpu_graph_min_graph_size": 1,
 }
-"""Options of XLA's GPU compiler for one function: its loops too as CUDA graphs."""
+"""Compiler options of XLA that capture loops as CUDA graphs."""
 
 PEERS = {
     entry.name: entry
@@ -63,7 +63,6 @@ PEERS = {
             Entry(f"jaxrnn.{name}", "jaxrnn", "ours", arguments=arguments, ours=True, gpu=True)
             for name, arguments in (
                 ("kernel", {"backend": "kernel"}),
-                ("cudnn", {"backend": "cudnn"}),
                 ("graph", {"backend": "scan", "compiler": GRAPHS}),
             )
         ),
@@ -91,6 +90,6 @@ PEERS = {
 
 OURS = tuple(name for name, entry in PEERS.items() if entry.ours)
 ANYWHERE = tuple(name for name, entry in PEERS.items() if not entry.gpu)
-"""The peers of suites that are not for a GPU alone."""
+"""Peers of suites that run on any platform."""
 
 JAX_PEERS = tuple(name for name in ANYWHERE if PEERS[name].uses_jax and name not in OURS)

@@ -1,7 +1,7 @@
-"""What the JAX peers share: stacking, PyTorch's weights in, its gradients out, compiling.
+"""Base of the JAX peers: stacking, conversion of PyTorch's weights and gradients, compilation.
 
 Each peer is called in its best form: one function of (parameters, input), compiled ahead of time,
-parameters as a flat tuple of arrays so that nobody pays for walking a container at each call.
+parameters as a flat tuple of arrays so that no call pays for flattening a container.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,14 +36,14 @@ class Layer:
 
 
 def temporary_bytes(compiled: Any) -> float:
-    """What a compiled program reserves beside its arguments and results; NaN if it doesn't say."""
+    """Return the temporary bytes of a compiled program; NaN if unknown."""
     analysis = compiled.memory_analysis()
     return float("nan") if analysis is None else float(analysis.temp_size_in_bytes)
 
 
 @contextmanager
 def on_host() -> Iterator[None]:
-    """A context in which JAX computes on the CPU: small operations compile at once there."""
+    """Return a context in which JAX computes on the CPU, where small operations compile fast."""
     try:
         cpu = jax.devices("cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS has none.
@@ -60,7 +60,7 @@ class JaxPeer:
     """Whether input and output are (N, T, features) instead of (T, N, features)."""
 
     dtype = "float32"
-    """Of the case that is being built, for libraries that must be told."""
+    """Of the case that is being built, for libraries that depend on it."""
 
     options: dict[str, Any] | None = None
     """For the compiler, if there are any."""
@@ -74,17 +74,17 @@ class JaxPeer:
         raise NotImplementedError
 
     def other_formula(self, cell: str) -> str:
-        """How the library's cell differs from PyTorch's, if it cannot take its weights exactly."""
+        """Return the difference of the library's cell from PyTorch's, or an empty string."""
         del cell
         return ""
 
     def note(self, cell: str) -> str:
-        """What a reader must know about how the cell was built."""
+        """Return remarks on the construction of the cell."""
         del cell
         return ""
 
     def layer(self, spec: Spec) -> Layer:
-        """The whole stack; adapters of libraries with stacks of their own override it."""
+        """Return the stack; adapters of libraries with stacked layers override it."""
         parts = [
             (suffix, self.direction(spec.cell, spec.width(k), spec.H, reverse))
             for k, reverse, suffix in spec.parts()
@@ -108,7 +108,7 @@ class JaxPeer:
         return Layer(apply, convert)
 
     def functions(self, spec: Spec) -> tuple[Callable, Callable, tuple[jax.Array, ...], Callable]:
-        """Pure functions over a flat tuple of parameters.
+        """Return pure functions of a flat tuple of parameters.
 
         Returns:
             forward ``(params, x) -> output``; backward ``(params, x, dy) -> (output, gradients)``;
@@ -141,11 +141,11 @@ class JaxPeer:
         return forward, backward, tuple(params), to_torch
 
     def to_layout(self, array: Any) -> Any:
-        """Swaps time and batch for libraries that want batch first; its own inverse."""
+        """Swap time and batch for batch-major libraries; an involution."""
         return array.swapaxes(0, 1) if self.batch_major else array
 
     def contender(self, spec: Spec, backward: bool) -> Contender:
-        """The layer compiled for a case: forward, or forward and backward."""
+        """Compile the layer for a case: forward, or forward and backward."""
         forward, gradient, params, to_torch = self.functions(spec)
         x = jnp.asarray(np.ascontiguousarray(self.to_layout(draw_input(spec))), spec.dtype)
         cotangent = np.ascontiguousarray(self.to_layout(draw_cotangent(spec)))

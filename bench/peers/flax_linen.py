@@ -12,7 +12,7 @@ CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
 
 
 def convert(cell: str, w: Weights) -> Any:
-    """One dense layer a gate; one bias where PyTorch has two."""
+    """Convert to one dense layer per gate, with the sum of PyTorch's biases."""
     if cell == "rnn":
         i = {"kernel": w["weight_ih"].T, "bias": w["bias_ih"] + w["bias_hh"]}
         return {"params": {"cell": {"i": i, "h": {"kernel": w["weight_hh"].T}}}}

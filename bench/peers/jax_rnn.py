@@ -12,7 +12,7 @@ from bench.peers.base import JaxPeer, Layer, Weights
 
 
 def pack(spec: Spec, w: Weights) -> jax.Array:
-    """PyTorch's weights as cuDNN's one array: all matrices layer by layer, then all biases."""
+    """Pack PyTorch's weights into cuDNN's array: matrices layer by layer, then biases."""
     suffixes = [suffix for _, _, suffix in spec.parts()]
     matrices = [w[f"weight_{kind}_{s}"] for s in suffixes for kind in ("ih", "hh")]
     biases = [w[f"bias_{kind}_{s}"] for s in suffixes for kind in ("ih", "hh")]

@@ -21,7 +21,7 @@ if keras.backend.backend() != "jax":
 
 
 def convert(cell: str, w: Weights) -> list[Any]:
-    """[kernel, recurrent kernel, bias] in Keras's gate order: i f g o, or z r n."""
+    """Return [kernel, recurrent kernel, bias] in Keras's gate order: i f g o, or z r n."""
     if cell == "gru":
 
         def reorder(array: Any) -> Any:

@@ -27,7 +27,7 @@ OPSET, IR_VERSION = 17, 8
 
 
 def reordered(cell: str, array: np.ndarray) -> np.ndarray:
-    """Rows (G H, ...) in ONNX's order of gates.
+    """Reorder gates (G H, ...) to ONNX's order.
 
     >>> reordered("gru", np.arange(6)).tolist()
     [2, 3, 0, 1, 4, 5]
@@ -37,7 +37,7 @@ def reordered(cell: str, array: np.ndarray) -> np.ndarray:
 
 
 def graph(spec: Spec) -> Any:
-    """The model of a case: x (T, N, D) -> y (T, N, F*H), weights inside."""
+    """Build the model of a case: x (T, N, D) -> y (T, N, F*H), weights inside."""
     drawn, nodes, constants = draw_weights(spec), [], []
     F, H = spec.directions, spec.H
 
@@ -46,7 +46,7 @@ def graph(spec: Spec) -> Any:
         return name
 
     def stacked(names: tuple[str, ...], layer: int) -> np.ndarray:
-        """(F, ...): the named parameters of a layer one after another, for each direction."""
+        """Stack the named parameters of a layer over directions (F, ...)."""
         suffixes = [suffix for k, _, suffix in spec.parts() if k == layer]
         return np.stack(
             [
@@ -91,7 +91,7 @@ def graph(spec: Spec) -> Any:
 
 
 def session(model: Any, device: str) -> Any:
-    """A session on the CPU ("cpu") or on the first GPU ("cuda")."""
+    """Return a session on the CPU ("cpu") or on the first GPU ("cuda")."""
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if provider not in ort.get_available_providers():
         raise Unsupported("JAX runs on a GPU and this onnxruntime has no CUDA")

@@ -13,7 +13,7 @@ from bench.peers.base import JaxPeer, Layer, Weights
 
 
 def module(spec: Spec, **options: Any) -> Any:
-    """The layer of a case, freshly initialised."""
+    """Build the layer of a case."""
     make = getattr(jaxrnn, NAMES[spec.cell])
     return make(
         spec.D,
@@ -27,7 +27,7 @@ def module(spec: Spec, **options: Any) -> Any:
 
 
 class Peer(JaxPeer):
-    """The layers; the first argument is for the compiler, the others for their constructors."""
+    """The layers of jaxrnn, with compiler options and arguments of their constructors."""
 
     def __init__(self, compiler: dict[str, Any] | None = None, **arguments: Any) -> None:
         self.options = compiler
@@ -35,27 +35,27 @@ class Peer(JaxPeer):
 
     def contender(self, spec: Spec, backward: bool) -> Contender:
         try:
-            took = self.backends(spec)
+            backends = self.backends(spec)
             made = super().contender(spec, backward)
-        except ValueError as error:  # A backend that can't serve says why.
+        except ValueError as error:  # an unsupported backend
             if "backend" not in str(error):
                 raise
             raise Unsupported(str(error)) from error
-        made.backend = ", ".join(took)
+        made.backend = ", ".join(backends)
         return made
 
     def backends(self, spec: Spec) -> list[str]:
-        """Who runs the loops, each once."""
+        """Return the selected backends."""
         explained = self.module(spec).explain((spec.T, spec.N, spec.D))
         return list(dict.fromkeys(choice.backend for choice in explained.choices))
 
-    def twin(self, spec: Spec) -> str:
-        """The backend that was asked for, if it is what the layer takes by itself."""
-        asked: str = self.arguments.get("backend", "")
-        return asked if not self.options and Peer().backends(spec) == [asked] else ""
+    def default_backend(self, spec: Spec) -> str:
+        """Return the requested backend if it is also the default one, else an empty string."""
+        backend: str = self.arguments.get("backend", "")
+        return backend if not self.options and Peer().backends(spec) == [backend] else ""
 
     def module(self, spec: Spec) -> Any:
-        """The layer that is measured."""
+        """Build the measured layer."""
         return module(spec, **self.arguments)
 
     def layer(self, spec: Spec) -> Layer:

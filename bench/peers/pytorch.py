@@ -16,7 +16,7 @@ from bench.reference import errors
 
 
 def device() -> torch.device:
-    """The same kind of device as JAX's, so that the comparison is of software."""
+    """Return the kind of device that JAX uses."""
     if jax.default_backend() == "gpu":
         if not torch.cuda.is_available():
             raise Unsupported(f"JAX runs on a GPU and torch {torch.__version__} has no CUDA there")
@@ -25,13 +25,13 @@ def device() -> torch.device:
 
 
 def wait(where: torch.device) -> None:
-    """Returns when the device has finished; on the CPU, eager calls already have."""
+    """Wait for the device; eager calls on the CPU are synchronous."""
     if where.type == "cuda":
         torch.cuda.synchronize()
 
 
 def module(spec: Spec, where: torch.device) -> Any:
-    """The layer of a case with the drawn weights, on a device."""
+    """Build the layer of a case with the drawn weights on a device."""
     make = getattr(torch.nn, NAMES[spec.cell])
     layer = make(spec.D, spec.H, spec.num_layers, bidirectional=spec.bidirectional)
     layer.load_state_dict({k: torch.from_numpy(v) for k, v in draw_weights(spec).items()})
@@ -39,7 +39,7 @@ def module(spec: Spec, where: torch.device) -> Any:
 
 
 def settle(run: Callable[[], object]) -> float:
-    """The seconds of a first call, during which torch.compile compiles."""
+    """Return the seconds of the first call, during which torch.compile compiles."""
     from torch._dynamo.exc import Unsupported as GraphBreak
 
     start = perf_counter()
@@ -51,14 +51,14 @@ def settle(run: Callable[[], object]) -> float:
 
 
 def captured(run: Callable[[], Any]) -> tuple[Callable[[], Any], float]:
-    """`run` as a CUDA graph: all its kernels in one launch, its results always the same tensors.
+    """Capture `run` as a CUDA graph, one launch with static result tensors.
 
     Returns:
         what replays it, and the bytes that it keeps for itself, its results included.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # Warmed up where no capture can meet a first allocation.
+    with torch.cuda.stream(side):  # Warm up outside the capture, which must not allocate first.
         for _ in range(3):
             run()
     torch.cuda.current_stream().wait_stream(side)
@@ -79,7 +79,7 @@ def captured(run: Callable[[], Any]) -> tuple[Callable[[], Any], float]:
 
 
 def peak_bytes(run: Callable[[], Any], where: torch.device) -> float:
-    """What a run takes of the device beyond what was held before it, its results included."""
+    """Return the peak device memory of a run, results included."""
     if where.type != "cuda":
         return float("nan")
     torch.cuda.synchronize()

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""What torch.compile gets to compile: a layer's formulas over PyTorch's own scan.
+"""Recurrent layers for torch.compile: the formulas of a layer over PyTorch's scan.
 
 ``torch.compile(torch.nn.LSTM(...))`` would measure nothing new. As of torch 2.13.0 it leaves LSTM,
 GRU and RNN to eager execution (a graph break, and nothing is compiled). With
@@ -31,7 +31,7 @@ WRONG = 1e-2
 
 
 def require_compiler(where: torch.device) -> None:
-    """Raises `Unsupported` if the code that torch.compile generates cannot be compiled here."""
+    """Raise `Unsupported` if the code that torch.compile generates cannot be compiled here."""
     from torch._inductor import cpp_builder, exc
     from torch.utils import _triton
 
@@ -58,7 +58,7 @@ class Product(torch.autograd.Function):
 
 
 def formulas(spec: Spec) -> Callable[..., torch.Tensor]:
-    """The layer as a function of (x, weight_ih, weight_hh, bias_ih, bias_hh), from a zero state."""
+    """Return the layer as a function of (x, weight_ih, weight_hh, bias_ih, bias_hh)."""
     try:
         from torch._higher_order_ops.scan import scan
     except ImportError as error:
@@ -106,7 +106,7 @@ def formulas(spec: Spec) -> Callable[..., torch.Tensor]:
 
 
 def compiled(spec: Spec, backward: bool, where: torch.device) -> Callable:
-    """`formulas` under torch.compile; it compiles when it is first called.
+    """Return `formulas` under torch.compile, which compiles at the first call.
 
     Raises `Unsupported` for more than one layer or direction, and without a compiler.
     """
@@ -121,7 +121,7 @@ def compiled(spec: Spec, backward: bool, where: torch.device) -> Callable:
 
 
 def checked(spec: Spec, errors: dict[str, float]) -> dict[str, float]:
-    """`errors`, if the results are right."""
+    """Return `errors`, if the results are right."""
     for name, error in errors.items():
         if not error < WRONG:
             cell = NAMES[spec.cell]

@@ -1,4 +1,4 @@
-"""The tables of cases. To add a suite: a file with a `SUITE`, and its name here."""
+"""Registry of the suites. To add one: a module with a `SUITE`, and its name here."""
 
 from bench.core import Suite
 from bench.suites import (

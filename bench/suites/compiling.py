@@ -1,4 +1,4 @@
-"""Seconds to trace and compile a gradient, against T and depth; and seconds to import."""
+"""Compile time of a gradient by T and depth, and import time."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ SPECS = {
 }
 
 SHARED = ("flax.linen", "flax.nnx", "torch.compile")
-"""Peers whose package is imported before, or is another peer's."""
+"""Peers without an import of their package."""
 
 IMPORT = """
 import sys, time, os
@@ -33,7 +33,7 @@ print(time.perf_counter() - start)
 
 
 def compile_seconds(peer: Any, spec: Spec) -> float:
-    """A fresh trace and a fresh compilation; caches are emptied first."""
+    """Return the seconds of tracing and compiling with empty caches."""
     import jax
 
     jax.clear_caches()
@@ -43,7 +43,7 @@ def compile_seconds(peer: Any, spec: Spec) -> float:
 
 
 def import_seconds(package: str) -> float:
-    """Seconds of the import in a fresh interpreter that already has jax and flax.nnx."""
+    """Return the seconds of an import in a new interpreter after jax and flax.nnx."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORT.format(package=package)], capture_output=True, text=True
     )

@@ -1,9 +1,9 @@
-"""The recurrent layers of DeepBench's training set: one layer, D = H, three cells, both passes.
+"""Recurrent layers of DeepBench's training set: one layer, D = H, three cells, both passes.
 
 Source: Baidu Research, DeepBench, ``code/kernels/rnn_problems.h``: hidden units, batch size and
 time steps of speech recognition, machine translation and language models. Only the sizes are
 DeepBench's: it times cuDNN without the product for the input and without the gradient of the
-weights, and calls its plain cell vanilla; here a layer is what it is in the other suites.
+weights, and calls its plain cell vanilla; here a layer is that of the other suites.
 """
 
 from dataclasses import replace
@@ -30,11 +30,11 @@ SPECS = tuple(
 )
 
 CPU_FLOPS, CPU_BYTES = 0.1e12, 1e9
-"""What forward+backward may take of a CPU: about a second a call, and of memory a contender."""
+"""Limits of forward+backward on a CPU: about a second per call, and memory per contender."""
 
 
 def array_bytes(spec: Spec) -> float:
-    """Weights and their gradients, input, output, its cotangent, gates and theirs, in float32.
+    """Return the bytes of weights, input, output, gates and their gradients, in float32.
 
     >>> array_bytes(Spec("lstm", N=16, T=25, D=512, H=512)) / 1e6
     25.821184
@@ -46,13 +46,13 @@ def array_bytes(spec: Spec) -> float:
 
 
 def needs_gpu(spec: Spec) -> str:
-    """Why a configuration is only for a GPU; empty if a CPU can do it."""
+    """Return the reason to skip a configuration on a CPU; empty to run it."""
     fits = flops(spec, backward=True) <= CPU_FLOPS and array_bytes(spec) <= CPU_BYTES
     return "" if fits else f"more than {CPU_FLOPS / 1e12:g} TFLOP or {CPU_BYTES / 1e9:g} GB"
 
 
 def cases(spec: Spec) -> list[Case]:
-    """Both passes of a configuration."""
+    """Return both passes of a configuration."""
     name = f"{spec.cell}-{spec.H}-{spec.N}-{spec.T}"
     row = f"{NAMES[spec.cell]} {spec.H}, {spec.N}, {spec.T}"
     return [replace(case, gpu_only=needs_gpu(spec)) for case in layer_cases(name, spec, row)]

@@ -1,4 +1,4 @@
-"""Training among devices: the steps of `fit` on one device, and on two that share the machine.
+"""Data-parallel training: the steps of `fit` on one device, and on two that share the cores.
 
 Two devices of one process are two threads' worth of XLA on the same cores; a device alone may use
 all cores in its products. What this shows is what splitting costs, not what two machines gain.
@@ -50,5 +50,5 @@ SUITE = Suite(
         )
         for name, (spec, steps) in SIZES.items()
     ),
-    notes=("The baseline is one device; the ratio is what two that share the cores take.",),
+    notes=("The baseline is one device; the ratio is the time of two that share the cores.",),
 )

@@ -1,4 +1,4 @@
-"""What a call costs before any arithmetic: tiny layers under jax.jit on split state."""
+"""Dispatch overhead of a call: tiny layers under jax.jit on split state."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ SPECS = {
 
 
 def jitted(peer: Any, spec: Spec) -> Contender:
-    """jax.jit over the library's own parameter container, called as a user would."""
+    """Return jax.jit over the parameter container of the library."""
     import jax
     import jax.numpy as jnp
 
@@ -26,7 +26,7 @@ def jitted(peer: Any, spec: Spec) -> Contender:
 
 
 def nnx_jitted(spec: Spec) -> Contender:
-    """The same jaxrnn layer as a module under nnx.jit, which walks it at every call."""
+    """Return the same layer as a module under nnx.jit, which flattens it at every call."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -49,7 +49,7 @@ def build(spec: Spec, name: str) -> Contender:
 
 SUITE = Suite(
     name="dispatch",
-    about="microseconds a call takes on a tiny layer (N 1, T 1, D = H 4), jax.jit on split state",
+    about="microseconds per call of a tiny layer (N 1, T 1, D = H 4), jax.jit on split state",
     cases=tuple(
         Case(
             name=name,

@@ -1,4 +1,4 @@
-"""What `fit` costs beside its steps: the same steps, compiled one by one and called in a loop."""
+"""Overhead of `fit`: the same steps by `fit`, and compiled one by one in a loop."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ JOBS = {  # name: (layers and sizes, steps in a measurement)
 
 
 def model_of(spec: Spec) -> Any:
-    """The layers and a linear one."""
+    """Build recurrent layers and a linear layer."""
     from flax import nnx
 
     import jaxrnn
@@ -31,7 +31,7 @@ def model_of(spec: Spec) -> Any:
 
 
 def examples(spec: Spec) -> Any:
-    """Inputs and targets, EXAMPLES of each."""
+    """Draw EXAMPLES inputs and targets."""
     import jax.numpy as jnp
 
     x = np.random.default_rng(0).standard_normal((EXAMPLES, spec.T, spec.D), dtype=np.float32)
@@ -39,13 +39,13 @@ def examples(spec: Spec) -> Any:
 
 
 def mean_error(model: Any, batch: Any) -> Any:
-    """The loss of both sides."""
+    """Return the mean squared error."""
     x, y = batch
     return ((model(x)[0] - y) ** 2).mean()
 
 
 def build_bare(spec: Spec, steps: int) -> Contender:
-    """The step and nothing else: one batch, on the device; the losses stay there."""
+    """Build the step alone: one batch on the device, losses on the device."""
     import jax
     import optax
     from flax import nnx
@@ -74,7 +74,7 @@ def build_bare(spec: Spec, steps: int) -> Contender:
 
 
 def call_of_fit(spec: Spec, steps: int, **options: Any) -> Callable[[], Any]:
-    """`fit` as it is called: shuffled batches, metrics, history, the check of each loss."""
+    """Build a call of `fit`: shuffled batches, metrics, history, checks of the losses."""
     import optax
 
     from jaxrnn.training import fit
@@ -110,5 +110,5 @@ SUITE = Suite(
         )
         for name, (spec, steps) in JOBS.items()
     ),
-    notes=("The baseline is the compiled step alone; the ratio is what fit costs beside it.",),
+    notes=("The baseline is the compiled step alone; the ratio shows the overhead of fit.",),
 )

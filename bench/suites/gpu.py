@@ -1,4 +1,4 @@
-"""The sizes of a GPU: those for which cuDNN has its best kernels, and others.
+"""Sizes for GPUs: those of cuDNN's persistent kernels, and others.
 
 cuDNN runs an LSTM in one kernel that keeps its weights on the chip ("persistent") for float16, one
 layer, one direction and sizes that are multiples of what its tiles hold, and step by step otherwise
@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, bool | None]] = {  # name: dtype, TF32
 }
 
 FEWER = ("jaxrnn", "torch", "torch.graph", "flax.nnx", "jaxrnn.kernel", "jaxrnn.scan")
-EVERYONE = (*FEWER, "jaxrnn.cudnn", "jax.rnn", "jaxrnn.graph", "keras")
+EVERYONE = (*FEWER, "jax.rnn", "jaxrnn.graph", "keras")
 """In the order in which they are built, should the time for a case not suffice for all."""
 
 SAMPLE = (2, 64)
@@ -43,7 +43,7 @@ def slot(
     gpu_only: str = "the sizes of a GPU",
     prefix: str = "",
 ) -> Iterator[Case]:
-    """The cases of a size in a precision, for each of the passes (True for backward)."""
+    """Return the cases of a size in a precision, one per pass (True for backward)."""
     dtype, tf32 = KINDS[kind]
     spec = replace(spec, dtype=dtype, tf32=tf32, sample=SAMPLE)
     label = f"{NAMES[spec.cell]} {spec.H}"
@@ -54,7 +54,7 @@ def slot(
 
     def build(backward: bool, peer: str) -> Contender:
         made = PEERS[peer].load()
-        if PEERS[peer].ours and made.twin(spec):
+        if PEERS[peer].ours and made.default_backend(spec):
             raise Unsupported("it is what jaxrnn takes by itself")
         return made.contender(spec, backward)
 
@@ -81,9 +81,9 @@ def layer(cell: str, H: int, N: int, T: int, num_layers: int = 1, both: bool = F
 
 
 def others() -> Iterator[Case]:
-    """Rows of unequal length, and a training job, as in the suites that are theirs."""
-    rows = Spec("lstm", 128, 128, 256, 256)
-    padded = ragged.ragged_case(rows, "uniform", "lstm-ragged-256-128-128-tf32")
+    """Return cases of the `ragged` and `training` suites."""
+    spec = Spec("lstm", 128, 128, 256, 256)
+    padded = ragged.ragged_case(spec, "uniform", "lstm-ragged-256-128-128-tf32")
     (job,) = (case for case in training.SUITE.cases if case.name == "language")
     tf32: dict[str, Any] = dict(
         precision=("float32", True),
@@ -93,9 +93,9 @@ def others() -> Iterator[Case]:
     yield replace(
         padded,
         peers=(*padded.peers, "flax.nnx"),
-        table="ragged rows and resets, forward+backward",
-        flops=flops(rows, True),
-        steps=rows.T,
+        table="ragged batches and resets, forward+backward",
+        flops=flops(spec, True),
+        steps=spec.T,
         **tf32,
     )
     yield replace(
@@ -131,7 +131,7 @@ SLOTS = (
     *slot(layer("gru", 1024, 32, 1500), "tf32", peers=FEWER),
 )
 """One of each kind first: what the kernel has room for, cuDNN's persistent slots (float16; a small
-H), stacks, rows, training; then the same in other precisions, and forward."""
+H), stacks, ragged batches, training; then the same in other precisions, and forward."""
 
 TABLE = tuple(
     case
@@ -158,19 +158,18 @@ SUITE = Suite(
         "torch.backends.cuda.matmul.allow_tf32 and cudnn.allow_tf32 False); tf32: with it on both "
         "(tensorfloat32, True, True). bfloat16 and float16 are the dtype of the input, the weights "
         "and the output.",
-        f"Errors are those of the first {SAMPLE[0]} rows and {SAMPLE[1]} steps (all steps where "
-        "both directions run), at the full size: the reference computes no others, and the "
-        "cotangent is zero there while errors are taken. The reference starts from the weights and "
-        "the input as rounded to the dtype.",
+        f"Errors are those of the first {SAMPLE[0]} sequences and {SAMPLE[1]} steps (all steps of "
+        "bidirectional layers), at the full size: the reference computes only these, and the "
+        "cotangent is zero elsewhere. The reference starts from weights and input rounded to the "
+        "dtype.",
         "torch.graph is eager PyTorch captured as a CUDA graph; jaxrnn.graph is the scan with "
         "XLA's loops captured as CUDA graphs, by compiler options of that one function.",
         "Temporary memory: of JAX what the compiled program reserves, of torch the most that was "
-        "allocated during a run beyond what was held before it, results included.",
+        "allocated during a run, results included.",
         "DeepBench's sizes are in order of their operations, forward+backward.",
-        "The contenders of a case that JAX compiles are compiled beside each other, in threads of "
-        "the process: a compile time is that of one among them. Nothing is timed meanwhile.",
-        "Of ragged rows, the operations (of the fraction of peak) are those of the padded batch; "
-        "flax.nnx computes all of it. Of the training job, a step is one of time, of all four "
-        "steps of Adam.",
+        "The JAX contenders of a case compile in parallel threads, which affects their compile "
+        "times. Nothing else is measured meanwhile.",
+        "The fraction of peak of ragged batches counts the operations of the padded batch. A step "
+        "of the training job is a time step of all four steps of Adam.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Kernels that a GPU launches for each time step, counted in what XLA compiles; nothing is run."""
+"""Kernel launches per time step on a GPU, counted in the compiled program without a run."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ AS_ON_CPU = "jaxrnn (a CPU's loops)"
 
 
 def compiled_launches(peer: Any, spec: Spec, backward: bool) -> float:
-    """Launches a time step of a layer, compiled ahead of time for `target`."""
+    """Return the launches per time step of a layer, compiled for `target`."""
     import jax
 
     where = target()
@@ -71,8 +71,8 @@ SUITE = Suite(
     ),
     quick=("lstm-float32",),
     notes=(
-        "All of a call's launches, those outside of its loops too, over T. Compiled for the GPU "
-        "that is there, or for an H100 where there is none: then without XLA's tuning of products, "
-        "which may choose others than a GPU would. jaxrnn is the scan.",
+        "All launches of a call, outside its loops as well, divided by T. Compiled for the local "
+        "GPU, or for an H100 without a device: then XLA does not tune products and may select "
+        "other kernels. jaxrnn is the scan.",
     ),
 )

@@ -17,7 +17,7 @@ SIZES = {  # name: N, T, D, H
 
 
 def layer_cases(name: str, spec: Spec, row: str) -> list[Case]:
-    """The forward and the forward+backward case of a layer, for all peers."""
+    """Return the forward and the forward+backward case of a layer."""
 
     def case(backward: bool) -> Case:
         def build(peer: str) -> Contender:

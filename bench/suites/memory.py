@@ -1,4 +1,4 @@
-"""Temporary memory of the compiled gradient, as the compiler reports it; nothing is run."""
+"""Temporary memory of the compiled gradient, as reported by the compiler without a run."""
 
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ LENGTHS = (256, 1024, 4096)
 
 
 def temporary_bytes(peer: Any, spec: Spec) -> float:
-    """Temporary bytes of d(sum of the output)/d(weights): residuals, output and cotangent."""
+    """Return the temporary bytes of the gradient of the sum of the output."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -27,7 +27,7 @@ def temporary_bytes(peer: Any, spec: Spec) -> float:
 
 
 def load(name: str, remat: bool) -> Any:
-    """The peer; `remat` is an option of ours only, the others stay as they are."""
+    """Return a peer; `remat` is an option of jaxrnn only."""
     if name == BASELINE and remat:
         from bench.peers.ours import Peer
 
@@ -70,6 +70,6 @@ SUITE = Suite(
     notes=(
         "One layer; the gradient of the sum of its output with respect to its weights. The output "
         "and its cotangent count among the temporaries. PyTorch compiles nothing and is left out.",
-        "`remat` is an argument of jaxrnn's layers; the others are the same in those rows.",
+        "`remat` is an argument of jaxrnn's layers; other libraries ignore it.",
     ),
 )

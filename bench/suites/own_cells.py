@@ -1,6 +1,6 @@
-"""A cell of one's own beside the package's; and one that is parallel in time, in a loop and not.
+"""User-defined cells compared with built-in ones, and a linear cell by scan or in parallel.
 
-The first are the LSTM and the GRU, written as a user would.
+The user-defined cells are an LSTM and a GRU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.suites.layers import SIZES
 
 
 def own_cells() -> dict[str, Any]:
-    """The equations and nothing else: no derivative, no saved values, one sigmoid a gate."""
+    """Return cells with a step only: no derivative rule, one sigmoid per gate."""
     import jax.numpy as jnp
     from jax.nn import sigmoid
 
@@ -48,7 +48,7 @@ def own_cells() -> dict[str, Any]:
 
 
 def build(spec: Spec, backward: bool, name: str) -> Contender:
-    """The package's layer, or `jaxrnn.Recurrent` around the cell above."""
+    """Build the built-in layer, or `jaxrnn.Recurrent` with the cell above."""
     if name == "jaxrnn":
         return PEERS["jaxrnn"].load().contender(spec, backward)
     from flax import nnx
@@ -87,7 +87,7 @@ LINEAR = {  # name: N, T, D, H
 
 
 def build_linear(spec: Spec, backward: bool, name: str) -> Contender:
-    """A `MinGRU`, as it is run by itself ("jaxrnn") or by the backend that the name ends with."""
+    """Build a `MinGRU` with the default backend ("jaxrnn"), or the one that the name ends with."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -118,11 +118,11 @@ def build_linear(spec: Spec, backward: bool, name: str) -> Contender:
         result = compiled(params, x, dy)
         w, b = (array.astype(float) for array in jaxrnn.state_dict(layer).values())
         z, n = np.split(np.asarray(x, float) @ w.T + b, 2, axis=2)
-        h, z, wanted = np.zeros((spec.N, spec.H)), 1 / (1 + np.exp(-z)), []
+        h, z, states = np.zeros((spec.N, spec.H)), 1 / (1 + np.exp(-z)), []
         for t in range(spec.T):
             h = (1 - z[t]) * h + z[t] * n[t]
-            wanted.append(h)
-        return {"output": relative_error(result[0] if backward else result, np.stack(wanted))}
+            states.append(h)
+        return {"output": relative_error(result[0] if backward else result, np.stack(states))}
 
     return Contender(
         run=lambda: jax.block_until_ready(compiled(params, x, dy)),
@@ -151,7 +151,7 @@ def linear_cases(size: str) -> list[Case]:
 
 SUITE = Suite(
     name="cells",
-    about="an LSTM and a GRU written by a user, beside the package's own; a cell parallel in time",
+    about="an LSTM and a GRU written by a user, and the built-in ones; a cell parallel in time",
     cases=tuple(
         case
         for cell in ("lstm", "gru")
@@ -161,8 +161,8 @@ SUITE = Suite(
     + tuple(case for size in LINEAR for case in linear_cases(size)),
     quick=("*-window-*", "linear-1x100x64-*"),
     notes=(
-        "jaxrnn.own is `jaxrnn.Recurrent` around a cell of ten lines that has only a step.",
+        "jaxrnn.own is `jaxrnn.Recurrent` with a cell of ten lines that defines only a step.",
         "MinGRU N x T x H, D = H: jaxrnn.scan is a loop, jaxrnn.parallel an associative scan; "
-        "jaxrnn is whichever of the two the package takes on this platform.",
+        "jaxrnn selects one of the two by platform and shape.",
     ),
 )

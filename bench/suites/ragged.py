@@ -16,17 +16,17 @@ from bench.reference import errors
 
 CONTENDERS = ("jaxrnn", "jaxrnn+lengths", "jaxrnn+bins", "jaxrnn+resets", "torch", "torch+packed")
 ALIKE = {"jaxrnn+bins": "jaxrnn+lengths", "torch+packed": "jaxrnn+lengths", "torch": "jaxrnn"}
-"""Contenders that compute what another one does."""
+"""Contenders of the same computation as another one."""
 
 RESETS = 0.03
-"""The part of all steps before which a state is reset."""
+"""Fraction of steps with a reset."""
 
 STREAMED = 5
-"""Steps over which a single step is compared with the whole."""
+"""Number of single steps that are compared with a whole sequence."""
 
 
 def draw_lengths(kind: str, spec: Spec) -> np.ndarray:
-    """(N,) from 1 to T in no order, the longest T: uniform, or log-normal with a median of T / 5.
+    """Draw lengths (N,) from 1 to T, the longest T: uniform, or log-normal with median T / 5.
 
     >>> spec = Spec("lstm", N=64, T=100, D=1, H=1)
     >>> {kind: int(draw_lengths(kind, spec).sum()) for kind in ("uniform", "lognormal")}
@@ -42,19 +42,19 @@ def draw_lengths(kind: str, spec: Spec) -> np.ndarray:
 
 
 def draw_resets(spec: Spec) -> np.ndarray:
-    """(T, N) bool, True at a few of the steps."""
+    """Draw a reset mask (T, N)."""
     return np.random.default_rng(3).random((spec.T, spec.N)) < RESETS
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """What a case computes: a layer, and how the lengths of its sequences are distributed."""
+    """A layer and the distribution of the lengths of its sequences."""
 
     spec: Spec
     kind: str
 
     def masks(self, name: str) -> dict[str, np.ndarray]:
-        """What a contender is given beside the input: lengths, resets or nothing."""
+        """Return the masks of a contender: lengths, resets or none."""
         if name == "jaxrnn+resets":
             return {"resets": draw_resets(self.spec)}
         if name in (BASELINE, "torch"):
@@ -64,7 +64,7 @@ class Ragged:
 
 @lru_cache(maxsize=3)
 def expected(case: Ragged, alike: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The float64 output and weight gradients with the masks of a contender."""
+    """Return the float64 output and weight gradients with the masks of a contender."""
     from bench.reference import run_stack
 
     spec = case.spec
@@ -74,14 +74,14 @@ def expected(case: Ragged, alike: str) -> tuple[np.ndarray, dict[str, np.ndarray
 def ragged_errors(
     case: Ragged, name: str, output: np.ndarray, gradients: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Relative errors of the output and of the worst weight gradient."""
+    """Return the relative errors of the output and of the worst weight gradient."""
     reference, weights = expected(case, ALIKE.get(name, name))
     worst = max(relative_error(gradients[key], g) for key, g in weights.items())
     return {"output": relative_error(output, reference), "gradient": worst}
 
 
 def build_jaxrnn(case: Ragged, name: str) -> Contender:
-    """One of ours, compiled ahead of time, masks and bins as arguments of the compiled call."""
+    """Compile jaxrnn's layer, with masks and bins as arguments of the compiled call."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -137,7 +137,7 @@ def build_jaxrnn(case: Ragged, name: str) -> Contender:
 
 
 def build_torch(case: Ragged, name: str) -> Contender:
-    """Eager PyTorch, padded, or packed and padded again."""
+    """Build eager PyTorch, padded, or packed and padded again."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -179,13 +179,13 @@ def build_torch(case: Ragged, name: str) -> Contender:
 
 def build(case: Ragged, name: str) -> Contender:
     PEERS[name.split("+")[0]].require()
-    if name in PEERS and name not in CONTENDERS:  # The padded batch, by another library.
+    if name in PEERS and name not in CONTENDERS:  # the padded batch by another library
         return PEERS[name].load().contender(case.spec, True)
     return (build_torch if name.startswith("torch") else build_jaxrnn)(case, name)
 
 
 def jaxrnn_step(spec: Spec) -> tuple[Callable, Callable]:
-    """The compiled step ``(x, state) -> (y, state)``, and where an input has to be for it."""
+    """Return the compiled step ``(x, state) -> (y, state)``, and a function to place inputs."""
     import jax
     import jax.numpy as jnp
 
@@ -200,7 +200,7 @@ def jaxrnn_step(spec: Spec) -> tuple[Callable, Callable]:
 
 
 def torch_step(spec: Spec) -> tuple[Callable, Callable]:
-    """The same with ``torch.nn.LSTMCell`` or ``GRUCell``."""
+    """Return the same for ``torch.nn.LSTMCell`` or ``GRUCell``."""
     import torch
 
     from bench.peers.pytorch import device, wait
@@ -221,7 +221,7 @@ def torch_step(spec: Spec) -> tuple[Callable, Callable]:
 
 
 def build_step(spec: Spec, name: str) -> Contender:
-    """One step a call, each from the state that the call before has left."""
+    """Build one step per call, each from the state of the call before."""
     PEERS[name].require()
     step, place = (torch_step if name == "torch" else jaxrnn_step)(spec)
     xs = [place(x) for x in draw_input(spec)]
@@ -287,10 +287,10 @@ SUITE = Suite(
     quick=("lstm-128-uniform", "gru-128-lognormal", "step"),
     notes=(
         "jaxrnn and torch take the padded batch as it is, and so compute the padding too; jaxrnn "
-        "is what the ratios are taken against. +lengths gives the lengths to the layer, +bins "
+        "is the baseline of the ratios. +lengths passes the lengths to the layer, +bins "
         "packs the sequences end to end into fewer bins, +packed is PyTorch's PackedSequence, "
         f"+resets the padded batch cut at {100 * RESETS:g} % of its steps. Compute that follows "
-        "the sum of the lengths would bring the ratio down to the last number of the second "
+        "the sum of the lengths would reduce the ratio to the last number of the second "
         "column.",
         "The output and the gradient of every weight, for a cotangent of ones. The error is that "
         "from the same computation, with the same lengths or resets, in float64.",

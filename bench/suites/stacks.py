@@ -1,10 +1,10 @@
-"""Several layers and both directions."""
+"""Stacked and bidirectional layers."""
 
 from bench.core import Suite
 from bench.layers import NAMES, Spec
 from bench.suites.layers import SIZES, layer_cases
 
-STACKS = {  # name: layers, bidirectional, how it is called in the tables
+STACKS = {  # name: layers, bidirectional, label in the tables
     "bi2": (2, True, "2 layers, bidirectional"),
     "deep3": (3, False, "3 layers"),
 }
@@ -24,5 +24,5 @@ SUITE = Suite(
         )
     ),
     quick=("*-window-*",),
-    notes=("Libraries without stacks get theirs by applying their layers one after another.",),
+    notes=("Libraries without stacked layers apply their layers one after another.",),
 )

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Many models at once: M sine jobs in one compiled call, beside PyTorch training one by one."""
+"""Sweep: M sine jobs in one compiled call, compared with PyTorch one by one."""
 
 from functools import lru_cache, partial
 from time import perf_counter
@@ -13,12 +13,12 @@ from bench.peers import PEERS
 
 MODELS = (1, 16, 256)
 MEASURED = 4
-"""How many models PyTorch trains in a measurement; the time of more is in proportion."""
+"""Number of models that PyTorch trains per measurement; more are extrapolated linearly."""
 
 
 @lru_cache(maxsize=1)
 def expected(models: int) -> np.ndarray:
-    """The losses (models, steps) of the first models in PyTorch float64."""
+    """Return the losses (models, steps) of the first models in PyTorch float64."""
     import torch
 
     from bench.jobs import sine
@@ -90,7 +90,7 @@ def build(models: int, name: str) -> Contender:
 
 SUITE = Suite(
     name="sweep",
-    about="M sine models, 75 steps each from weights of their own, trained at once",
+    about="M sine models, 75 steps each from different weights, trained at once",
     cases=tuple(
         Case(
             name=f"sine-M{models}",

@@ -1,4 +1,4 @@
-"""Whole training jobs: the loop as PyTorch users write it, beside one compiled call.
+"""Training jobs: the loop of a PyTorch user, compared with one compiled call.
 
 To add a job: a file in `bench.jobs` with a ``build(peer) -> Contender``, a `bench.jobs.base.Job`'s
 say, and a line in `JOBS`.
@@ -9,7 +9,7 @@ from importlib import import_module
 
 from bench.core import Case, Contender, Suite
 
-JOBS = {  # file in bench.jobs: (what it is, who can run it)
+JOBS = {  # module in bench.jobs: (title, peers)
     "sine": ("sine: RNN(1, 32), 75 steps of Adam", ("jaxrnn", "torch")),
     "stateful": ("stateful: RNN(5, 30), 33 epochs over 995 steps", ("jaxrnn", "torch")),
     "charseq": ("charseq: RNN(10, 10), 100 steps of Adam", ("jaxrnn", "torch")),
@@ -23,7 +23,7 @@ def build(job: str, name: str) -> Contender:
 
 SUITE = Suite(
     name="training",
-    about="whole training jobs from the same weights, compile time shown apart",
+    about="training jobs from the same weights, without compile time",
     cases=tuple(
         Case(
             name=job,
