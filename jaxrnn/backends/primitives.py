@@ -51,8 +51,8 @@ from jaxrnn.cells import Cell, State
 from jaxrnn.cells.base import compute_dtype, upcast
 from jaxrnn.cells.weights import Weights, cell_parameters
 
-# Steps times batch elements in a block that is recomputed: enough for the cost of a kernel's call to
-# vanish, few enough for the memory that blocks share to stay in the cache.
+# Steps times batch elements in a block that is recomputed: many enough to amortise the call of a
+# kernel, few enough for the workspace of a block to stay in the cache.
 BLOCK_SIZE = 2048
 
 

@@ -62,7 +62,8 @@ def select_nonempty(valid: jax.Array | None, x: jax.Array, other: Any) -> jax.Ar
 
     Example:
         >>> import jax.numpy as jnp
-        >>> select_nonempty(jnp.array([[True, False]]), jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist()
+        >>> valid = jnp.array([[True, False]])
+        >>> select_nonempty(valid, jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist()
         [[1.0], [0.0]]
     """
     if valid is None:
