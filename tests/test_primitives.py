@@ -545,8 +545,11 @@ def shapes(function: Any, operands: Any, options: Any) -> list[Any]:
 
 def forward_operands(weights: Any, x: Any, state: Any, masks: StepMasks) -> tuple[Any, Any]:
     """Flat operands of the forward primitive, and their structure."""
-    packed = primitives.pack_masks(masks)
-    return jax.tree.flatten(primitives.ForwardOperands(x, *weights[:4], None, tuple(state), packed))
+    w_ih, w_hh, b_ih, b_hh = weights[:4]
+    operands = primitives.ForwardOperands(
+        x, w_ih, w_hh, b_ih, b_hh, None, tuple(state), primitives.pack_masks(masks)
+    )
+    return jax.tree.flatten(operands)
 
 
 def linear_operands(
@@ -560,13 +563,14 @@ def linear_operands(
     requested: Any = (True,) * 4,
 ) -> tuple[Any, Any]:
     """Flat operands of the linear primitive after a forward one with `results`."""
-    some = [a if yes else None for a, yes in zip((x, *weights[:2]), requested, strict=False)]
-    bias = tuple(weights[2 : 3 + cell.split]) if requested[3] else ()
-    count = len(cell.states)
-    tangents = primitives.LinearTangents(*some, bias, None, tuple(cotangents[1]))
+    w_ih, w_hh, *biases = weights[:4]
+    dx, dw_ih, dw_hh = (a if yes else None for a, yes in zip((x, w_ih, w_hh), requested))
+    dbias = tuple(biases[: 1 + cell.split]) if requested[3] else ()
+    states, residuals = tuple(results[: len(cell.states)]), tuple(results[len(cell.states) :])
+    packed = primitives.pack_masks(masks)
+    tangents = primitives.LinearTangents(dx, dw_ih, dw_hh, dbias, None, tuple(cotangents[1]))
     residuals = primitives.LinearResiduals(
-        *(x, *weights[:2], None, tuple(state), tuple(results[:count]), tuple(results[count:])),
-        primitives.pack_masks(masks),
+        x, w_ih, w_hh, None, tuple(state), states, residuals, packed
     )
     return jax.tree.flatten((tangents, residuals))
 

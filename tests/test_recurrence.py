@@ -84,7 +84,9 @@ def expected(
     masks = masks if masked else StepMasks()
 
     def run(weights: Any, x: Any, state: Any) -> Any:
-        options = dict(reset_mask=masks.reset_mask, valid_mask=masks.valid_mask, reverse=reverse)
+        options: Any = dict(
+            reset_mask=masks.reset_mask, valid_mask=masks.valid_mask, reverse=reverse
+        )
         output, _, final = reference.unroll(cell, weights, x, state, **options)
         return output, final
 

@@ -43,13 +43,13 @@ def test_a_stack_equals_the_definition(
     """Two layers, outputs, final states and all gradients; an empty and a full sequence."""
     cell, random = CELLS[name], np.random.RandomState(0)
     array = lambda *shape: jnp.asarray(random.uniform(-1, 1, shape))  # noqa: E731
-    options = dict(num_layers=2, bidirectional=bidirectional, dtype=jnp.float64)
+    options: Any = dict(num_layers=2, bidirectional=bidirectional, dtype=jnp.float64)
     weights = stack.init(jax.random.key(0), cell, D, H, **options)
     x = array(T, N, D)
     state = tuple(array(len(weights), N, H) for _ in cell.states)
     lengths = jnp.array([T, 0, 3, 5]) if ragged else None
     resets = jnp.asarray(random.rand(T, N) < 0.3) if ragged else None
-    if ragged:  # padding reaches nothing
+    if lengths is not None:  # padding reaches nothing
         x = jnp.where((jnp.arange(T)[:, None] < lengths[None])[..., None], x, jnp.nan)
 
     def fast(weights: Any, x: Any, state: Any) -> Any:

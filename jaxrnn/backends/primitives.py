@@ -199,11 +199,10 @@ def _linear_block(
 
 def _block_length(options: UnrollOptions, x: jax.Array, policy: ResidualPolicy) -> int:
     """Return the steps in a block of the derivative: all, if nothing is recomputed."""
-    if policy is ResidualPolicy.ALL and options.block_length is None:
-        return x.shape[0]
-    return scan.block_length(
-        *x.shape[:2], options.block_length, block_size=BLOCK_SIZE, longest=BLOCK_SIZE
-    )
+    (steps, batch, _), length = x.shape, options.block_length
+    if policy is ResidualPolicy.ALL and length is None:
+        return steps
+    return scan.block_length(steps, batch, length, block_size=BLOCK_SIZE, longest=BLOCK_SIZE)
 
 
 def _parameters(options: UnrollOptions) -> dict[str, Any]:
@@ -214,7 +213,7 @@ def _parameters(options: UnrollOptions) -> dict[str, Any]:
 
 def _bind_forward(
     options: UnrollOptions,
-    parameters: tuple[Any, ...],
+    parameters: tuple[Any, Any, Any, Any, Any],
     x: jax.Array,
     state: State,
     masks: StepMasks,
@@ -234,12 +233,12 @@ def _bind_forward(
 # Operands
 
 
-def _weight_operands(cell: Cell, weights: Weights) -> tuple[Any, ...]:
+def _weight_operands(cell: Cell, weights: Weights) -> tuple[Any, Any, Any, Any, Any]:
     """Return W_ih, W_hh, both biases, zeros if absent, and the packed cell parameters."""
     params = pack_cell_params(cell, weights.cell_params)
     zeros = jnp.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
-    biases = (zeros if b is None else b for b in (weights.bias_ih, weights.bias_hh))
-    return weights.weight_ih, weights.weight_hh, *biases, params
+    bias_ih, bias_hh = (zeros if b is None else b for b in (weights.bias_ih, weights.bias_hh))
+    return weights.weight_ih, weights.weight_hh, bias_ih, bias_hh, params
 
 
 def _bias_tangents(cell: Cell, dweights: Weights) -> tuple[jax.Array, ...]:
@@ -248,7 +247,8 @@ def _bias_tangents(cell: Cell, dweights: Weights) -> tuple[jax.Array, ...]:
     if of_x is None and of_h is None:
         return ()
     if not cell.split:
-        return (of_h if of_x is None else of_x if of_h is None else of_x + of_h,)
+        terms = [d for d in (of_x, of_h) if d is not None]
+        return (terms[0] if len(terms) == 1 else terms[0] + terms[1],)
     if of_x is None:
         assert of_h is not None
         return jnp.zeros_like(of_h), of_h

@@ -136,7 +136,10 @@ def forward(
         if not inputs_in_loop:
             x = block_input_pre_activations(cell, weights, x)
         if options.backend == "parallel":
-            states = _associative_scan(x, upcast(state[0]), masks, reverse=options.reverse)
+            coefficients: Any = x
+            states = _associative_scan(
+                coefficients, upcast(state[0]), masks, reverse=options.reverse
+            )
             states = states.astype(state[0].dtype)
             state = (states[0 if options.reverse else -1],)
             outputs, residuals = transpose_state((states,)), None
@@ -235,7 +238,8 @@ def linear_in_blocks(
     def run_block(dstate: State, steps: Any, start: State) -> Any:
         x, masks, hs, residuals, dx = steps
         block = StepBlock(x, start, masks, hs, residuals)
-        return *linear_block(*arrays, block, tangents.weights, dx, dstate), None
+        dstate, doutputs = linear_block(*arrays, block, tangents.weights, dx, dstate)
+        return dstate, doutputs, None
 
     steps = x, masks, result.outputs[0], result.residuals, tangents.x
     dfinal, doutputs, _ = scan_blocks(
@@ -422,10 +426,9 @@ def _sum_terms(terms: list[Any], shape: tuple[int, ...], dtype: Any) -> jax.Arra
 
 
 def _block_length(options: UnrollOptions, x: jax.Array) -> int:
-    tuning, length = options.tuning, options.block_length
-    return block_length(
-        *x.shape[:2], length, block_size=tuning.block_size, longest=tuning.longest_block
-    )
+    (steps, batch, _), tuning = x.shape, options.tuning
+    size, longest = tuning.block_size, tuning.longest_block
+    return block_length(steps, batch, options.block_length, block_size=size, longest=longest)
 
 
 def block_length(
