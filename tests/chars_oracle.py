@@ -1,4 +1,4 @@
-"""Characters learned by heart in PyTorch: initial weights, losses, and how many are right."""
+"""Memorized strings in PyTorch: initial weights, losses and numbers of right characters."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def torch_run(text: str, seed: int) -> dict[str, np.ndarray]:
 
 
 def torch_runs(text: str) -> dict[str, np.ndarray]:
-    """The runs from the seeds 0 to 19, stacked."""
+    """Return the runs from the seeds 0 to 19, stacked."""
     runs = [torch_run(text, seed) for seed in range(20)]
     return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
 
 
 def expected(name: str) -> dict[str, np.ndarray]:
-    """PyTorch's twenty runs of an experiment."""
+    """Return PyTorch's twenty runs of an example."""
     return live_or_recorded(name, functools.partial(torch_runs, TEXTS[name]))

@@ -1,7 +1,6 @@
-"""The two Keras networks of the experiment `keras`: weights, the losses of their training.
+"""The two Keras networks of the example `keras`: weights, losses and predictions.
 
-Keras is not installed where the tests run; its numbers are recorded by ``python -m
-tests.keras_oracle``, with Keras 3 on JAX.
+The tests need no Keras: ``python -m tests.keras_oracle`` recorded the values with Keras 3 on JAX.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ EPOCHS = 150
 
 
 def keras_runs() -> dict[str, np.ndarray]:
-    """Train both networks as the source does, unshuffled: weights, losses, predictions.
+    """Train both networks like the source, unshuffled.
 
     Of network k: ``k.0``, ``k.1``, ... the initial weights in Keras's order, ``k.losses`` the mean
     loss of each epoch (150,), ``k.predictions`` those of the trained network (47,).
     """
-    os.environ["KERAS_BACKEND"] = "jax"  # read once, when Keras is imported
+    os.environ["KERAS_BACKEND"] = "jax"  # read at the import of Keras
     import keras as imported  # pyright: ignore[reportMissingImports]
 
     keras: Any = imported

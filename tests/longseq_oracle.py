@@ -1,4 +1,4 @@
-"""The long sentence in windows, learned in PyTorch: weights, losses, and how much is right."""
+"""Long sentence in PyTorch: weights, losses and accuracies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEEDS, STEPS = 3, 15
 
 
 def torch_run(seed: int, steps: int, double: bool = False) -> tuple[dict[str, np.ndarray], Any]:
-    """Train PyTorch's network: its initial weights, and at each step the loss and what is right."""
+    """Train PyTorch's network: its initial weights, and losses and accuracies of each step."""
     assert torch is not None
     torch.manual_seed(seed)
     characters = list(dict.fromkeys(SENTENCE))
@@ -45,7 +45,7 @@ def torch_run(seed: int, steps: int, double: bool = False) -> tuple[dict[str, np
 
 
 def torch_runs() -> dict[str, np.ndarray]:
-    """The first steps of a few seeds, in both precisions, stacked."""
+    """Return the first steps of a few seeds in both precisions, stacked."""
     runs = []
     for seed in range(SEEDS):
         weights, (losses, _) = torch_run(seed, STEPS)
@@ -55,17 +55,17 @@ def torch_runs() -> dict[str, np.ndarray]:
 
 
 def torch_accuracies() -> dict[str, np.ndarray]:
-    """What is right at the last of 100 steps, from the seeds 0 to 19: a minute's work."""
+    """Return the accuracies after 100 steps from the seeds 0 to 19; this takes a minute."""
     return {"accuracies": np.array([torch_run(seed, 100)[1][1][-1] for seed in range(20)])}
 
 
 @functools.cache
 def expected() -> dict[str, np.ndarray]:
-    """PyTorch's first steps."""
+    """Return PyTorch's first steps."""
     return live_or_recorded("longseq", torch_runs)
 
 
 def accuracies() -> np.ndarray:
-    """What is right in the end from twenty seeds, as it was recorded."""
+    """Return the recorded accuracies of twenty seeds."""
     with np.load(GOLDEN / "longseq_accuracies.npz") as file:
         return file["accuracies"]

@@ -1,4 +1,4 @@
-"""The experiments `hello` and `packed` as PyTorch runs them: its weights, outputs and states."""
+"""Examples hello and packed in PyTorch: weights, outputs and states."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ CELLS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
 def one_hot(words: list[str]) -> list[Any]:
-    """Each word as one-hot letters, numbered as they appear."""
+    """Return each word as one-hot letters, numbered in order of appearance."""
     assert torch is not None
     letters = list(dict.fromkeys("".join(words)))
     return [torch.eye(len(letters))[[letters.index(letter) for letter in word]] for word in words]
 
 
 def states(last: Any) -> dict[str, Any]:
-    """The last states by name, an LSTM's two or the one of the others."""
+    """Return the final states by name, two of an LSTM, else one."""
     return dict(zip(("h_n", "c_n"), last if isinstance(last, tuple) else (last,)))
 
 
 def hello_run(cell: str, source: bool) -> dict[str, np.ndarray]:
-    """Three words of five letters, the words for a batch, or for steps as the source has it."""
+    """Run three words of five letters as a batch, or as steps like the source."""
     assert torch is not None
     torch.manual_seed(0)
     rnn = getattr(torch.nn, CELLS[cell])(4, 2, batch_first=not source)
@@ -35,14 +35,14 @@ def hello_run(cell: str, source: bool) -> dict[str, np.ndarray]:
 
 
 def packed_run(cell: str, bidirectional: bool) -> dict[str, np.ndarray]:
-    """Words of unequal length padded, packed, run and unpacked."""
+    """Pad, pack, run and unpack words of unequal length."""
     assert torch is not None
     torch.manual_seed(0)
     functions = torch.nn.utils.rnn
-    rows = one_hot(["rain", "thunderstorm", "sun", "umbrella", "wind"])
-    rnn = getattr(torch.nn, CELLS[cell])(rows[0].shape[1], 8, bidirectional=bidirectional)
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = functions.pad_sequence(rows)
+    encoded = one_hot(["rain", "thunderstorm", "sun", "umbrella", "wind"])
+    rnn = getattr(torch.nn, CELLS[cell])(encoded[0].shape[1], 8, bidirectional=bidirectional)
+    lengths = torch.tensor([len(word) for word in encoded])
+    padded = functions.pad_sequence(encoded)
     packed = functions.pack_padded_sequence(padded, lengths, enforce_sorted=False)
     outputs, last = rnn(packed)
     unpacked, lengths = functions.pad_packed_sequence(outputs)
@@ -56,7 +56,7 @@ RUNS = {"hello": hello_run, "packed": packed_run}
 
 
 def torch_runs(name: str) -> dict[str, np.ndarray]:
-    """All runs of an experiment: each cell, and its option off and on."""
+    """Return all runs of an example: each cell, with its option off and on."""
     results = {}
     for cell in CELLS:
         for option in (False, True):
@@ -67,7 +67,7 @@ def torch_runs(name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def expected(name: str) -> dict[str, dict[str, np.ndarray]]:
-    """The runs of an experiment by cell and option, as in ``rnn-False``."""
+    """Return the runs of an example by cell and option, such as ``rnn-False``."""
     runs: dict[str, dict[str, np.ndarray]] = {}
     for key, value in live_or_recorded(name, functools.partial(torch_runs, name)).items():
         run, _, result = key.partition("/")

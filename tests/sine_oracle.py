@@ -1,4 +1,4 @@
-"""The sine job as the PyTorch tutorial has it: the initial weights and all losses."""
+"""Sine example in PyTorch: initial weights and all losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.oracle import live_or_recorded, state_of, torch
 
 
 def torch_run(seed: int = 0, steps: int = 75) -> dict[str, np.ndarray]:
-    """Train PyTorch's network from a seed: its initial weights, and the loss of each step."""
+    """Train from a seed, and return the initial weights and the loss of each step."""
     assert torch is not None
     torch.manual_seed(seed)
     rnn = torch.nn.RNN(1, 32, 1, batch_first=True)
@@ -33,5 +33,5 @@ def torch_run(seed: int = 0, steps: int = 75) -> dict[str, np.ndarray]:
 
 
 def expected() -> dict[str, np.ndarray]:
-    """PyTorch's run from seed 0."""
+    """Return PyTorch's run from seed 0."""
     return live_or_recorded("sine", torch_run)

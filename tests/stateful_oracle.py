@@ -1,7 +1,7 @@
-"""The stateful job in PyTorch: the initial weights and all losses.
+"""Stateful example in PyTorch: initial weights and all losses.
 
-The notebook calls the network once a step and adds the losses up. One call with the whole series
-is the same computation, and is seconds faster; the losses of both agree to 3e-6.
+The notebook calls the network once per step and sums the losses. One call with the whole series is
+the same computation and seconds faster; both losses agree to 3e-6.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.oracle import live_or_recorded, state_of, torch
 def torch_run(
     cell: str = "RNN", period: int = 16, window: int = 5, epochs: int = 33
 ) -> dict[str, np.ndarray]:
-    """Train PyTorch's network from seed 42: its initial weights, and the loss of each epoch."""
+    """Train from seed 42, and return the initial weights and the loss of each epoch."""
     assert torch is not None
     torch.manual_seed(42)
     rnn = getattr(torch.nn, cell)(window, 30, 1, batch_first=True)
@@ -43,5 +43,5 @@ VARIANTS = {  # name: cell, period, window, epochs
 
 
 def expected(name: str) -> dict[str, np.ndarray]:
-    """PyTorch's run from seed 42."""
+    """Return PyTorch's run from seed 42."""
     return live_or_recorded(name, functools.partial(torch_run, *VARIANTS[name]))

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and one real case from beginning to end."""
+"""Arithmetic of the benchmark, and one complete case."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_geometric_mean_of_inverses_is_the_inverse() -> None:
     assert math.isclose(product, 1.0)
 
 
-def test_a_case_runs_and_is_written_whole(tmp_path: Path) -> None:
+def test_a_case_runs_and_is_written(tmp_path: Path) -> None:
     arguments = ["layers", "--cases", "gru-sine", "--peers", "flax.linen", "--reps", "1", "--quick"]
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "layers.json").read_text())
@@ -70,8 +70,8 @@ def test_onnxruntime_computes_the_same(cell: str, stack: tuple[int, bool]) -> No
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's tracing warns about itself.
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_what_torch_compiles_is_the_layer(cell: str) -> None:
-    """Run as it is, without the compiler, which would take seconds."""
+def test_the_layer_for_torch_compile_is_correct(cell: str) -> None:
+    """Run without the compiler, which takes seconds."""
     torch = pytest.importorskip("torch")
     from bench.peers import pytorch_compiled
 
@@ -88,13 +88,13 @@ def test_what_torch_compiles_is_the_layer(cell: str) -> None:
         pytorch_compiled.checked(spec, {"output": 1e-7, "gradient": 0.3})
 
 
-def test_a_stack_is_refused_before_anything_is_compiled() -> None:
+def test_a_stack_is_refused_before_compilation() -> None:
     pytest.importorskip("torch")
     with pytest.raises(Unsupported, match="one layer"):
         PEERS["torch.compile"].load().contender(Spec("lstm", 1, 2, 3, 4, 2), True)
 
 
-def test_every_way_of_running_ragged_rows_computes_the_same() -> None:
+def test_all_forms_of_ragged_batches_compute_the_same() -> None:
     pytest.importorskip("torch")
     case = ragged.Ragged(Spec("lstm", 4, 30, 3, 5), "uniform")
     for name in ragged.CONTENDERS:
@@ -103,24 +103,26 @@ def test_every_way_of_running_ragged_rows_computes_the_same() -> None:
         assert max(check().values()) < 1e-5
 
 
-def test_names_are_unique_and_quick_keeps_something() -> None:
+def test_names_are_unique_and_quick_selects_some() -> None:
     for suite in SUITES.values():
         names = [case.name for case in suite.cases]
         assert len(set(names)) == len(names)
         assert all(any(cli.matches(name, p) for name in names) for p in suite.quick)
 
 
-def test_a_cpu_runs_the_part_of_deepbench_that_it_can() -> None:
+def test_a_cpu_runs_the_small_cases_of_deepbench() -> None:
     assert len(SPECS) == len(set(SPECS)) == 52
     assert {spec.cell for spec in SPECS if not needs_gpu(spec)} == {"rnn", "lstm", "gru"}
     cases = SUITES["deepbench"].cases
-    kept, left_out = running.for_backend(cases, "cpu")
-    assert 0 < len(kept) < len(cases)
-    assert left_out[0].startswith(f"{len(cases) - len(kept)} of {len(cases)} cases, which need a G")
+    selected, left_out = running.for_backend(cases, "cpu")
+    assert 0 < len(selected) < len(cases)
+    assert left_out[0].startswith(
+        f"{len(cases) - len(selected)} of {len(cases)} cases, which need a G"
+    )
     assert running.for_backend(cases, "gpu") == (list(cases), [])
 
 
-def test_quick_leaves_out_what_compiles_for_long_unless_asked() -> None:
+def test_quick_skips_peers_that_compile_for_long() -> None:
     suites = cli.choose_suites(["layers"])
     assert "torch.compile" not in cli.choose_peers(None, suites, True)
     assert "torch.compile" in cli.choose_peers(None, suites, False)

@@ -1,4 +1,4 @@
-"""The benchmark for a GPU, as far as it goes without one: what it writes, survives and counts."""
+"""GPU benchmark without a GPU: its journal, its supervision and its counts of launches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SUITE = SUITES["gpu"]
 # What is compiled.
 
 
-def test_what_is_compiled_ahead_is_kept(tmp_path: Path) -> None:
+def test_compiling_ahead_fills_the_cache(tmp_path: Path) -> None:
     cases = [case for case in SUITE.cases if case.name == "tiny-lstm-16-4-12-bfloat16-forward"]
     said: list[str] = []
     deadline = time.time() + 120
@@ -45,8 +45,8 @@ def test_what_is_compiled_ahead_is_kept(tmp_path: Path) -> None:
     assert said == ["gpu: 1 of 1 cases compiled ahead"]
 
 
-def test_what_takes_too_long_ahead_is_stopped(tmp_path: Path) -> None:
-    """Those that are begun at once are looked at once, when no process can have ended."""
+def test_compiling_ahead_stops_at_its_deadline(tmp_path: Path) -> None:
+    """The processes are polled once, right after their start."""
     deadline = time.time() + 0.05
     assert ahead.build_ahead(SUITE, SUITE.cases, ["jaxrnn"], str(tmp_path), deadline, print) == 0
 
@@ -74,8 +74,8 @@ def test_tilings_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is compared.
 
 
-def test_the_first_rows_and_steps_stand_for_all() -> None:
-    """For a cotangent that is zero elsewhere, the gradient of the part is that of the whole."""
+def test_the_first_sequences_and_steps_represent_all() -> None:
+    """For a cotangent that is zero elsewhere, the gradients of the part and the whole are equal."""
     spec = Spec("gru", 3, 7, 4, 5, sample=(2, 4))
     weights, x = draw_weights(spec), draw_input(spec).astype(np.float64)
     weights = {name: w.astype(np.float64) for name, w in weights.items()}
@@ -93,14 +93,14 @@ def test_the_first_rows_and_steps_stand_for_all() -> None:
     assert errors(spec, output.detach().numpy(), gradients)["gradient"] > 0.01
 
 
-def test_low_precision_starts_from_what_it_can_hold() -> None:
+def test_low_precision_starts_from_rounded_values() -> None:
     spec = Spec("lstm", 2, 3, 4, 5, dtype="bfloat16")
     drawn = draw_weights(spec)["weight_hh_l0"]
     np.testing.assert_array_equal(drawn, np.asarray(jnp.asarray(drawn, jnp.bfloat16), np.float32))
     assert not np.array_equal(drawn, draw_weights(replace(spec, dtype="float32"))["weight_hh_l0"])
 
 
-def test_tf32_is_set_on_both_sides_and_set_back() -> None:
+def test_tf32_is_set_in_both_libraries_and_restored() -> None:
     torch = pytest.importorskip("torch")
     a = jnp.ones((2, 2), jnp.float32)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -112,7 +112,7 @@ def test_tf32_is_set_on_both_sides_and_set_back() -> None:
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 
 
-def test_weights_are_packed_as_cudnn_has_them() -> None:
+def test_weights_are_packed_in_cudnns_layout() -> None:
     from jax.experimental import rnn
 
     from bench.peers.jax_rnn import pack
@@ -132,7 +132,7 @@ def test_weights_are_packed_as_cudnn_has_them() -> None:
 
 
 @pytest.mark.parametrize("peer", ["jax.rnn", "torch.graph", "jaxrnn.kernel"])
-def test_who_cannot_serve_says_why(peer: str) -> None:
+def test_an_unsupported_peer_has_a_reason(peer: str) -> None:
     if peer == "torch.graph":
         pytest.importorskip("torch")
     with pytest.raises(Unsupported, match=r"GPU|dtype|float"):
@@ -140,7 +140,7 @@ def test_who_cannot_serve_says_why(peer: str) -> None:
 
 
 def test_a_captured_graph_is_replayed_and_warmed_up_before(monkeypatch: Any) -> None:
-    """With stand-ins for CUDA: the order of the calls is what can be wrong here."""
+    """Fakes replace CUDA; the test checks the order of the calls."""
     torch = pytest.importorskip("torch")
     from contextlib import contextmanager
 
@@ -207,7 +207,7 @@ def run(cases: list[Case], path: Path, seconds: float = 60.0) -> list[dict[str, 
     return run_suite(suite, cases, peers, settings(seconds), lambda c: 1e9, quiet, quiet, log)
 
 
-def test_who_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failed_contender_is_reported_and_the_others_continue(tmp_path: Path) -> None:
     (record,) = run([plain_case("a")], tmp_path / "gpu.jsonl")
     assert record["peers"]["flax.nnx"] == {
         "status": "failed",
@@ -220,7 +220,7 @@ def test_who_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     assert ours["temporary_bytes"] == 3e6
 
 
-def test_a_run_that_was_cut_off_is_read_as_far_as_it_came(tmp_path: Path) -> None:
+def test_the_journal_of_an_interrupted_run_is_readable(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     a, b = plain_case("a"), plain_case("b")
     run([a, b], path)
@@ -243,7 +243,7 @@ def test_a_run_that_was_cut_off_is_read_as_far_as_it_came(tmp_path: Path) -> Non
     assert len(journal.records(journal.read(path), {})) == 2
 
 
-def test_who_was_not_reached_is_said(tmp_path: Path) -> None:
+def test_missing_contenders_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     run([plain_case("a")], path)
     events = [e for e in journal.read(path) if e["event"] == "begin"][:1]
@@ -254,7 +254,7 @@ def test_who_was_not_reached_is_said(tmp_path: Path) -> None:
     }
 
 
-def test_who_runs_out_of_memory_in_a_round_leaves_it(tmp_path: Path) -> None:
+def test_a_contender_without_memory_leaves_the_rounds(tmp_path: Path) -> None:
     calls = iter(range(9))
 
     def exhausted() -> None:
@@ -269,7 +269,7 @@ def test_who_runs_out_of_memory_in_a_round_leaves_it(tmp_path: Path) -> None:
     assert len(record["peers"]["jaxrnn"]["samples"]) == 2
 
 
-def test_a_backend_with_which_a_process_was_lost_is_not_begun_again(tmp_path: Path) -> None:
+def test_a_backend_that_lost_a_process_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     for peer in ("jaxrnn.kernel", "torch"):
         why = {"reason": "no sign of life for 60 s"}
@@ -281,8 +281,8 @@ def test_a_backend_with_which_a_process_was_lost_is_not_begun_again(tmp_path: Pa
     }
 
 
-def test_what_jax_compiles_is_compiled_at_once_after_the_others(tmp_path: Path) -> None:
-    """Each of them waits for the others to be begun; with a process lost meanwhile, one by one."""
+def test_jax_contenders_compile_in_parallel_after_the_others(tmp_path: Path) -> None:
+    """Each waits at a barrier for the others; after the loss of a process they compile in turn."""
     barrier, order = threading.Barrier(3), []
     case = plain_case("a")
 
@@ -313,7 +313,7 @@ def test_what_jax_compiles_is_compiled_at_once_after_the_others(tmp_path: Path) 
     "line",
     ["", "\0\0", "{}", '{"event": "report"}', '{"event": "report", "report": {"suite": "x"}}'],
 )
-def test_what_is_no_journal_is_one_line(
+def test_a_damaged_journal_is_one_line(
     tmp_path: Path, line: str, capsys: pytest.CaptureFixture
 ) -> None:
     path = tmp_path / "gpu.jsonl"
@@ -365,7 +365,7 @@ for peer in ("good", "hangs", "dies", "last"):
 """
 
 
-def test_who_hangs_or_dies_is_lost_and_the_rest_is_measured(tmp_path: Path) -> None:
+def test_a_hanging_or_dying_contender_is_lost_and_the_rest_is_measured(tmp_path: Path) -> None:
     path, said = tmp_path / "gpu.jsonl", []
     command = [sys.executable, "-c", WORKER, str(path)]
     assert supervised.supervise(command, path, time.time() + 200, 3, said.append, 0.02)
@@ -375,15 +375,15 @@ def test_who_hangs_or_dies_is_lost_and_the_rest_is_measured(tmp_path: Path) -> N
     assert len(said) == 2
 
 
-def test_the_time_that_is_over_ends_the_process(tmp_path: Path) -> None:
+def test_the_deadline_ends_the_process(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert not supervised.supervise(command, path, time.time() + 0.3, 30, lambda line: None, 0.02)
     assert journal.read(path)[-1]["reason"] == "the time was over"
 
 
-def test_the_time_that_is_over_is_nobodys_fault(tmp_path: Path) -> None:
-    """Going on later measures whoever was begun last."""
+def test_the_deadline_blames_no_contender(tmp_path: Path) -> None:
+    """A later run measures the last started contender."""
     path = tmp_path / "gpu.jsonl"
     begin = {"event": "begin", "case": "a", "peer": "slow"}
     journal.Journal(path).write(begin)
@@ -400,7 +400,7 @@ time.sleep(60)
 """
 
 
-def test_a_worker_ends_with_the_process_that_watches_it() -> None:
+def test_a_worker_ends_with_its_supervisor() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"1\n"
@@ -431,7 +431,7 @@ def test_a_worker_measures_and_its_journal_becomes_the_report(tmp_path: Path) ->
     assert cli.main([*words]) == 2  # The folder holds another run's journal.
 
 
-def test_the_most_important_slots_come_first() -> None:
+def test_the_most_important_cases_come_first() -> None:
     names = [case.name for case in SUITE.cases]
     assert names[:3] == [
         "lstm-512-32-256-bfloat16-backward",
@@ -491,7 +491,7 @@ def test_launches_are_counted_through_loops_and_calls() -> None:
 
 
 def test_a_module_of_xla_is_read() -> None:
-    """Of the CPU's compiler, whose text has the same form."""
+    """The compiler for CPUs writes the same format."""
     run = lambda x: jax.lax.scan(lambda c, x: (jnp.tanh(c @ c + x), None), x[0], x)[0]  # noqa: E731
     text = jax.jit(run).lower(jnp.ones((6, 3, 3))).compile().as_text() or ""
     found, entry = launches.computations(text)

@@ -1,4 +1,4 @@
-"""The benchmark's training jobs: both sides run the same job from the same weights."""
+"""Training jobs of the benchmark: PyTorch and jaxrnn train from the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.oracle import torch
 
 @pytest.fixture(autouse=True)
 def float32() -> Iterator[None]:
-    """The jobs as the benchmark runs them, in float32."""
+    """Run the jobs in float32, like the benchmark."""
     with jax.enable_x64(False):
         yield
 
@@ -37,7 +37,7 @@ def test_a_job_starts_from_its_weights(name: str) -> None:
 
 @pytest.mark.skipif(torch is None, reason="needs PyTorch beside it")
 @pytest.mark.parametrize("name", ["sine", "charseq"])
-def test_both_sides_have_the_losses_of_float64(name: str) -> None:
+def test_losses_equal_those_in_float64(name: str) -> None:
     job: base.Job = import_module(f"bench.jobs.{name}").JOB
     for peer in ("jaxrnn", "torch"):
         contender = job.build(peer)
@@ -45,7 +45,7 @@ def test_both_sides_have_the_losses_of_float64(name: str) -> None:
         assert contender.check()["losses"] < 1e-3
 
 
-def test_the_language_model_of_flax_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_language_model_of_flax_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "STEPS": 2,
         "N": 2,
@@ -69,7 +69,7 @@ def test_the_language_model_of_flax_is_the_same(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("models", [1, 2])
-def test_the_models_of_a_sweep_are_the_job_one_by_one(models: int) -> None:
+def test_a_sweep_equals_single_jobs(models: int) -> None:
     contender = sweep.build(models, "jaxrnn")
     assert contender.run is not None
     trained: Any = contender.run()

@@ -158,14 +158,13 @@ def draw(
 ) -> Figure:
     """Draw the loss and, with attention, the weights of up to five sentences."""
     panels = []
-    for n in plotting.spread(range(len(decoded)), count=5):
-        if weights is None:
-            break
-        read = sources.text(n).split()
-        words = [*targets.decode(decoded[n]).split(), "·"][: weights.shape[1]]
-        values = weights[n, : len(words), : len(read)]
-        labels: Any = {"xlabel": "source", "ylabel": "decoded", "limit": 1.0}
-        panels.append(plotting.HeatMap(f"sentence {n + 1}", values, read, words, **labels))
+    if weights is not None:
+        for n in plotting.spread(range(len(decoded)), count=5):
+            read = sources.text(n).split()
+            words = [*targets.decode(decoded[n]).split(), "·"][: weights.shape[1]]
+            values = weights[n, : len(words), : len(read)]
+            labels: Any = {"xlabel": "source", "ylabel": "decoded", "limit": 1.0}
+            panels.append(plotting.HeatMap(f"sentence {n + 1}", values, read, words, **labels))
     label = "cross-entropy of a word [nats]"
     return plotting.heat_maps(panels, title=title, losses=losses, loss_label=label)
 
