@@ -8,10 +8,11 @@
 ((5, 3, 20), (2, 3, 20))
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxrnn import cells
-from jaxrnn.cells import Cell
+from jaxrnn.cells import Cell, GeneralCell, LinearCell, Parameter, StateSpec
+from jaxrnn.core.unroll import unroll
 from jaxrnn.interop.torch import load_safetensors, load_state_dict, save_safetensors, state_dict
 from jaxrnn.layers.recurrent import Recurrent
 from jaxrnn.layers.single_step import GRUCell, LSTMCell, RecurrentCell, RNNCell
@@ -26,6 +27,9 @@ from jaxrnn.packing import (
     unpad_sequence,
 )
 
+if TYPE_CHECKING:
+    from jaxrnn.training import fit
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -34,11 +38,15 @@ __all__ = [
     "RNN",
     "Cell",
     "GRUCell",
+    "GeneralCell",
     "LSTMCell",
+    "LinearCell",
     "PackedSequence",
+    "Parameter",
     "RNNCell",
     "Recurrent",
     "RecurrentCell",
+    "StateSpec",
     "cells",
     "fit",
     "load_safetensors",
@@ -56,13 +64,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `fit` and `unroll` on first use, which keeps `import jaxrnn` fast."""
+    """Import `fit` on first use, which keeps `import jaxrnn` fast."""
     if name == "fit":
         from jaxrnn.training import fit
 
         return fit
-    if name == "unroll":
-        from jaxrnn.core.unroll import unroll
-
-        return unroll
     raise AttributeError(f"module 'jaxrnn' has no attribute {name!r}")

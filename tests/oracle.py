@@ -105,7 +105,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 CASES = [Case(mode, *options) for mode in MODES for options in pairwise(3, **OPTIONS)]
 CASES += [Case(mode, 1, True, True, False, True, steps=107) for mode in MODES]
-PRODUCT = [Case(*options) for options in itertools.product(MODES, *OPTIONS.values())]
+PRODUCT = [
+    Case(mode, *options) for mode in MODES for options in itertools.product(*OPTIONS.values())
+]
 """The full product of the options, for the slow tests."""
 
 RAGGED = [

@@ -79,7 +79,7 @@ def theirs(
         attributes.setdefault("linear_before_reset", 1)
     for number in range(num_layers):
         gates = GATES[kind] * hidden
-        shapes = {"W": (size, gates, features), "R": (size, gates, hidden)}
+        shapes: dict[str, Any] = {"W": (size, gates, features), "R": (size, gates, hidden)}
         shapes["B"] = (size, 2 * gates)
         for name, shape in list(shapes.items())[: 3 if bias else 2]:
             weights[f"{name}{number}"] = random.uniform(-0.7, 0.7, shape).astype(np.float32)

@@ -47,7 +47,7 @@ class Simulated(HostTiles):
 
     machine: Machine
     counters: Any
-    memory = PerBlock()
+    memory: Any = PerBlock()
 
     def __init__(self, tiling: Tiling):
         self.tiling = tiling

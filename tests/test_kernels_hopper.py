@@ -54,7 +54,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     device_for = hopper.device_for if GPU else hopper_interpreter.device_for
 
     def recording_device(tiling: Tiling) -> Any:
-        device = device_for(tiling)
+        device: Any = device_for(tiling)
         launch = device.launch
 
         def recorded_launch(*args: Any) -> Any:

@@ -48,7 +48,7 @@ def test_a_step_equals_the_cells() -> None:
 
 def test_weights_and_inputs_have_different_keys() -> None:
     rnn, xs, h_0, loss_weights = scratch.make_inputs(1, 20, 20, 20, 0)
-    arrays = [rnn.weight_ih_l0[...], xs[0], loss_weights[0]]
+    arrays = [rnn.all_weights[0][0][...], xs[0], loss_weights[0]]
     ranks = [np.argsort(np.ravel(array)) for array in arrays]  # equal keys give equal ranks
     assert len({tuple(r[:5]) for r in ranks}) == 3
     assert h_0.shape == (1, 20)
