@@ -44,12 +44,12 @@ def train(
     """
     _, x, y = data.next_characters(text)
 
-    def loss(params: Any, step: jax.Array) -> Any:
+    def _loss(params: Any, step: jax.Array) -> Any:
         logits, _ = nnx.merge(graph, params)(x[None])  # (1, T, D)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits[0], y)
         return entropy.mean(), logits[0]
 
-    return train_steps(loss, optax.adam(lr), params, jnp.arange(steps), progress=progress)
+    return train_steps(_loss, optax.adam(lr), params, jnp.arange(steps), progress=progress)
 
 
 def draw(trained: Trained, text: str, title: str) -> Figure:

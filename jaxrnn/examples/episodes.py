@@ -118,7 +118,7 @@ def collect(
     """Run the policy for T steps, one call of the layer per step."""
     env, params = Recall(task.cues), RecallParams(longest=task.silent)
 
-    def step(runner: RunnerState, key: jax.Array) -> tuple[RunnerState, Trajectory]:
+    def _step(runner: RunnerState, key: jax.Array) -> tuple[RunnerState, Trajectory]:
         action_key, env_key = jax.random.split(key)
         resets = runner.dones | (task.resets == "always")  # the dones of the step before
         (logits, _), output, hx = model(runner.observations[None], runner.hx, resets[None])
@@ -130,7 +130,7 @@ def collect(
         after = RunnerState(state, observations, dones, hx)
         return after, Trajectory(runner.observations, *results)
 
-    return lax.scan(step, runner, jax.random.split(key, task.steps))
+    return lax.scan(_step, runner, jax.random.split(key, task.steps))
 
 
 def evaluate(
@@ -144,12 +144,12 @@ def evaluate(
 def discounted_returns(trajectory: Trajectory, bootstrap: jax.Array, discount: float) -> jax.Array:
     """Return the discounted returns (T, N), with `bootstrap` (N,) the value after the last step."""
 
-    def step(following: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+    def _step(following: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
         reward, done = now
         value = reward + discount * jnp.where(done, 0, following)
         return value, value
 
-    return lax.scan(step, bootstrap, (trajectory.rewards, trajectory.dones), reverse=True)[1]
+    return lax.scan(_step, bootstrap, (trajectory.rewards, trajectory.dones), reverse=True)[1]
 
 
 def train(
@@ -169,7 +169,7 @@ def train(
         that ended before each update, (updates,) each, NaN without such episodes.
     """
 
-    def loss(params: Any, runner: RunnerState, key: jax.Array) -> Any:
+    def _loss(params: Any, runner: RunnerState, key: jax.Array) -> Any:
         policy = nnx.merge(graph, lax.stop_gradient(params))
         after, trajectory = collect(task, policy, runner, key)
         (_, bootstrap), _, _ = policy(after.observations[None], after.hx, after.dones[None])
@@ -186,7 +186,7 @@ def train(
     start_key, key = jax.random.split(key)
     runner = start(task, nnx.merge(graph, params), start_key)
     keys = jax.random.split(key, updates)
-    return train_steps(loss, optax.adam(lr), params, keys, carry=runner, progress=progress)
+    return train_steps(_loss, optax.adam(lr), params, keys, carry=runner, progress=progress)
 
 
 def play(task: Task, model: ActorCritic, key: jax.Array) -> tuple[Trajectory, dict[str, Any]]:

@@ -94,7 +94,7 @@ def train(
     """
     x, y = (jnp.asarray(a, jnp.float32) for a in windows(window))
 
-    def loss(params: Any, batch: data.Batches) -> Any:
+    def _loss(params: Any, batch: data.Batches) -> Any:
         predicted = nnx.merge(graph, params, rest)(x[batch.index])
         errors = (predicted - y[batch.index])[:, 0] ** 2
         total = (errors * batch.mask).sum()
@@ -103,7 +103,7 @@ def train(
     keys = None if key is None else jax.random.split(key, epochs)
     shuffled = jax.vmap(lambda key: data.epoch(len(x), batch, key=key), axis_size=epochs)(keys)
     batches = jax.tree.map(lambda a: a.reshape(-1, batch), shuffled)
-    trained = train_steps(loss, optax.sgd(lr), params, batches)
+    trained = train_steps(_loss, optax.sgd(lr), params, batches)
     return trained.params, trained.metrics.reshape(epochs, -1).sum(1) / len(x)
 
 

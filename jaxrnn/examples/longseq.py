@@ -86,12 +86,12 @@ def train(
     The metrics are the predicted characters (steps, N, T), int32.
     """
 
-    def loss(params: Any, step: jax.Array) -> Any:
+    def _loss(params: Any, step: jax.Array) -> Any:
         logits, _ = nnx.merge(graph, params)(x)  # (N, T, V)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return entropy.mean(), logits.argmax(-1).astype(jnp.int32)
 
-    return train_steps(loss, optimizer, params, jnp.arange(steps), progress=progress)
+    return train_steps(_loss, optimizer, params, jnp.arange(steps), progress=progress)
 
 
 def as_text(vocabulary: data.Vocabulary, predicted: np.ndarray) -> str:

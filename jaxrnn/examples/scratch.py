@@ -90,19 +90,20 @@ def compare(
     """Compare outputs, states and all gradients; return also the outputs (N, T, H) of both."""
     graph, params = nnx.split(rnn)
 
-    def loss(outputs: jax.Array, h_n: jax.Array) -> Any:
+    def _loss(outputs: jax.Array, h_n: jax.Array) -> Any:
         value = (outputs * loss_weights).sum() + (h_n * loss_weights[:, -1]).sum()
         return value, (outputs, h_n)
 
-    def reference_loss(weights: Weights, xs: jax.Array, h_0: jax.Array) -> Any:
-        return loss(*unroll(weights, xs, h_0))
+    def _reference_loss(weights: Weights, xs: jax.Array, h_0: jax.Array) -> Any:
+        return _loss(*unroll(weights, xs, h_0))
 
-    def layer_loss(params: Any, xs: jax.Array, h_0: jax.Array) -> Any:
+    def _layer_loss(params: Any, xs: jax.Array, h_0: jax.Array) -> Any:
         outputs, h_n = nnx.merge(graph, params)(xs, h_0[None])
-        return loss(outputs, h_n[0])
+        return _loss(outputs, h_n[0])
 
     reference_grad, layer_grad = (
-        jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True) for f in (reference_loss, layer_loss)
+        jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)
+        for f in (_reference_loss, _layer_loss)
     )
     (_, (outputs, h_n)), (d_weights, d_xs, d_h_0) = reference_grad(Weights.from_layer(rnn), xs, h_0)
     (_, layer_values), (d_params, *d_inputs) = jax.jit(layer_grad)(params, xs, h_0)

@@ -129,13 +129,13 @@ def train(
 ) -> Trained:
     """Train with Adam, all pairs in each step; a pure function of parameters and key."""
 
-    def loss(params: Any, key: jax.Array) -> jax.Array:
+    def _loss(params: Any, key: jax.Array) -> jax.Array:
         tokens, lengths = (sources.tokens, targets.tokens), (sources.lengths, targets.lengths)
         options: Any = {"teacher_forcing": teacher_forcing, "key": key}
         return nnx.merge(graph, params).loss(*tokens, *lengths, **options)
 
     keys = jax.random.split(key, steps)
-    return train_steps(loss, optax.adam(lr), params, keys, progress=progress)
+    return train_steps(_loss, optax.adam(lr), params, keys, progress=progress)
 
 
 def translate(model: Seq2Seq, sources: Sentences, max_length: int, beams: int = 1) -> jax.Array:

@@ -53,13 +53,13 @@ def train(
     The metrics are the predictions (steps, points).
     """
 
-    def loss(params: Any, state: Any, batch: Any) -> Any:
+    def _loss(params: Any, state: Any, batch: Any) -> Any:
         x, y = batch  # (P, 1)
         predicted, state = nnx.merge(graph, params)(x[None], state)  # (1, P, 1)
         return jnp.mean((predicted[0] - y) ** 2), (state, predicted[0, :, 0])
 
     batches, state = half_waves(steps, points), nnx.merge(graph, params).rnn.initial_state(1)
-    return train_steps(loss, optax.adam(lr), params, batches, carry=state, progress=progress)
+    return train_steps(_loss, optax.adam(lr), params, batches, carry=state, progress=progress)
 
 
 def draw(trained: Trained, steps: int, points: int, every: int, title: str) -> Figure:

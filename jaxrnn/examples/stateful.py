@@ -55,11 +55,11 @@ def train(
     The metrics are the parameters before each update.
     """
 
-    def loss(params: Any, epoch: jax.Array) -> Any:
+    def _loss(params: Any, epoch: jax.Array) -> Any:
         predicted, _ = nnx.merge(graph, params)(x[None])  # one sequence of T steps
         return jnp.sum((predicted[0] - y) ** 2), params
 
-    return train_steps(loss, optax.adam(lr), params, jnp.arange(epochs), progress=progress)
+    return train_steps(_loss, optax.adam(lr), params, jnp.arange(epochs), progress=progress)
 
 
 def predict_from_zeros(graph: Any, trained: Trained, x: jax.Array, every: int) -> jax.Array:
@@ -94,12 +94,12 @@ def run(
     x, y = windows.take(data.wave(points, period), jnp.arange(windows.count(points)))
     graph, params = nnx.split(model)
 
-    def train_and_evaluate(params: Any) -> tuple[jax.Array, jax.Array]:
+    def _train_and_evaluate(params: Any) -> tuple[jax.Array, jax.Array]:
         trained = train(graph, params, x, y, epochs=epochs, lr=lr, progress=progress)
         return trained.losses, predict_from_zeros(graph, trained, x, every)
 
     with Progress("stateful", epochs) as progress:
-        (losses, predictions), *seconds = compile_and_run(train_and_evaluate, params)
+        (losses, predictions), *seconds = compile_and_run(_train_and_evaluate, params)
     losses, targets, predictions = map(np.asarray, (losses, y[:, 0], predictions))
     return Run(name, f"{model.rnn} + linear", losses, targets, predictions, *seconds)
 

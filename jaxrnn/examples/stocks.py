@@ -141,26 +141,26 @@ def train(
         test days in the units of the data (S,).
     """
 
-    def predict(params: Any, x: jax.Array) -> jax.Array:
+    def _predict(params: Any, x: jax.Array) -> jax.Array:
         y, _ = nnx.merge(graph, params)(x)  # (N, window, 1)
         return y[:, -1, 0] + (x[:, -1, series.column] if change else 0.0)
 
-    def loss(params: Any, batch: data.Batches) -> Any:
+    def _loss(params: Any, batch: data.Batches) -> Any:
         x, y = series.windows.take(series.scaled, batch.index)
-        total = ((predict(params, x) - y[:, 0, 0]) ** 2 * batch.mask).sum()
+        total = ((_predict(params, x) - y[:, 0, 0]) ** 2 * batch.mask).sum()
         return total / batch.mask.sum(), total
 
     size, keys = min(batch, len(series.train)), jax.random.split(key, epochs)
     shuffled = jax.vmap(lambda key: data.epoch(series.train, size, key=key))(keys)
     batches = jax.tree.map(lambda a: a.reshape(-1, size), shuffled)
-    trained = train_steps(loss, optax.adam(lr), params, batches, progress=progress)
+    trained = train_steps(_loss, optax.adam(lr), params, batches, progress=progress)
 
-    def predict_one(index: jax.Array) -> jax.Array:
+    def _predict_one(index: jax.Array) -> jax.Array:
         x, _ = series.windows.take(series.scaled, index)
-        return predict(trained.params, x[None])[0]
+        return _predict(trained.params, x[None])[0]
 
     test = jnp.arange(series.test.start, series.test.stop)
-    scaled = jax.lax.map(predict_one, test, batch_size=min(1024, len(test)))
+    scaled = jax.lax.map(_predict_one, test, batch_size=min(1024, len(test)))
     losses = trained.metrics.reshape(epochs, -1).sum(1) / len(series.train)
     return trained.params, losses, series.scaling.inverse(scaled[:, None])[:, 0]
 

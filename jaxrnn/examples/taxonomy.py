@@ -75,10 +75,10 @@ def one_to_one(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     model, x = OneToOne(make_layer(cell, 15, hidden, rngs), 10, rngs=rngs), pictures()
     targets, lengths = np.arange(10, dtype=np.int32)[:, None], np.ones(10, int)
 
-    def logits(model: Any) -> jax.Array:
+    def _logits(model: Any) -> jax.Array:
         return model(x)[0][:, None]
 
-    return Task("one to one", "picture -> digit", model, x, logits, targets, lengths)
+    return Task("one to one", "picture -> digit", model, x, _logits, targets, lengths)
 
 
 def one_to_many(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
@@ -87,10 +87,10 @@ def one_to_many(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     model = OneToMany(rnn, len(LETTERS), feedback=False, rngs=rngs)
     targets, lengths = spell(ENGLISH, ".")
 
-    def logits(model: Any) -> jax.Array:
+    def _logits(model: Any) -> jax.Array:
         return model(x, targets.shape[1])[0]
 
-    return Task("one to many", "picture -> name", model, x, logits, targets, lengths)
+    return Task("one to many", "picture -> name", model, x, _logits, targets, lengths)
 
 
 def many_to_one(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
@@ -99,10 +99,10 @@ def many_to_one(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     letters, lengths = spell(ENGLISH)
     x, targets = LETTERS.one_hot(letters), np.arange(10, dtype=np.int32)[:, None]
 
-    def logits(model: Any) -> jax.Array:
+    def _logits(model: Any) -> jax.Array:
         return model(x, lengths=lengths)[0][:, None]
 
-    return Task("many to one", "name -> digit", model, x, logits, targets, np.ones(10, int))
+    return Task("many to one", "name -> digit", model, x, _logits, targets, np.ones(10, int))
 
 
 def many_to_many(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
@@ -112,11 +112,11 @@ def many_to_many(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     bits = (np.stack([a, b, a + b], -1)[:, None] >> np.arange(BITS)[None, :, None]) & 1
     x, targets = jnp.asarray(bits[..., :2], jnp.float32), bits[..., 2].astype(np.int32)
 
-    def logits(model: Any) -> jax.Array:
+    def _logits(model: Any) -> jax.Array:
         return model(x)[0]
 
     title, lengths = "two numbers -> sum, in bits", np.full(len(bits), BITS)
-    return Task("many to many, aligned", title, model, x, logits, targets, lengths)
+    return Task("many to many, aligned", title, model, x, _logits, targets, lengths)
 
 
 def encoder_decoder(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
@@ -126,11 +126,11 @@ def encoder_decoder(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     decoder = Decoder(make_layer(cell, 8, hidden, rngs), len(LETTERS), rngs=rngs)
     model = Seq2Seq(encoder, decoder, bos=0, eos=0, rngs=rngs)
 
-    def logits(model: Any) -> jax.Array:
+    def _logits(model: Any) -> jax.Array:
         return model(x, targets, x_lengths, lengths)[0]
 
     kind, title = "many to many, encoder-decoder", "English name -> Dutch name"
-    return Task(kind, title, model, jnp.asarray(x), logits, targets, lengths)
+    return Task(kind, title, model, jnp.asarray(x), _logits, targets, lengths)
 
 
 TASKS = (one_to_one, one_to_many, many_to_one, many_to_many, encoder_decoder)
@@ -153,21 +153,21 @@ def train(task: Task, steps: int, lr: float) -> Result:
     graph, params = nnx.split(task.model)
     targets, lengths = jnp.asarray(task.targets), jnp.asarray(task.lengths)
 
-    def loss(params: Any, step: Any) -> Any:
+    def _loss(params: Any, step: Any) -> Any:
         logits = task.logits(nnx.merge(graph, params))
         probabilities = jnp.take_along_axis(jax.nn.softmax(logits), targets[..., None], axis=-1)
         right = logits.argmax(-1) == targets
         return cross_entropy(logits, targets, lengths), (probabilities[..., 0], right)
 
-    def run(params: Any) -> Any:
+    def _run(params: Any) -> Any:
         adam, batches = optax.adam(lr), jnp.arange(steps)
-        trained = train_steps(loss, adam, params, batches, progress=progress)
-        before, after = (trained.losses, trained.metrics), loss(trained.params, None)
+        trained = train_steps(_loss, adam, params, batches, progress=progress)
+        before, after = (trained.losses, trained.metrics), _loss(trained.params, None)
         append = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), before, after)
         return trained.params, *append
 
     with Progress(task.kind, steps) as progress:
-        results, *seconds = compile_and_run(run, params)
+        results, *seconds = compile_and_run(_run, params)
     params, losses, (probabilities, right) = results
     valid_mask = np.arange(task.targets.shape[1]) < task.lengths[:, None]
     counts = (right | ~valid_mask[None]).all(-1).sum(-1).tolist()
