@@ -7,7 +7,15 @@
 | `LinearCell` | ``coefficients(x, params)`` of ``s = a * s + b`` | scan, associative scan |
 
 Arguments come in the order input, state, parameters. Every cell runs in `jaxrnn.Recurrent` with all
-options of a layer. `Elman`, `LSTM` and `GRU` are the cells of PyTorch's layers. The others:
+options of a layer:
+
+>>> import jax.numpy as jnp, jaxrnn
+>>> from flax import nnx
+>>> layer = jaxrnn.Recurrent(jaxrnn.cells.PeepholeLSTM(), 3, 4, rngs=nnx.Rngs(0))
+>>> layer(jnp.ones((5, 2, 3)))[0].shape
+(5, 2, 4)
+
+`Elman`, `LSTM` and `GRU` are the cells of PyTorch's layers. The others:
 
 | cell | difference | base class |
 |---|---|---|

@@ -177,8 +177,8 @@ class Cell(BaseCell):
         z_h &= W_{hh} h_{t-1} + b_{hh} \\
         s_t &= \operatorname{step}(z_x + z_h, s_{t-1})
 
-    Arrays are feature-major inside a step, z (G*H, N) and each state (H, N), so that each gate is
-    contiguous in memory. Kernels run a step that is elementwise; the scan runs any.
+    Arrays are feature-major inside a step, z (G*H, N) and the state a tuple of (H, N), so that each
+    gate is contiguous in memory. Kernels run a step that is elementwise; the scan runs any.
 
     Attributes:
         gates: names of the gates, in the order of the weights.
@@ -211,16 +211,7 @@ class Cell(BaseCell):
     biased: ClassVar[bool] = True
 
     def step(self, *args: Any, **kwargs: Any) -> State:
-        """Compute one step: ``step(z, state)`` or ``step(z, state, params)``.
-
-        Args:
-            z: gate pre-activations (G*H, N); with `split` the pair (zx, zh).
-            state: the old states, a tuple of (H, N).
-            params: a dict, only for a cell with `parameters`.
-
-        Returns:
-            The new states, a tuple of (H, N).
-        """
+        """Return the new states, from ``step(z, state)`` or ``step(z, state, params)``."""
         raise NotImplementedError(f"{type(self).__name__} must define step(z, state).")
 
     def split_gates(self, z: jax.Array) -> list[jax.Array]:
@@ -259,25 +250,20 @@ class Cell(BaseCell):
         For a cell with parameters ``*params`` is ``params, dparams``; ``dparams`` is None in the
         loop over time, where the parameters are constant.
         """
-        z, old = coefficients
-        if not params:
-            return jax.jvp(self.step, (z, old), (dz, dstate))[1]
-        values, dparams = params
+        values, dparams = params or (None, None)
         if dparams is None:
-            return jax.jvp(lambda z, old: self.step(z, old, values), (z, old), (dz, dstate))[1]
-        return jax.jvp(self.step, (z, old, values), (dz, dstate, dparams))[1]
+            step = lambda z, old: self.step(z, old, *params[:1])  # noqa: E731
+            return jax.jvp(step, coefficients, (dz, dstate))[1]
+        return jax.jvp(self.step, (*coefficients, values), (dz, dstate, dparams))[1]
 
 
 @dataclass(frozen=True)
 class GeneralCell(BaseCell):
     """A cell with any step, which may multiply matrices.
 
-    The step is written for one sequence, with x (D,), states (H,) and ``params["weight_ih"] @ x``;
+    The step is written for one sequence: x is the result of `inputs`, by default the input (D,), a
+    state is a tuple of (H,) or of the declared sizes, and ``params`` is a dict of all `parameters`.
     `jax.vmap` adds the batch axis. The backend is the scan, and the derivative is JAX's.
-
-    Attributes:
-        parameters: all parameters, names to shapes or `Parameter`, see `jaxrnn.cells.base`.
-        states, output_size: see `BaseCell`.
 
     Example:
         A product of two projections of the state (multiplicative integration):
@@ -303,16 +289,7 @@ class GeneralCell(BaseCell):
         return x
 
     def step(self, *args: Any, **kwargs: Any) -> State:
-        """Compute one step of one sequence: ``step(x, state, params)``.
-
-        Args:
-            x: the result of `inputs`, by default the input (D,).
-            state: the old states, a tuple of (H,) or of the declared sizes.
-            params: a dict of all parameters.
-
-        Returns:
-            The new states.
-        """
+        """Return the new states of one sequence, from ``step(x, state, params)``."""
         raise NotImplementedError(f"{type(self).__name__} must define step(x, state, params).")
 
     def output(self, x: Any, state: State, params: Any) -> jax.Array:
@@ -330,12 +307,8 @@ class LinearCell(GeneralCell):
         s_t &= a_t \odot s_{t-1} + b_t \\
         y_t &= \operatorname{output}(x_t, s_t)
 
-    The state is real or complex; the output is the state itself by default. The backend "parallel"
-    is `jax.lax.associative_scan` over the steps.
-
-    Attributes:
-        states: one state, of H real features by default.
-        parameters, output_size: see `GeneralCell`.
+    There is one state, of H real features by default, which is also the default output. The backend
+    "parallel" is `jax.lax.associative_scan` over the steps.
 
     Example:
         An exponential moving average with learned rates:

@@ -33,11 +33,9 @@ class MinGRU(LinearCell):
     Source: L. Feng et al., Were RNNs all we needed?, arXiv:2410.01201 (2024).
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.MinGRU(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape
-        (5, 2, 4)
+        >>> from jaxrnn.cells import MinGRU, Sizes
+        >>> MinGRU().shapes(Sizes(D=3, H=4, R=4))["weight_ih"]
+        (8, 3)
     """
 
     parameters: ClassVar = {"weight_ih": ("2*H", "D"), "bias_ih": ("2*H",)}
@@ -66,11 +64,9 @@ class MinLSTM(LinearCell):
     Source: L. Feng et al., Were RNNs all we needed?, arXiv:2410.01201 (2024), normalised gates.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.MinLSTM(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape
-        (5, 2, 4)
+        >>> from jaxrnn.cells import MinLSTM, Sizes
+        >>> MinLSTM().shapes(Sizes(D=3, H=4, R=4))["weight_ih"]
+        (12, 3)
     """
 
     parameters: ClassVar = {"weight_ih": ("3*H", "D"), "bias_ih": ("3*H",)}

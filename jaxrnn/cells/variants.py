@@ -53,11 +53,9 @@ class PeepholeLSTM(_LSTM):
     the paper as A. Graves, arXiv:1308.0850, does: tanh instead of scaled sigmoids.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.PeepholeLSTM(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape, layer.weight_cf_l0.shape
-        ((5, 2, 4), (4,))
+        >>> from jaxrnn.cells import PeepholeLSTM, Sizes
+        >>> PeepholeLSTM().shapes(Sizes(D=3, H=4, R=4))["weight_cf"]
+        (4,)
     """
 
     parameters: ClassVar = {f"weight_c{gate}": ("H",) for gate in "ifo"}
@@ -79,11 +77,9 @@ class CoupledLSTM(_LSTM):
     the variant CIFG without peepholes.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.CoupledLSTM(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape, layer.weight_hh_l0.shape
-        ((5, 2, 4), (12, 4))
+        >>> from jaxrnn.cells import CoupledLSTM, Sizes
+        >>> CoupledLSTM().shapes(Sizes(D=3, H=4, R=4))["weight_hh"]
+        (12, 4)
     """
 
     gates = ("i", "g", "o")
@@ -94,22 +90,18 @@ class CoupledPeepholeLSTM(CoupledLSTM):
     r"""`CoupledLSTM` with the peepholes of `PeepholeLSTM`.
 
     .. math::
-        i &= \sigma(z_i + w_{ci} \odot c), \quad g = \tanh(z_g) \\
-        c' &= (1 - i) \odot c + i \odot g \\
-        o &= \sigma(z_o + w_{co} \odot c') \\
-        h' &= o \odot \tanh(c')
+        c' = (1 - i) \odot c + i \odot g
+
+    with i, g, o and h' as there.
 
     Parameters: those of `CoupledLSTM`, and ``weight_ci``, ``weight_co`` (H,).
 
-    Source: K. Greff et al., LSTM: a search space odyssey, IEEE TNNLS 28 (2017), arXiv:1503.04069,
-    the variant CIFG.
+    Source: see `CoupledLSTM`; the variant CIFG.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.CoupledPeepholeLSTM(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape
-        (5, 2, 4)
+        >>> from jaxrnn.cells import CoupledPeepholeLSTM, Sizes
+        >>> CoupledPeepholeLSTM().shapes(Sizes(D=3, H=4, R=4))["weight_ci"]
+        (4,)
     """
 
     parameters: ClassVar = {f"weight_c{gate}": ("H",) for gate in "io"}
@@ -147,11 +139,9 @@ class LayerNormLSTM(Cell):
     Differs from the paper: epsilon, without which a zero state gives NaN.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.LayerNormLSTM(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape, layer.gain_x_l0.shape
-        ((5, 2, 4), (16,))
+        >>> from jaxrnn.cells import LayerNormLSTM, Sizes
+        >>> LayerNormLSTM().shapes(Sizes(D=3, H=4, R=4))["gain_x"]
+        (16,)
     """
 
     gates = ("i", "f", "g", "o")
@@ -199,11 +189,9 @@ class LayerNormGRU(Cell):
     Source: see `LayerNormLSTM`. Differs from the paper: its z weights the new state, 1 - z here.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.LayerNormGRU(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape, layer.bias_hn_l0.shape
-        ((5, 2, 4), (4,))
+        >>> from jaxrnn.cells import LayerNormGRU, Sizes
+        >>> LayerNormGRU().shapes(Sizes(D=3, H=4, R=4))["bias_hn"]
+        (4,)
     """
 
     gates = ("r", "z", "n")
@@ -249,11 +237,9 @@ class GRUResetBefore(GeneralCell):
     Source: K. Cho et al., EMNLP 2014, arXiv:1406.1078, with biases.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.GRUResetBefore(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape, layer.weight_hh_l0.shape
-        ((5, 2, 4), (12, 4))
+        >>> from jaxrnn.cells import GRUResetBefore, Sizes
+        >>> GRUResetBefore().shapes(Sizes(D=3, H=4, R=4))["weight_hh"]
+        (12, 4)
     """
 
     parameters: ClassVar = dict(
@@ -289,11 +275,9 @@ class MinimalGatedUnit(GeneralCell):
     the product.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.MinimalGatedUnit(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape
-        (5, 2, 4)
+        >>> from jaxrnn.cells import MinimalGatedUnit, Sizes
+        >>> MinimalGatedUnit().shapes(Sizes(D=3, H=4, R=4))["weight_ih"]
+        (8, 3)
     """
 
     parameters: ClassVar = dict(weight_ih=("2*H", "D"), weight_hh=("2*H", "H"), bias_ih=("2*H",))
@@ -328,11 +312,9 @@ class IndRNN(Cell):
     arXiv:1803.04831.
 
     Example:
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> from flax import nnx
-        >>> layer = jaxrnn.Recurrent(jaxrnn.cells.IndRNN(), 3, 4, rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((5, 2, 3)))[0].shape, layer.parameter_names
-        ((5, 2, 4), ('weight_ih_l0', 'bias_ih_l0', 'weight_u_l0'))
+        >>> from jaxrnn.cells import IndRNN, Sizes
+        >>> IndRNN().shapes(Sizes(D=3, H=4, R=4))["weight_u"]
+        (4,)
     """
 
     gates = ("h",)

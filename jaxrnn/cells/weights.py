@@ -48,9 +48,10 @@ class Weights(NamedTuple):
 
     @classmethod
     def from_named(cls, cell: BaseCell, named: dict[str, jax.Array]) -> Weights:
-        """Return the weights of a cell from its parameters by name."""
+        """Return the weights of a cell from its parameters by name, in any order."""
         fields = [n for n in WEIGHT_NAMES if cell.gates and n in named]
-        cell_params = {n: named[n] for n in named if n not in fields}
+        names = dict.fromkeys((*cell.parameters, *named))  # declared ones first
+        cell_params = {n: named[n] for n in names if n in named and n not in fields}
         return cls(**{n: named[n] for n in fields}, cell_params=cell_params or None)
 
 
@@ -67,13 +68,11 @@ def infer_sizes(cell: BaseCell, weights: Weights, features: int) -> Sizes:
         projection = weights.weight_hr
         return Sizes(features, hidden, hidden if projection is None else projection.shape[0])
     shapes = weights.shapes()
-    for name, parameter in cell.parameter_specs().items():
-        for size, actual in zip(parameter.shape, shapes.get(name, ())):
-            factors = [factor.strip() for factor in str(size).split("*")]
-            if factors.count("H") == 1:
-                factors.remove("H")
-                multiple = cell.evaluate_size("*".join(factors) or 1, Sizes(features, 1, 1))
-                return Sizes(features, actual // multiple, actual // multiple)
+    one, two = (cell.cell_parameter_shapes(Sizes(features, n, n)) for n in (1, 2))
+    for name in one:
+        for size, doubled, actual in zip(one[name], two[name], shapes.get(name, ())):
+            if size > 0 and doubled == 2 * size:  # a multiple of H
+                return Sizes(features, actual // size, actual // size)
     raise ValueError(
         f"Parameters of {cell} must determine H: one of {list(cell.parameters)} must have an axis "
         f"of a multiple of H, got {shapes}. Or set `hidden_size`."

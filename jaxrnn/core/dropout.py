@@ -16,27 +16,26 @@ evaluation, zoneout uses its expectation, :math:`k_t = p`, and the others do not
 normalisation, which has a g and a norm for each row of W.
 
 Every mask is a function of the key of the call and of its purpose, see `dropout_mask`, so it can be
-drawn again. Axis letters: N batch, T time, D input features of a layer, H hidden size, G gates, R
-features of h, S features of a state, L layers, F directions.
+drawn again. Axis letters: N batch, T time, D input features, R features of h, S of a state.
 
-Source: Y. Gal, Z. Ghahramani, A theoretically grounded application of dropout in recurrent neural
-networks, NIPS 2016 (arXiv:1512.05287); zoneout: D. Krueger et al., ICLR 2017 (arXiv:1606.01305);
-weight drop: S. Merity et al., ICLR 2018 (arXiv:1708.02182), after DropConnect, L. Wan et al., ICML
-2013; weight normalisation: T. Salimans, D. Kingma, NIPS 2016 (arXiv:1602.07868).
+Source: dropout: Y. Gal, Z. Ghahramani, NIPS 2016 (arXiv:1512.05287); zoneout: D. Krueger et al.,
+ICLR 2017 (arXiv:1606.01305); weight drop: S. Merity et al., ICLR 2018 (arXiv:1708.02182), after
+DropConnect, L. Wan et al., ICML 2013; weight normalisation: T. Salimans, D. Kingma, NIPS 2016
+(arXiv:1602.07868).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Number
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn.backends.step import StepMasks
-from jaxrnn.cells import BaseCell, Cell, Sizes
+from jaxrnn.cells import BaseCell, Cell
 from jaxrnn.cells.base import compute_dtype
 from jaxrnn.cells.weights import Weights, infer_sizes
 
@@ -79,7 +78,6 @@ class Regularization:
 
         Example:
             >>> from jaxrnn import cells
-            >>> from jaxrnn.core.dropout import Regularization
             >>> Regularization.from_options(cells.LSTM(), zoneout=(0.0, 0.5)).zoneout
             (0.0, 0.5)
         """
@@ -99,20 +97,17 @@ class Regularization:
             zoneout if any(zoneout) else (),
             check_probability("weight_drop", weight_drop),
         )
-        if options == cls():
-            return None
-        has_gates = isinstance(cell, Cell)
-        if options.recurrent_dropout and not (has_gates and cell.recurrent):
+        product = isinstance(cell, Cell) and cell.recurrent  # W_hh h, computed by the layer
+        if options.recurrent_dropout and not product:
             raise ValueError(
                 f"recurrent_dropout={recurrent_dropout} is not supported by {cell}, which has no "
                 "weight_hh in the layer. Use zoneout, which every cell supports"
             )
-        has_weight_hh = cell.recurrent if has_gates else "weight_hh" in cell.parameters
-        if options.weight_drop and not has_weight_hh:
+        if options.weight_drop and not (product or "weight_hh" in cell.parameters):
             raise ValueError(
                 f"weight_drop={weight_drop} is not supported by {cell}, which has no weight_hh"
             )
-        return options
+        return None if options == cls() else options
 
     def for_mode(self, training: bool) -> Regularization | None:
         """Return the regularisation that applies in training, or in evaluation."""
@@ -133,8 +128,8 @@ class Regularization:
         """Apply input dropout to x (T, N, D) of the layer whose first direction is `index`."""
         if not self.input_dropout:
             return x
-        p, shape = self.input_dropout, x.shape[1:]
-        return x * _scale(dropout_mask(key, "input_dropout", index, p, shape), p, x.dtype)[None]
+        factors = _factors(key, "input_dropout", index, self.input_dropout, x.shape[1:], x.dtype)
+        return x * factors[None]
 
     def mask_loop(
         self,
@@ -148,42 +143,26 @@ class Regularization:
         """Return the weights and masks of one direction's loop over x (T, N, D)."""
         steps, batch, features = x.shape
         sizes = infer_sizes(cell, weights, features)
-        p = self.weight_drop
-        if p:
-            weight = weights.named()["weight_hh"]
-            mask = dropout_mask(key, "weight_drop", index, p, weight.shape)
-            dropped = weight * _scale(mask, p, weight.dtype)
-            weights = Weights.from_named(cell, weights.named() | {"weight_hh": dropped})
-        p = self.recurrent_dropout
-        if p:
-            mask = dropout_mask(key, "recurrent_dropout", index, p, (batch, sizes.R))
-            weights = weights._replace(dropout_mask=_scale(mask, p, x.dtype).T)
-        if self.zoneout:
-            dtype = compute_dtype(x.dtype)
-            zoneout = self._zoneout_masks(cell, key, index, sizes, steps, batch, dtype)
-            masks = masks._replace(zoneout=zoneout)
-        return weights, masks
-
-    def _zoneout_masks(
-        self,
-        cell: BaseCell,
-        key: Any,
-        index: int,
-        sizes: Sizes,
-        steps: int,
-        batch: int,
-        dtype: Any,
-    ) -> tuple[jax.Array | None, ...]:
-        masks: list[jax.Array | None] = []
+        if p := self.weight_drop:
+            named = weights.named()
+            weight = named["weight_hh"]
+            factors = _factors(key, "weight_drop", index, p, weight.shape, weight.dtype)
+            weights = Weights.from_named(cell, named | {"weight_hh": weight * factors})
+        if p := self.recurrent_dropout:
+            factors = _factors(key, "recurrent_dropout", index, p, (batch, sizes.R), x.dtype)
+            weights = weights._replace(dropout_mask=factors.T)
+        if not self.zoneout:
+            return weights, masks
+        zoneout: list[jax.Array | None] = []
         for number, (p, size) in enumerate(zip(self.zoneout, cell.state_sizes(sizes), strict=True)):
             if not p:
-                masks.append(None)
+                zoneout.append(None)
             elif not self.training:
-                masks.append(jnp.full((steps, 1, 1), p, dtype))
+                zoneout.append(jnp.full((steps, 1, 1), p, compute_dtype(x.dtype)))
             else:
                 shape = (steps, size, batch)
-                masks.append(~dropout_mask(key, "zoneout", index, p, shape, number))
-        return tuple(masks)
+                zoneout.append(~dropout_mask(key, "zoneout", index, p, shape, number))
+        return weights, masks._replace(zoneout=tuple(zoneout))
 
 
 def dropout_mask(
@@ -202,7 +181,6 @@ def dropout_mask(
 
     Example:
         >>> import jax
-        >>> from jaxrnn.core.dropout import dropout_mask
         >>> dropout_mask(jax.random.key(0), "recurrent_dropout", 0, 1.0, (2, 3)).any().item()
         False
     """
@@ -226,8 +204,11 @@ def drop_between_layers(key: jax.Array | None, index: int, x: jax.Array, p: floa
     return jnp.where(mask, x / (1.0 - p), jnp.zeros_like(x))
 
 
-def _scale(mask: jax.Array, p: float, dtype: Any) -> jax.Array:
-    """Return 1 / (1 - p) where the mask is True, else 0."""
+def _factors(
+    key: Any, kind: str, index: int, p: float, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Draw factors that are 0 with probability p, else 1 / (1 - p)."""
+    mask = dropout_mask(key, kind, index, p, shape)
     return jnp.where(mask, 1.0 / (1.0 - p) if p < 1 else 0.0, 0.0).astype(dtype)
 
 
@@ -237,10 +218,9 @@ def check_probability(name: str, value: Any) -> float:
     Raises:
         ValueError: for anything else.
     """
-    number: Any = value if isinstance(value, Number) else None
-    if number is None or isinstance(value, (bool, complex)) or not 0 <= number <= 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be a probability, a number in range [0, 1], got {value!r}")
-    return float(number)
+    return float(value)
 
 
 # Weight normalisation
@@ -282,7 +262,6 @@ def merge_weight_norm(split: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxrnn.core.dropout import merge_weight_norm
         >>> pair = {"weight_hh_g": jnp.array([[10.0]]), "weight_hh_v": jnp.array([[3.0, 4.0]])}
         >>> merge_weight_norm(pair)["weight_hh"].tolist()
         [[6.0, 8.0]]

@@ -27,15 +27,7 @@ def param_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter of one layer and direction, in PyTorch's order.
 
-    Args:
-        cell: the cell.
-        input_size: D.
-        hidden_size: H.
-        bias: if False, no biases, see `jaxrnn.cells.BaseCell`.
-        proj_size: P, the size of h after its projection; 0 for no projection.
-
-    Raises:
-        TypeError, ValueError: if `cell` is not a cell, or projects without W_hh.
+    The arguments, and the errors for an invalid cell or projection, are those of `init`.
 
     Example:
         >>> from jaxrnn import cells
@@ -44,8 +36,7 @@ def param_shapes(
         {'weight_ih': (12, 3), 'weight_hh': (12, 4)}
     """
     check(cell)
-    if proj_size and not (isinstance(cell, Cell) and cell.recurrent):
-        raise ValueError(f"proj_size={proj_size} needs a cell with weight_hh, got {cell}")
+    _check_projection(cell, proj_size)
     return cell.shapes(Sizes(input_size, hidden_size, proj_size or hidden_size), bias=bias)
 
 
@@ -78,11 +69,11 @@ def init(
         dtype: the dtype of the weights.
 
     Returns:
-        F*L `Weights` as `jaxrnn.core.stack.run` takes them, layer-major, direction-minor.
+        F*L weights as `jaxrnn.core.stack.run` takes them, layer-major, direction-minor.
 
     Raises:
-        TypeError, ValueError: if `cell` is not a cell, its functions return wrong shapes, or it
-            projects without W_hh.
+        TypeError: if `cell` is not a cell.
+        ValueError: if its functions return wrong shapes, or it projects without W_hh.
 
     Example:
         >>> import jax
@@ -93,99 +84,76 @@ def init(
         ((16, 3), (16,), None)
     """
     check(cell)
-    # Weights drawn from the default distribution need no program, see `_draw_flat`.
-    inits = [cell.draw, *(p.init for p in cell.parameter_specs().values())]
-    default = inits.count(None) == len(inits)
-    default &= type(cell).initialize is BaseCell.initialize
-    weights = (_init if default else _compiled_init)(
-        *(key, cell, input_size, hidden_size, num_layers, bias, bool(bidirectional)),
-        *(proj_size, dtype),
-    )
-    # `jax.jit` returns a dict in alphabetical order, not in the cell's.
-    position = {name: index for index, name in enumerate(cell.parameter_specs())}
-
-    def ordered(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        names = sorted(params, key=lambda n: position.get(n, len(position)))
-        return {n: params[n] for n in names}
-
-    return tuple(w._replace(cell_params=w.cell_params and ordered(w.cell_params)) for w in weights)
-
-
-def _init(
-    key: jax.Array,
-    cell: BaseCell,
-    input_size: int,
-    hidden_size: int | tuple[int, ...],
-    num_layers: int,
-    bias: bool,
-    bidirectional: bool,
-    proj_size: int,
-    dtype: Any,
-) -> tuple[Weights, ...]:
+    _check_projection(cell, proj_size)
     directions = 2 if bidirectional else 1
     by_layer = layer_sizes(
         *(cell, input_size, hidden_size, num_layers), directions=directions, proj_size=proj_size
     )
-    sizes = [size for size in by_layer for _ in range(directions)]
     # As Python's integers; a size may be NumPy's, or True, as in PyTorch.
-    layers = [
-        {
-            name: tuple(map(int, shape))
-            for name, shape in param_shapes(
-                cell, size.D, size.H, bias=bias, proj_size=proj_size
-            ).items()
-        }
-        for size in sizes
-    ]
+    sizes = tuple(Sizes(*map(int, size)) for size in by_layer for _ in range(directions))
     for size in dict.fromkeys(sizes):
         check_step(cell, size)
-    inits = {name: p.init for name, p in cell.parameter_specs().items() if p.init is not None}
+    # Weights drawn from the default distribution need no program, see `_draw_flat`.
+    default = cell.draw is None and type(cell).initialize is BaseCell.initialize
+    default &= all(p.init is None for p in cell.parameter_specs().values())
+    drawn = (_draw if default else _compiled_draw)(key, cell, sizes, bias, dtype)
+    return tuple(Weights.from_named(cell, named) for named in drawn)
+
+
+def _check_projection(cell: BaseCell, proj_size: int) -> None:
+    if proj_size and not (isinstance(cell, Cell) and cell.recurrent):
+        raise ValueError(f"proj_size={proj_size} needs a cell with weight_hh, got {cell}")
+
+
+def _draw(
+    key: jax.Array, cell: BaseCell, sizes: tuple[Sizes, ...], bias: bool, dtype: Any
+) -> tuple[dict[str, Any], ...]:
+    """Draw the parameters of each layer and direction, by name."""
     if cell.draw is not None:
         return _draw_by_cell(cell, key, sizes, dtype)
+    shapes = [cell.shapes(size, bias=bias) for size in sizes]
+    inits = {name: p.init for name, p in cell.parameter_specs().items() if p.init is not None}
     # One draw for all: a generator for each shape would take longer to compile than the layer.
-    uniforms = [{n: shape for n, shape in layer.items() if n not in inits} for layer in layers]
-    counts = [math.prod(shape) for layer in uniforms for shape in layer.values()]
-    same_size = isinstance(hidden_size, int)
-    flat, place = _draw_flat(key, sum(counts), hidden_size if same_size else 1, dtype)
-    ends = list(itertools.accumulate(counts))
-    parts = (flat[end - count : end] for count, end in zip(counts, ends))
+    counts = [
+        math.prod(shape) for layer in shapes for name, shape in layer.items() if name not in inits
+    ]
+    same_size = len({size.H for size in sizes}) == 1
+    flat, place = _draw_flat(key, sum(counts), sizes[0].H if same_size else 1, dtype)
+    parts = (flat[end - n : end] for n, end in zip(counts, itertools.accumulate(counts)))
     keys = (jax.random.fold_in(key, index) for index in itertools.count())
-    weights = []
-    for layer, size in zip(layers, sizes):
-        named = {
-            name: _draw_by_init(inits[name], next(keys), shape, dtype)
-            if name in inits
-            else next(parts).reshape(shape)
-            for name, shape in layer.items()
-        }
-        if not same_size:
-            bound = np.asarray(size.H**-0.5, flat.dtype)
-            named = {n: a if n in inits else a * bound for n, a in named.items()}
-        weights.append(Weights.from_named(cell, cell.initialize(named)))
-    return place(tuple(weights))
+    layers = []
+    for layer, size in zip(shapes, sizes):
+        named = {}
+        for name, shape in layer.items():
+            if name in inits:
+                init, subkey = inits[name], next(keys)
+                drawn = (
+                    init(subkey, shape, dtype) if callable(init) else jnp.full(shape, init, dtype)
+                )
+            else:
+                part = next(parts).reshape(shape)
+                drawn = part if same_size else part * np.asarray(size.H**-0.5, flat.dtype)
+            named[name] = drawn
+        layers.append(cell.initialize(named))
+    return place(tuple(layers))
 
 
-_compiled_init = jax.jit(_init, static_argnums=range(1, 9))
+# The compiled function returns dicts in alphabetical order; `Weights.from_named` reorders them.
+_compiled_draw = jax.jit(_draw, static_argnums=range(1, 5))
 
 
 def _draw_by_cell(
     cell: Any, key: jax.Array, sizes: Sequence[Sizes], dtype: Any
-) -> tuple[Weights, ...]:
-    """Draw the weights by the cell's `draw`, all layers of one size at once."""
+) -> tuple[dict[str, Any], ...]:
+    """Draw the parameters by the cell's `draw`, all layers of one size at once."""
     keys = jax.random.split(key, len(sizes))
-    weights: list[Any] = [None] * len(sizes)
+    layers: list[Any] = [None] * len(sizes)
     for size in dict.fromkeys(sizes):
-        places = np.array([index for index, one in enumerate(sizes) if one == size])
-        draw = functools.partial(cell.draw, sizes=size, dtype=dtype)
-        drawn = jax.vmap(draw)(keys[places])
-        for i, place in enumerate(places):
-            named = {name: array[i] for name, array in drawn.items()}
-            weights[place] = Weights.from_named(cell, cell.initialize(named))
-    return tuple(weights)
-
-
-def _draw_by_init(init: Any, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    return init(key, shape, dtype) if callable(init) else jnp.full(shape, init, dtype)
+        indices = np.array([index for index, one in enumerate(sizes) if one == size])
+        drawn = jax.vmap(functools.partial(cell.draw, sizes=size, dtype=dtype))(keys[indices])
+        for i, index in enumerate(indices):
+            layers[index] = cell.initialize({name: array[i] for name, array in drawn.items()})
+    return tuple(layers)
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], fan: int, dtype: Any = jnp.float32) -> Any:
