@@ -64,38 +64,34 @@ def _check_declarations(cell: Any) -> None:
         if isinstance(cell, base) and getattr(type(cell), name) is getattr(base, name):
             raise TypeError(f"{type(cell).__name__} must define {signature}.")
 
-    def _require(valid: Any, attribute: str, expected: str) -> None:
+    states, gates, has_gates = cell.states, cell.gates, isinstance(cell, Cell)
+    specs = tuple(states.values()) if isinstance(states, Mapping) else ()
+    names = "a non-empty tuple of names"
+    for attribute, valid, expected in (
+        ("states", states and not isinstance(states, str), names),
+        ("states", all(isinstance(s, StateSpec) for s in specs), "a mapping of names to StateSpec"),
+        ("states", not isinstance(cell, LinearCell) or len(states) == 1, "one state"),
+        ("states", not (has_gates and specs), "names; only GeneralCell and LinearCell support StateSpec"),
+        ("gates", not has_gates or (gates and not isinstance(gates, str)), names),
+        ("gates", has_gates or not gates, "empty for a GeneralCell; subclass Cell for gates"),
+        ("split", not (has_gates and cell.split) or cell.recurrent, "False for a cell without W_hh"),
+        ("parameters", isinstance(cell.parameters, Mapping), "a mapping of names to shapes"),
+    ):
         if not valid:
             actual = getattr(cell, attribute)
             raise ValueError(f"`{attribute}` of {cell} must be {expected}, got {actual!r}.")
-
-    states, gates = cell.states, cell.gates
-    _require(states and not isinstance(states, str), "states", "a non-empty tuple of names")
-    if isinstance(states, Mapping):
-        specs = all(isinstance(spec, StateSpec) for spec in states.values())
-        _require(specs, "states", "names, or a mapping of names to StateSpec")
-    if isinstance(cell, LinearCell):
-        _require(len(states) == 1, "states", "one state")
-    if isinstance(cell, Cell):
-        _require(gates and not isinstance(gates, str), "gates", "a non-empty tuple of names")
-        real = not isinstance(states, Mapping)
-        _require(real, "states", "names; only GeneralCell and LinearCell support StateSpec")
-        _require(cell.recurrent or not cell.split, "split", "False for a cell without W_hh")
-    else:
-        _require(not gates, "gates", "empty for a GeneralCell; subclass Cell for gates")
-    _require(isinstance(cell.parameters, Mapping), "parameters", "a mapping of names to shapes")
     for name, shape in cell.parameters.items():
-        reason = None
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
-            reason = "must have a public identifier as its name."
-        elif name in RESERVED_NAMES:
-            reason = f"must not have the name of a module's attribute. Use {name + '_1'!r} or so."
-        elif isinstance(cell, Cell) and name in WEIGHT_NAMES:
-            reason = "must not have the name of a weight that every Cell has. Rename it."
-        elif not isinstance(shape, (Parameter, tuple, list)):
-            reason = f'must be a shape such as ("H",) or a Parameter, got {shape!r}.'
-        if reason:
-            raise ValueError(f"Parameter {name!r} of {cell} {reason}")
+        public = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+        of_cell = has_gates and name in WEIGHT_NAMES
+        is_shape = isinstance(shape, (Parameter, tuple, list))
+        for valid, expected in (
+            (public, "have a public identifier as its name"),
+            (name not in RESERVED_NAMES, "not have the name of a module's attribute; rename it"),
+            (not of_cell, "not have the name of a weight that every Cell has; rename it"),
+            (is_shape, f'be a shape such as ("H",) or a Parameter, got {shape!r}'),
+        ):
+            if not valid:
+                raise ValueError(f"Parameter {name!r} of {cell} must {expected}.")
 
 
 @functools.lru_cache(maxsize=256)

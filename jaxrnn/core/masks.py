@@ -62,8 +62,7 @@ def select_nonempty(valid: jax.Array | None, x: jax.Array, other: Any) -> jax.Ar
 
     Example:
         >>> import jax.numpy as jnp
-        >>> valid = jnp.array([[True, False]])
-        >>> select_nonempty(valid, jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist()
+        >>> select_nonempty(jnp.array([[True, False]]), jnp.ones((2, 1)), 0).tolist()
         [[1.0], [0.0]]
     """
     if valid is None:
@@ -81,9 +80,8 @@ def check_lengths(lengths: Any, steps: int, batch: int | None) -> jax.Array:
 
     Raises:
         TypeError: if the lengths are not integers.
-        ShapeError: a ValueError and a RuntimeError, if they have the wrong shape.
-        ValueError: if a length is below 0 or above T. Traced lengths are not checked: those below 0
-            count as 0, those above T as T.
+        ShapeError: if they have the wrong shape.
+        ValueError: if one is below 0 or above T; a traced one then counts as 0 or T instead.
     """
     known = not isinstance(lengths, Tracer)
     if known:
@@ -96,8 +94,8 @@ def check_lengths(lengths: Any, steps: int, batch: int | None) -> jax.Array:
         raise ShapeError(
             f"`lengths` must be {expected}, of shape {shape}, got {tuple(lengths.shape)}"
         )
-    if known and ((lengths < 0) | (lengths > steps)).any():
-        wrong = lengths[(lengths < 0) | (lengths > steps)].ravel()
+    wrong = lengths[(lengths < 0) | (lengths > steps)] if known else ()
+    if len(wrong):
         raise ValueError(
             f"`lengths` must be between 0 and {steps}, the number of steps of the input, "
             f"got {', '.join(map(str, wrong[:5]))}{', ...' if len(wrong) > 5 else ''}"
@@ -110,7 +108,7 @@ def check_resets(resets: Any, shape: tuple[int, ...]) -> jax.Array:
 
     Raises:
         TypeError: if the resets are not boolean.
-        ShapeError: a ValueError and a RuntimeError, if they have the wrong shape.
+        ShapeError: if they have the wrong shape.
     """
     resets = jnp.asarray(resets)
     if resets.dtype != bool:

@@ -10,10 +10,9 @@ r"""Skip connections around a layer: residual and highway.
 f is the layer with all its directions, x its input before dropout, which acts on f alone. A layer
 has a skip connection if x has as many features as f(x), F*R. The state is unaffected.
 
-Source: K. He et al., CVPR 2016 (arXiv:1512.03385), in recurrent stacks Y. Wu et al.,
-arXiv:1609.08144; R. Srivastava, K. Greff, J. Schmidhuber, Highway networks, arXiv:1505.00387, in
-recurrent stacks Y. Zhang et al., ICASSP 2016 (arXiv:1510.08983), which gate the cells instead of
-the outputs.
+Source: K. He et al., arXiv:1512.03385, in recurrent stacks Y. Wu et al., arXiv:1609.08144; highway:
+R. Srivastava et al., arXiv:1505.00387, in recurrent stacks Y. Zhang et al., arXiv:1510.08983, which
+gate the cells instead of the outputs.
 """
 
 from __future__ import annotations
@@ -46,14 +45,8 @@ def layers_with_skip(
 ) -> tuple[bool, ...]:
     """Return for each layer whether it has a skip connection.
 
-    Args:
-        skip: one of `KINDS`, or None.
-        cell: the cell of all layers.
-        sizes: the sizes of each layer.
-        directions: F.
-
     Raises:
-        ValueError: if the kind is unknown, or no layer can have one.
+        ValueError: if `skip` is neither None nor one of `KINDS`, or no layer can have one.
 
     Example:
         >>> from jaxrnn.cells import GRU, Sizes

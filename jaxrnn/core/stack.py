@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxrnn.backends import select
 from jaxrnn.backends.base import UnrollOptions
-from jaxrnn.backends.step import StepMasks, zero_padding
+from jaxrnn.backends.step import zero_padding
 from jaxrnn.cells import BaseCell, check
 from jaxrnn.cells.weights import Weights
 from jaxrnn.core import state as states
@@ -84,8 +84,7 @@ def run(
         weights: F*L weights, layer-major, direction-minor.
         x: the input, with the axes of `options.layout`.
         state: the initial state, h (F*L, N, R) first, each other one (F*L, N, H), without N if the
-            input is unbatched; if sizes differ by layer, as `jaxrnn.core.state` describes; None
-            for zeros.
+            input is unbatched; see `jaxrnn.core.state`; None for zeros.
         key: the PRNG key of dropout and regularisation, if any is random.
         lengths: integers (N,), or () unbatched. Steps at and past a length are padding, whose
             content reaches neither values nor gradients. The output there is zero, the final state
@@ -138,18 +137,27 @@ def run(
             x = options.regularization.drop_input(key, first, x)
         outputs = []
         for index in range(first, first + options.directions):
-            output, layer_states = _run_direction(
-                options,
-                weights[index],
-                x,
-                None if state is None else states.state_of(state, index, options.directions),
-                masks[index - first],
-                key,
-                index,
-                choices[index],
+            layer_weights, step_masks = weights[index], masks[index - first]
+            if options.regularization is not None:
+                layer_weights, step_masks = options.regularization.mask_loop(
+                    options.cell, key, index, layer_weights, x, step_masks
+                )
+            unroll_options = UnrollOptions(
+                options.cell,
+                reverse=index > first,
+                remat=options.remat,
+                return_all_states=options.return_all_states,
+                backend=choices[index].backend,
+                platform=choices[index].platform,
+            )
+            before = state and states.state_of(state, index, options.directions)
+            output, all_states, final = unroll_with(
+                unroll_options, layer_weights, x, before, step_masks
             )
             outputs.append(output)
-            after.append(layer_states)
+            if all_states is not None:
+                final = tuple(zero_padding(valid, a) for a in all_states)
+            after.append(final)
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
         if options.skip is not None and layer_input.shape == x.shape:
             gate = None if gates is None else gates[first // options.directions]
@@ -166,31 +174,3 @@ def run(
     elif options.layout == "TD":
         x, final = x[:, 0], jax.tree.map(lambda s: jnp.squeeze(s, -2), final)
     return x, final
-
-
-def _run_direction(
-    options: StackOptions,
-    weights: Weights,
-    x: jax.Array,
-    state: tuple[jax.Array, ...] | None,
-    masks: StepMasks,
-    key: jax.Array | None,
-    index: int,
-    choice: select.Choice,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Return the output of one layer and direction, and its final or all states."""
-    cell, valid = options.cell, masks.valid_mask
-    if options.regularization is not None:
-        weights, masks = options.regularization.mask_loop(cell, key, index, weights, x, masks)
-    unroll_options = UnrollOptions(
-        cell,
-        reverse=index % options.directions == 1,
-        remat=options.remat,
-        return_all_states=options.return_all_states,
-        backend=choice.backend,
-        platform=choice.platform,
-    )
-    output, all_states, final = unroll_with(unroll_options, weights, x, state, masks)
-    if all_states is not None:
-        return output, tuple(zero_padding(valid, s) for s in all_states)
-    return output, final

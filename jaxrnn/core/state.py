@@ -64,9 +64,8 @@ def layer_sizes(
         >>> layer_sizes(cells.GRU(), 3, (4, 5), directions=2)
         (Sizes(D=3, H=4, R=4), Sizes(D=8, H=5, R=5))
     """
-    uniform = isinstance(hidden_size, int)
     sizes = []
-    for hidden in (hidden_size,) * num_layers if uniform else hidden_size:
+    for hidden in (hidden_size,) * num_layers if isinstance(hidden_size, int) else hidden_size:
         sizes.append(Sizes(input_size, hidden, proj_size or hidden))
         input_size = directions * cell.output_features(sizes[-1])
     return tuple(sizes)
@@ -130,29 +129,20 @@ def check_states_by_layer(
 ) -> tuple[Any, ...]:
     """Check the states of a call in which each is a tuple of one array a layer.
 
-    Args:
-        hx: the argument.
-        names: the names of the states.
-        expected: the shapes of a state's parts, for each state, with N.
-        batched: True if the input has a batch axis.
+    `expected` has the shapes of `state_shapes` with a batch axis, whether the input is `batched` or
+    not.
 
     Raises:
-        ShapeError, TypeError: naming what is expected and the actual value.
+        ShapeError, TypeError: naming the expected and the actual value.
     """
     states = (hx,) if len(names) == 1 else hx
     count = len(expected[0])
     form = f"a tuple of {count} arrays, one for each layer"
-    if not isinstance(states, (tuple, list)) or len(states) != len(names):
-        got = len(states) if isinstance(states, (tuple, list)) else type(states).__name__
-        raise StateCountError(
-            f"`hx` must be {len(names)} states ({', '.join(names)}), each {form}, got {got}"
-        )
+    several = f"`hx` must be {len(names)} states ({', '.join(names)}), each {form}"
+    _check_tuple(states, len(names), several, StateCountError)
     checked = []
     for name, parts, shapes in zip(names, states, expected):
-        if not isinstance(parts, (tuple, list)):
-            raise StateTypeError(f"`{name}` must be {form}, got {type(parts).__name__}")
-        if len(parts) != count:
-            raise StateCountError(f"`{name}` must be {form}, got {len(parts)}")
+        _check_tuple(parts, count, f"`{name}` must be {form}", StateTypeError)
         arrays = tuple(map(jnp.asarray, parts))
         for layer, (array, shape) in enumerate(zip(arrays, shapes)):
             shape = shape if batched else (shape[0], shape[2])
@@ -162,3 +152,10 @@ def check_states_by_layer(
                 )
         checked.append(arrays)
     return tuple(checked)
+
+
+def _check_tuple(value: Any, length: int, message: str, error: type[Exception]) -> None:
+    if not isinstance(value, (tuple, list)):
+        raise error(f"{message}, got {type(value).__name__}")
+    if len(value) != length:
+        raise StateCountError(f"{message}, got {len(value)}")

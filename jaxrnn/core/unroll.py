@@ -66,15 +66,10 @@ def unroll(
         weights: its parameters, all of one floating dtype, which is also the output's.
         x: the input (T, N, D), T at least 1.
         state: the initial state, h (N, R) first, each other one (N, H); None for zeros.
-        reverse: if True, read the sequence from its last step to its first.
         masks: masks for resets, padding and zoneout, see `StepMasks`. Padding of x, NaN included,
             reaches neither values nor gradients.
-        remat: if True, save memory for the backward pass by recomputation, see `UnrollOptions`.
-        block_length: steps in a block; chosen from the shapes by default.
-        return_all_states: if True, return every state at each step.
-        backend: the backend, see `jaxrnn.backends.select`.
-        platform: the platform to choose the backend for. Defaults to the current one.
-        residual_bytes: the largest size of residuals to save, see `UnrollOptions`.
+        reverse, remat, block_length, return_all_states, residual_bytes: see `UnrollOptions`.
+        backend, platform: see `jaxrnn.backends.select`; the platform defaults to the current one.
 
     Returns:
         The hidden state at each step (T, N, R) and the final state. With `return_all_states`, the
@@ -83,8 +78,7 @@ def unroll(
 
     Raises:
         TypeError: if `cell` is not a cell.
-        ValueError: if the shapes of `weights` are not those of the cell; if the requested backend
-            is unsupported.
+        ValueError: if the weights have other shapes, or the cell does not support the backend.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -11,16 +11,14 @@ define its own. For other elementwise cells the rule follows from the graph of t
 The states before and after each step are stored in any case, so they are free residuals. Storing
 any other intermediate costs a memory write and a read; recomputing it costs its arithmetic, and
 tanh or exp cost nearly as much as the memory traffic. The cheapest set of residuals from which all
-coefficients :math:`c_k` follow is a minimum cut between the arguments of the step and the
-coefficients, as in AOTAutograd. An LSTM stores its four activated gates; a GRU its three gates and
-the operand of its reset gate, instead of six pre-activations.
-
-References:
-    L. R. Ford, D. R. Fulkerson, Maximal flow through a network, 1956.
+coefficients :math:`c_k` follow is a minimum cut (L. R. Ford, D. R. Fulkerson, 1956) between the
+arguments of the step and the coefficients, as in AOTAutograd. An LSTM stores its four activated
+gates; a GRU its three gates and the operand of its reset gate, instead of six pre-activations.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -66,11 +64,9 @@ def derivative_rule(cell: Cell) -> DerivativeRule:
     rule: Any = cell
     names = DerivativeRule._fields
     if all(getattr(type(cell), name) is getattr(Cell, name) for name in names):
-        try:
+        with contextlib.suppress(NotElementwise):
             _partition(cell, jnp.dtype("float32"))
             rule = _GraphRule(cell)
-        except NotElementwise:
-            pass
     return DerivativeRule(rule.save, rule.linearize, rule.tangent)
 
 
@@ -178,8 +174,9 @@ class _Partition(NamedTuple):
 def _partition(cell: Cell, dtype: Any) -> _Partition:
     z, old, params = argument_shapes(cell, dtype)
     inputs: dict[str, Any] = dict(z=z, old=old, params=params)
-    forward = trace(lambda z, old, params: cell.step(z, old, *params), inputs)
-    if has_custom_derivative(lambda z, old, params: cell.step(z, old, *params), z, old, params):
+    step = lambda z, old, params: cell.step(z, old, *params)  # noqa: E731
+    forward = trace(step, inputs)
+    if has_custom_derivative(step, *inputs.values()):
         # Second derivatives would differentiate the graph and miss the custom rule.
         raise NotElementwise("its step has a custom derivative")
 

@@ -162,16 +162,15 @@ def _node(operation: str, inputs: tuple[Node, ...] = (), value: Any = None, unit
 
 def _interpret(jaxpr: Any, consts: Any, inputs: Any) -> list[np.ndarray]:
     """Interpret a jaxpr on arrays of nodes."""
-    known: dict[Any, np.ndarray] = {}
+    known: dict[Any, np.ndarray] = dict(zip(jaxpr.constvars, map(_constants, consts)))
+    known |= zip(jaxpr.invars, inputs)
 
     def _read(atom: Any) -> np.ndarray:
         return _constants(atom.val) if hasattr(atom, "val") else known[atom]
 
-    known.update(zip(jaxpr.constvars, map(_constants, consts)))
-    known.update(zip(jaxpr.invars, inputs))
     for eqn in jaxpr.eqns:
         outputs = _interpret_equation(eqn, [_read(v) for v in eqn.invars])
-        known.update(zip(eqn.outvars, outputs))
+        known |= zip(eqn.outvars, outputs)
     return [_read(v) for v in jaxpr.outvars]
 
 
@@ -208,14 +207,8 @@ def _interpret_equation(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     if any(a.dtype != object for a in inputs) or not all(map(_is_real, dtypes)):
         others = [dtype.name for dtype in dtypes if not _is_real(dtype)] or [dtypes[0].name]
         raise NotElementwise(f"{name} of {others[0]} has no vector form")
-    if name == "integer_pow":
-        return [_power(inputs[0], p["y"])]
-    if name == "one_minus_square":  # in the derivative of tanh since jax 0.12
-        return [_map("sub", _constants(1.0), _map("mul", inputs[0], inputs[0]))]
-    if name == "clamp":
-        return [_map("min", _map("max", inputs[1], inputs[0]), inputs[2])]
-    if name == "select_n":
-        return [_map("select", inputs[0], inputs[2], inputs[1])]
+    if name in _COMPOSITE_OPERATIONS:
+        return [_COMPOSITE_OPERATIONS[name](p, *inputs)]
     return [_map(name, *inputs)]
 
 
@@ -276,6 +269,15 @@ def _power(a: np.ndarray, y: int) -> np.ndarray:
     for _ in range(y - 1):
         result = _map("mul", result, a)
     return result
+
+
+_COMPOSITE_OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "integer_pow": lambda p, a: _power(a, p["y"]),
+    # In the derivative of tanh since JAX 0.12.
+    "one_minus_square": lambda p, a: _map("sub", _constants(1.0), _map("mul", a, a)),
+    "clamp": lambda p, low, a, high: _map("min", _map("max", a, low), high),
+    "select_n": lambda p, condition, a, b: _map("select", condition, b, a),
+}
 
 
 def _broadcast(p: Any, a: np.ndarray) -> np.ndarray:
