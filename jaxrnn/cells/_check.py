@@ -67,14 +67,15 @@ def _check_declarations(cell: Any) -> None:
     states, gates, has_gates = cell.states, cell.gates, isinstance(cell, Cell)
     specs = tuple(states.values()) if isinstance(states, Mapping) else ()
     names = "a non-empty tuple of names"
+    real = "names; only GeneralCell and LinearCell support StateSpec"
     for attribute, valid, expected in (
         ("states", states and not isinstance(states, str), names),
         ("states", all(isinstance(s, StateSpec) for s in specs), "a mapping of names to StateSpec"),
         ("states", not isinstance(cell, LinearCell) or len(states) == 1, "one state"),
-        ("states", not (has_gates and specs), "names; only GeneralCell and LinearCell support StateSpec"),
+        ("states", not (has_gates and specs), real),
         ("gates", not has_gates or (gates and not isinstance(gates, str)), names),
         ("gates", has_gates or not gates, "empty for a GeneralCell; subclass Cell for gates"),
-        ("split", not (has_gates and cell.split) or cell.recurrent, "False for a cell without W_hh"),
+        ("split", not (has_gates and cell.split and not cell.recurrent), "False without W_hh"),
         ("parameters", isinstance(cell.parameters, Mapping), "a mapping of names to shapes"),
     ):
         if not valid:
