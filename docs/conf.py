@@ -1,7 +1,7 @@
-"""How the documentation is built: ``python -m sphinx -W --keep-going docs OUT``.
+"""Sphinx configuration: ``python -m sphinx -W --keep-going docs OUT``.
 
-Pages are Markdown, the reference is the docstrings as they stand: Google's sections, reST inside,
-tables as Markdown has them, names in single backticks. Nothing is fetched from anywhere.
+Pages are Markdown. The API reference is generated from the docstrings: Google sections, reST
+inside, Markdown tables, names in single backticks. The build needs no network.
 """
 
 import importlib
@@ -21,7 +21,13 @@ project = "jaxrnn"
 copyright = "the authors of jaxrnn"
 release = version = jaxrnn.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "myst_parser",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_static_path = ["_static"]
@@ -31,7 +37,7 @@ html_show_sphinx = False
 html_copy_source = False
 pygments_style = "friendly"
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 default_role = "py:obj"
@@ -48,89 +54,115 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# What is no part of the public face: what stands behind it, and programs. A module that is neither
-# here nor on a page of the reference is a warning, and so is each of its public names.
+# Internal modules and packages; a package exports their public names, if any. Every public name of
+# the other modules must be on a page.
 INSIDE = {
-    "__main__", "blocks", "calls", "checks", "cli", "described", "devices", "experiments", "files",
-    "fused", "fused_loops", "initial_weights", "instead", "kernels", "layers", "loops", "native",
-    "operands", "operations", "parallel", "parameters", "plan", "products", "ragged",
-    "single", "states", "step", "torch_checks", "weight_arrays",
-}  # fmt: skip
+    "jaxrnn.__main__",
+    "jaxrnn.backends.base",
+    "jaxrnn.backends.cpu",
+    "jaxrnn.backends.elementwise",
+    "jaxrnn.backends.hopper",
+    "jaxrnn.backends.operations",
+    "jaxrnn.backends.primitives",
+    "jaxrnn.backends.scan",
+    "jaxrnn.backends.sharding",
+    "jaxrnn.backends.step",
+    "jaxrnn.backends.tpu",
+    "jaxrnn.cells.base",
+    "jaxrnn.cells.weights",
+    "jaxrnn.cli",
+    "jaxrnn.core.masks",
+    "jaxrnn.core.params",
+    "jaxrnn.core.state",
+    "jaxrnn.data.csv",
+    "jaxrnn.examples",
+    "jaxrnn.forecasting.command",
+    "jaxrnn.forecasting.forecaster",
+    "jaxrnn.generation.sampling",
+    "jaxrnn.text.command",
+}
 
 KINDS = ("class", "exception", "function")
-ASIDE = {}
-LINKED = {"fit", "sweep", "generate"}  # words that are links as code all the same
+PROPERTY_DOCS = {}
+LINKED = {"fit", "sweep", "generate"}  # plain words that are links when written as code
+
+
+def public_modules(package):
+    """Yield the names of the public modules of a package, nested ones included."""
+    yield package.__name__
+    for info in pkgutil.iter_modules(getattr(package, "__path__", ()), f"{package.__name__}."):
+        if info.name not in INSIDE and not info.name.rsplit(".", 1)[1].startswith("_"):
+            yield from public_modules(importlib.import_module(info.name))
 
 
 def public_names():
-    """The full name of all that a user may call, each once, by the module that offers it."""
-    yield from (f"jaxrnn.{name}" for name in jaxrnn.__all__)
-    for info in pkgutil.iter_modules(jaxrnn.__path__):
-        if info.name in INSIDE or info.name.startswith("_"):
-            continue
-        module = importlib.import_module(f"jaxrnn.{info.name}")
-        own = [
-            name
-            for name, value in vars(module).items()
-            if not name.startswith("_")
-            and (inspect.isclass(value) or inspect.isfunction(value))
-            and value.__module__ == module.__name__
-        ]
-        yield from (f"{module.__name__}.{name}" for name in getattr(module, "__all__", own))
+    """Yield the qualified name and the object of every public class and function."""
+    for module_name in public_modules(jaxrnn):
+        module = importlib.import_module(module_name)
+        local = [n for n, value in vars(module).items() if value_module(value) == module_name]
+        for name in getattr(module, "__all__", [n for n in local if not n.startswith("_")]):
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield f"{module_name}.{name}", value
+
+
+def value_module(value):
+    """Return the name of the module that defines a class or function, else None."""
+    return value.__module__ if inspect.isclass(value) or inspect.isfunction(value) else None
 
 
 def check_complete(app, env):
-    """Warn of each public name that is on no page."""
+    """Warn of each public name that is on no page, under any of its import paths."""
+    paths = {}
+    for path, value in public_names():
+        paths.setdefault(value, set()).add(path)
     known = env.get_domain("py").objects
-    last = {name.rsplit(".", 1)[1] for name in known}
-    for name in public_names():
-        again = name.count(".") == 1 and name.rsplit(".", 1)[1] in last  # offered a second time
-        if name not in known and not again and f"jaxrnn.{name.rsplit('.', 1)[1]}" not in known:
-            logging.getLogger(__name__).warning("%s is on no page of docs/api", name)
+    for value, names in paths.items():
+        if not (names | {f"{value.__module__}.{value.__qualname__}"}) & set(known):
+            logging.getLogger(__name__).warning("%s is on no page of docs/api", min(names))
 
 
-def place_of(env, target):
-    """Where a class or function is described: by its full name, or by one that only it has."""
+def find_entry(env, target):
+    """Return the entry of a class or function, by its qualified or its unambiguous name."""
     known = env.get_domain("py").objects
     if target in known:
         return target, known[target]
     last = target.rsplit(".", 1)[-1]
     if target != last and not target.startswith("jaxrnn."):
         return None
-    found = [
+    matches = [
         name
         for name, entry in known.items()
         if entry.objtype in KINDS and not entry.aliased and name.endswith(f".{last}")
     ]
-    ours = [name for name in found if name.count(".") == 1]  # offered by the package itself
-    found = ours or found
-    return (found[0], known[found[0]]) if len(found) == 1 else None
+    matches = [name for name in matches if name.count(".") == 1] or matches  # prefer the top level
+    return (matches[0], known[matches[0]]) if len(matches) == 1 else None
 
 
 def link(app, docname, target, content):
-    """A reference to what has this name, or nothing."""
-    place = place_of(app.env, target)
-    if place is None:
+    """Return a reference to the object of this name, or None."""
+    match = find_entry(app.env, target)
+    if match is None:
         return None
-    name, entry = place
+    name, entry = match
     return make_refnode(app.builder, docname, entry.docname, entry.node_id, content, name)
 
 
 def resolve(app, env, node, contnode):
-    """Find what a docstring names without its module."""
+    """Resolve a name that a docstring writes without its module."""
     if node.get("refdomain") == "py" and node.get("reftype") == "obj":
         return link(app, node["refdoc"], node["reftarget"], contnode)
     return None
 
 
 def link_code(app, doctree, docname):
-    """Make links of the names that stand as code in the text."""
+    """Turn names written as code into links."""
     for node in list(doctree.findall(nodes.literal)):
         text = node.astext()
         name = re.sub(r"\(.*\)$", "", text)
-        telling = name in LINKED or re.search(r"[A-Z_.]", name)
+        linkable = name in LINKED or re.search(r"[A-Z_.]", name)
         if (
-            not telling
+            not linkable
             or not re.fullmatch(r"[\w.]+", name)
             or isinstance(node.parent, nodes.reference)
         ):
@@ -141,60 +173,61 @@ def link_code(app, doctree, docname):
 
 
 def close_fences(app, docname, source):
-    """Take away the empty line that ends an example for doctest, before its fence."""
+    """Remove the blank line that ends a doctest before its closing fence."""
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
 
 
 def tables(app, what, name, obj, options, lines):
-    """Turn the tables of a docstring, written as in Markdown, into those of reST."""
-    text, done = list(lines), []
-    while text:
-        if len(text) > 1 and text[0].startswith("|") and set(text[1]) <= set("|-: "):
+    """Convert the Markdown tables of a docstring to reST."""
+    remaining, converted = list(lines), []
+    while remaining:
+        if len(remaining) > 1 and remaining[0].startswith("|") and set(remaining[1]) <= set("|-: "):
             rows = []
-            while text and text[0].startswith("|"):
-                rows.append([cell.strip() for cell in text.pop(0).strip("|").split(" |")])
-            done += [".. list-table::", "   :header-rows: 1", ""]
+            while remaining and remaining[0].startswith("|"):
+                rows.append([cell.strip() for cell in remaining.pop(0).strip("|").split(" |")])
+            converted += [".. list-table::", "   :header-rows: 1", ""]
             for first, *others in rows[:1] + rows[2:]:
-                done += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
-            done.append("")
+                converted += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
+            converted.append("")
         else:
-            done.append(text.pop(0))
-    lines[:] = done
+            converted.append(remaining.pop(0))
+    lines[:] = converted
 
 
 def choose_members(app, what, name, obj, skipped, options):
-    """Calls are described; fields of named tuples are, by the docstring of their class."""
+    """Include `__call__`; skip fields of named tuples, which the class documents."""
     if name == "__call__" and getattr(obj, "__doc__", None):
         return False
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def constructor(app, what, name, obj, options, signature, returns):
-    """The arguments of a module's own constructor; Flax's metaclass hides them."""
+    """Return the signature of a module's `__init__`, which Flax's metaclass hides."""
     if what != "class" or not issubclass(obj, nnx.Module):
         return None
-    whole = sphinx_inspect.signature(obj.__init__)
-    own = whole.replace(parameters=list(whole.parameters.values())[1:])
-    own = own.replace(return_annotation=inspect.Signature.empty)
-    return sphinx_inspect.stringify_signature(own, unqualified_typehints=True), returns
+    full = sphinx_inspect.signature(obj.__init__)
+    public = full.replace(
+        parameters=list(full.parameters.values())[1:], return_annotation=inspect.Signature.empty
+    )
+    return sphinx_inspect.stringify_signature(public, unqualified_typehints=True), returns
 
 
-def set_aside(app, what, name, obj, options, lines):
-    """Keep a property's text from Napoleon, which takes what is before a colon for its type."""
+def save_property(app, what, name, obj, options, lines):
+    """Save a property's docstring from Napoleon, which reads text before a colon as a type."""
     if what in ("property", "attribute"):
-        ASIDE[name] = list(lines)
+        PROPERTY_DOCS[name] = list(lines)
 
 
-def put_back(app, what, name, obj, options, lines):
-    """Put in again what was set aside."""
-    if name in ASIDE:
-        lines[:] = ASIDE.pop(name)
+def restore_property(app, what, name, obj, options, lines):
+    """Restore the docstring that `save_property` saved."""
+    if name in PROPERTY_DOCS:
+        lines[:] = PROPERTY_DOCS.pop(name)
 
 
 def setup(app):
-    """Hang in what stands above."""
-    app.connect("autodoc-process-docstring", set_aside, priority=400)  # Napoleon's is 500
-    app.connect("autodoc-process-docstring", put_back, priority=600)
+    """Connect the handlers."""
+    app.connect("autodoc-process-docstring", save_property, priority=400)  # Napoleon's is 500
+    app.connect("autodoc-process-docstring", restore_property, priority=600)
     app.connect("autodoc-process-docstring", tables)
     app.connect("autodoc-process-signature", constructor)
     app.connect("autodoc-skip-member", choose_members)

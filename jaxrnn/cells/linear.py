@@ -109,7 +109,7 @@ class LRU(LinearCell):
 
     - ``nu_log``, ``theta_log`` (H,): lambda is uniform on the ring from `r_min` to `r_max`, with
       a phase uniform in (0, `max_phase`);
-    - ``gamma_log`` (H,): initially sqrt(1 - |lambda|^2), which normalises the state;
+    - ``gamma_log`` (H,): initially :math:`\sqrt{1 - |\lambda|^2}`, which normalises the state;
     - ``B_re``, ``B_im`` (H, D): normal, variance 1/(2*D); ``C_re``, ``C_im`` (D, H): normal,
       variance 1/H; ``D`` (D,): normal.
 
