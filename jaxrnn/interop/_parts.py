@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +60,13 @@ class Direction(NamedTuple):
         """H."""
         return self.weight_hh.shape[-1]
 
+    @property
+    def biases(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both biases (G*H,), zeros without biases."""
+        zeros = np.zeros(self.weight_ih.shape[0], self.weight_ih.dtype)
+        bias_ih, bias_hh = (zeros if b is None else b for b in (self.bias_ih, self.bias_hh))
+        return bias_ih, bias_hh
+
     def __str__(self) -> str:
         nonlinearity = f", {self.nonlinearity}" if self.kind == "RNN" else ""
         sizes = f"{self.weight_ih.shape[-1]}, {self.hidden_size}"
@@ -76,6 +83,23 @@ def warn_dropped(dropped: Iterable[str], function: str, *, stacklevel: int = 3) 
     """Warn of options, such as dropout, that `function` does not convert."""
     if listed := ", ".join(dropped):
         warnings.warn(f"{function} does not convert {listed}", stacklevel=stacklevel)
+
+
+def function_name(function: Any) -> str:
+    """Return the name of an activation function."""
+    return getattr(function, "__name__", repr(function))
+
+
+def wrong_functions(
+    name: str, cell: Any, kind: str, options: Sequence[str], functions: Mapping[str, Sequence[Any]]
+) -> list[str]:
+    """Return the problems of the activation function, and of that of the gates, of a cell."""
+    supported = [("tanh", "relu")] if kind == "RNN" else [("tanh",), ("sigmoid",)]
+    return [
+        f"{name}: {option} must be {' or '.join(names)}, got {function_name(getattr(cell, option))}"
+        for option, names in zip(options, supported)
+        if not any(getattr(cell, option) in functions[key] for key in names)
+    ]
 
 
 def import_extra(name: str, extra: str) -> Any:
@@ -96,13 +120,6 @@ def reorder_gates(array: np.ndarray, source: str, target: str) -> np.ndarray:
     """Reorder the gates of an array (G*H, ...), one letter each."""
     gates = dict(zip(source, np.split(array, len(source)), strict=True))
     return np.concatenate([gates[letter] for letter in target])
-
-
-def summed_bias(direction: Direction) -> np.ndarray:
-    """Return the sum of both biases (G*H,), zeros without biases."""
-    if direction.bias_ih is None or direction.bias_hh is None:
-        return np.zeros(direction.weight_ih.shape[0], direction.weight_ih.dtype)
-    return direction.bias_ih + direction.bias_hh
 
 
 def split_layer(
@@ -191,9 +208,7 @@ def build_layer(layers: Sequence[Sequence[Direction]], *, batch_first: bool, fun
         for direction, suffix in zip(layer, ("", "_reverse")):
             named = {"weight_ih": direction.weight_ih, "weight_hh": direction.weight_hh}
             if bias:  # a stack may mix layers with and without biases
-                zeros = np.zeros(direction.weight_ih.shape[0], dtype)
-                named["bias_ih"] = zeros if direction.bias_ih is None else direction.bias_ih
-                named["bias_hh"] = zeros if direction.bias_hh is None else direction.bias_hh
+                named["bias_ih"], named["bias_hh"] = direction.biases
             if direction.peepholes is not None:
                 named |= zip(PEEPHOLES, np.split(direction.peepholes, len(PEEPHOLES)))
             for name, array in named.items():

@@ -12,12 +12,12 @@ import numpy as np
 from flax import linen, nnx
 
 from jaxrnn.interop._parts import (
-    GATES,
     Direction,
     build_layer,
+    function_name,
     raise_problems,
     split_layer,
-    summed_bias,
+    wrong_functions,
 )
 
 __all__ = ["from_linen", "from_nnx", "to_linen", "to_nnx"]
@@ -29,10 +29,14 @@ _FUNCTIONS = {
     "relu": (jax.nn.relu,),
 }
 
-# Names of the dense layers of a linen cell, one for each gate in PyTorch's order.
-_INPUT_DENSE = {"RNN": ["i"], "LSTM": ["ii", "if", "ig", "io"], "GRU": ["ir", "iz", "in"]}
-_STATE_DENSE = {"RNN": ["h"], "LSTM": ["hi", "hf", "hg", "ho"], "GRU": ["hr", "hz", "hn"]}
-_BIASED_DENSE = {"RNN": ["i"], "LSTM": _STATE_DENSE["LSTM"], "GRU": [*_INPUT_DENSE["GRU"], "hn"]}
+
+# Names of the dense layers of a cell, one for each gate in PyTorch's order or one for all gates.
+_SEPARATE = {
+    "RNN": (["i"], ["h"]),
+    "LSTM": (["ii", "if", "ig", "io"], ["hi", "hf", "hg", "ho"]),
+    "GRU": (["ir", "iz", "in"], ["hr", "hz", "hn"]),
+}
+_FUSED = ["dense_i"], ["dense_h"]
 
 
 def from_nnx(modules: Any) -> Any:
@@ -104,12 +108,9 @@ def to_nnx(layer: Any) -> nnx.Sequential:
     stack = split_layer(layer, "to_nnx")
     problems = []
     for direction in (direction for directions in stack for direction in directions):
-        if direction.kind == "GRU" and direction.bias_hh is not None:
-            b_hn = direction.bias_hh[2 * direction.hidden_size :]
-            if b_hn.any():
-                problems.append(
-                    f"{direction.name}: b_hn must be 0, got up to {abs(b_hn).max():.3g}"
-                )
+        b_hn = direction.biases[1][2 * direction.hidden_size :]
+        if direction.kind == "GRU" and b_hn.any():
+            problems.append(f"{direction.name}: b_hn must be 0, got up to {abs(b_hn).max():.3g}")
     raise_problems(
         "to_nnx does not support a bias inside the reset product. Use to_linen:", problems
     )
@@ -120,10 +121,9 @@ def to_nnx(layer: Any) -> nnx.Sequential:
         cells = []
         for direction in directions:
             cell = _create_cell(direction, layer, nnx, direction.weight_ih.shape[1], **options)
-            cell.dense_i.kernel[...] = jnp.array(direction.weight_ih.T)
-            cell.dense_h.kernel[...] = jnp.array(direction.weight_hh.T)
-            biased = cell.dense_h if direction.kind == "LSTM" else cell.dense_i
-            biased.bias[...] = jnp.array(summed_bias(direction))
+            for name, dense in _write(direction, *_FUSED).items():
+                for parameter, value in dense.items():
+                    getattr(getattr(cell, name), parameter)[...] = value
             cells.append(cell)
         stacked.append(_wrap(cells, layer, nnx))
     return nnx.Sequential(*stacked)
@@ -210,20 +210,13 @@ def to_linen(layer: Any) -> tuple[linen.Sequential, dict[str, Any]]:
     for number, directions in enumerate(split_layer(layer, "to_linen")):
         cells = [_create_cell(direction, layer, linen) for direction in directions]
         modules.append(_wrap(cells, layer, linen))
-        trees = [{"cell": _linen_params(direction)} for direction in directions]
+        trees = [{"cell": _write(d, *_SEPARATE[d.kind])} for d in directions]
         both = dict(zip(("forward_rnn", "backward_rnn"), trees))
         params[f"layers_{number}"] = both if len(trees) == 2 else trees[0]
     return linen.Sequential(tuple(modules)), params
 
 
 # `flax` is ``flax.linen`` or ``flax.nnx``, whose modules have the same names.
-
-
-def _function_name(function: Any) -> str:
-    for name, functions in _FUNCTIONS.items():
-        if function in functions:
-            return name
-    return getattr(function, "__name__", repr(function))
 
 
 def _kind(cell: Any, flax: Any) -> str | None:
@@ -237,16 +230,11 @@ def _check_cell(name: str, cell: Any, flax: Any, problems: list[str]) -> None:
         supported = ", ".join(_CELLS)
         problems.append(f"{name}: must be one of {supported}, got {type(cell).__name__}")
         return
-    functions = {"activation_fn": ["tanh"] + ["relu"] * (kind == "RNN")}
-    if kind != "RNN":
-        functions["gate_fn"] = ["sigmoid"]
-    for option, allowed in functions.items():
-        function = _function_name(getattr(cell, option))
-        if function not in allowed:
-            problems.append(f"{name}: {option} must be {' or '.join(allowed)}, got {function}")
+    options = ("activation_fn", "gate_fn")
+    problems += wrong_functions(name, cell, kind, options, _FUNCTIONS)
     if cell.carry_init not in (None, jax.nn.initializers.zeros):
         problems.append(
-            f"{name}: carry_init must be zeros, got {_function_name(cell.carry_init)}. Pass the "
+            f"{name}: carry_init must be zeros, got {function_name(cell.carry_init)}. Pass the "
             "initial state as hx"
         )
     if getattr(cell, "residual", False):
@@ -264,7 +252,7 @@ def _cells_of(
         cells = [(name, module)]
         if isinstance(module, flax.Bidirectional):
             if module.merge_fn is not flax.Bidirectional.merge_fn:
-                function = _function_name(module.merge_fn)
+                function = function_name(module.merge_fn)
                 problems.append(f"{name}: merge_fn must be the default, got {function}")
             both = {"forward_rnn": module.forward_rnn, "backward_rnn": module.backward_rnn}
             cells = [(f"{name}.{key}", getattr(rnn, "cell", rnn)) for key, rnn in both.items()]
@@ -300,36 +288,6 @@ def _wrap(cells: list[Any], layer: Any, flax: Any) -> Any:
     return flax.Bidirectional(*rnns, time_major=time_major) if len(rnns) == 2 else rnns[0]
 
 
-def _fields(cell: Any, kind: str) -> dict[str, Any]:
-    """Return the fields of a `Direction` that a cell determines beside the weights."""
-    if cell is None:
-        return {}
-    nonlinearity = _function_name(cell.activation_fn) if kind == "RNN" else "tanh"
-    dtype = None if cell.dtype is None else jnp.dtype(cell.dtype)
-    return {"nonlinearity": nonlinearity, "dtype": dtype}
-
-
-def _concatenate(arrays: Iterable[Any]) -> np.ndarray:
-    """Concatenate kernels (D, H) or biases (H,) of gates to (G*H, D) or (G*H,)."""
-    return np.ascontiguousarray(np.concatenate(list(map(np.array, arrays)), axis=-1).T)
-
-
-def _read_nnx(name: str, cell: Any) -> Direction:
-    """Read the weights of an nnx cell, whose gate order is PyTorch's."""
-    kind = _kind(cell, nnx)
-    assert kind is not None  # by `_check_cell`
-    dense_i: list[Any] = [getattr(cell, "dense_i", None)]
-    dense_h: list[Any] = [getattr(cell, "dense_h", None)]
-    if isinstance(cell, nnx.LSTMCell):
-        dense_i = [cell.ii, cell.if_, cell.ig, cell.io]
-        dense_h = [cell.hi, cell.hf, cell.hg, cell.ho]
-    weight_ih = _concatenate(dense.kernel[...] for dense in dense_i)
-    weight_hh = _concatenate(dense.kernel[...] for dense in dense_h)
-    bias = _concatenate(dense.bias[...] for dense in (dense_h if kind == "LSTM" else dense_i))
-    biases = bias, np.zeros_like(bias)
-    return Direction(name, kind, weight_ih, weight_hh, *biases, **_fields(cell, kind))
-
-
 def _cell_params(params: Any, problems: list[str]) -> list[list[tuple[str, Any]]]:
     """Return the named params of the cells of each layer, one for each direction."""
     if isinstance(params, Mapping) and set(params) == {"params"}:
@@ -357,14 +315,14 @@ def _direction_params(name: str, tree: Any, problems: list[str]) -> list[tuple[s
         if keys == {key}:
             return _direction_params(name, tree[key], problems)
     if _linen_kind(keys) is None:
-        known = "; ".join(" ".join(_INPUT_DENSE[k] + _STATE_DENSE[k]) for k in _INPUT_DENSE)
+        known = "; ".join(" ".join(inputs + states) for inputs, states in _SEPARATE.values())
         problems.append(f"{name}: keys must be those of a cell ({known}), got {sorted(keys)}")
     return [(name, tree)]
 
 
 def _linen_kind(keys: Iterable[str]) -> str | None:
-    dense = {kind: {*_INPUT_DENSE[kind], *_STATE_DENSE[kind]} for kind in _INPUT_DENSE}
-    return next((kind for kind, names in dense.items() if names == set(keys)), None)
+    names = {kind: {*inputs, *states} for kind, (inputs, states) in _SEPARATE.items()}
+    return next((kind for kind in names if names[kind] == set(keys)), None)
 
 
 def _read_linen(name: str, tree: Any, cell: Any, problems: list[str]) -> Direction:
@@ -373,41 +331,61 @@ def _read_linen(name: str, tree: Any, cell: Any, problems: list[str]) -> Directi
     assert kind is not None  # by `_direction_params`
     if cell is not None and _kind(cell, linen) != kind:
         problems.append(f"{name}: params must be those of {type(cell).__name__}, got {kind}")
+    inputs, states = _SEPARATE[kind]
+    biased = {"RNN": inputs, "LSTM": states, "GRU": [*inputs, "hn"]}[kind]
     actual = {f"{key}.{leaf}" for key, dense in tree.items() for leaf in dense}
-    expected = {f"{key}.kernel" for key in tree} | {f"{key}.bias" for key in _BIASED_DENSE[kind]}
+    expected = {f"{key}.kernel" for key in tree} | {f"{key}.bias" for key in biased}
     if actual != expected:
         problems += [f"{name}: missing {key}" for key in sorted(expected - actual)]
         problems += [f"{name}: unexpected {key}" for key in sorted(actual - expected)]
         empty = np.zeros((0, 0), np.float32)
         return Direction(name, kind, empty, empty)
-    weight_ih = _concatenate(tree[key]["kernel"] for key in _INPUT_DENSE[kind])
-    weight_hh = _concatenate(tree[key]["kernel"] for key in _STATE_DENSE[kind])
-    bias = _concatenate(tree[key]["bias"] for key in _BIASED_DENSE[kind][: len(GATES[kind])])
+    return _read(name, kind, tree, cell)
+
+
+def _read_nnx(name: str, cell: Any) -> Direction:
+    """Read the weights of an nnx cell."""
+    params = nnx.to_pure_dict(nnx.state(cell, nnx.Param))
+    tree = {str(key).rstrip("_"): dense for key, dense in params.items()}  # "if_" is a keyword
+    return _read(name, _kind(cell, nnx), tree, cell)
+
+
+def _read(name: str, kind: Any, tree: Any, cell: Any) -> Direction:
+    """Read the weights of a cell from the params of its dense layers."""
+    inputs, states = _FUSED if "dense_i" in tree else _SEPARATE[kind]
+
+    def _concatenate(keys: list[str], parameter: str) -> np.ndarray:
+        arrays = [np.array(tree[key][parameter]) for key in keys]  # (D, H) or (H,) of each gate
+        return np.ascontiguousarray(np.concatenate(arrays, axis=-1).T)
+
+    weights = _concatenate(inputs, "kernel"), _concatenate(states, "kernel")
+    bias = _concatenate(states if kind == "LSTM" else inputs, "bias")
     bias_hh = np.zeros_like(bias)
-    if kind == "GRU":
+    if "hn" in tree:
         b_hn = np.asarray(tree["hn"]["bias"])
         bias_hh[len(bias_hh) - len(b_hn) :] = b_hn
-    return Direction(name, kind, weight_ih, weight_hh, bias, bias_hh, **_fields(cell, kind))
+    direction = Direction(name, kind, *weights, bias, bias_hh)
+    if cell is None:
+        return direction
+    relu = kind == "RNN" and cell.activation_fn in _FUNCTIONS["relu"]
+    dtype = None if cell.dtype is None else jnp.dtype(cell.dtype)
+    return direction._replace(nonlinearity="relu" if relu else "tanh", dtype=dtype)
 
 
-def _linen_params(direction: Direction) -> dict[str, Any]:
-    """Return the params of a linen cell."""
-    kind = direction.kind
-    tree: dict[str, Any] = {}
-    for names, weight in (
-        (_INPUT_DENSE[kind], direction.weight_ih),
-        (_STATE_DENSE[kind], direction.weight_hh),
-    ):
-        for name, gate in zip(names, np.split(weight, len(names)), strict=True):
-            tree[name] = {"kernel": jnp.array(gate.T)}
-    bias = summed_bias(direction)
-    if kind == "GRU":
-        start, zeros = 2 * direction.hidden_size, np.zeros_like(bias)
-        both = direction.bias_ih, direction.bias_hh
-        bias_ih, bias_hh = (zeros if b is None else b for b in both)
-        bias = np.concatenate([bias[:start], bias_ih[start:]])
+def _write(direction: Direction, inputs: list[str], states: list[str]) -> dict[str, Any]:
+    """Return the params of the dense layers of a cell, the inverse of `_read`."""
+    bias_ih, bias_hh = direction.biases
+    bias = bias_ih + bias_hh
+    tree: dict[str, Any] = {name: {} for name in (*inputs, *states)}
+    if "hn" in tree:
+        start = 2 * direction.hidden_size
+        bias[start:] = bias_ih[start:]
         tree["hn"]["bias"] = jnp.array(bias_hh[start:])
-    names = _BIASED_DENSE[kind][: len(GATES[kind])]
-    for name, gate in zip(names, np.split(bias, len(names)), strict=True):
-        tree[name]["bias"] = jnp.array(gate)
+    for names, parameter, array in (
+        (inputs, "kernel", direction.weight_ih),
+        (states, "kernel", direction.weight_hh),
+        (states if direction.kind == "LSTM" else inputs, "bias", bias),
+    ):
+        for name, gate in zip(names, np.split(array, len(names)), strict=True):
+            tree[name][parameter] = jnp.array(gate.T)
     return tree

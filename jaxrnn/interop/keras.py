@@ -22,8 +22,8 @@ from jaxrnn.interop._parts import (
     raise_problems,
     reorder_gates,
     split_layer,
-    summed_bias,
     warn_dropped,
+    wrong_functions,
 )
 
 __all__ = ["from_keras", "to_keras"]
@@ -159,16 +159,9 @@ def _check(keras: Any, layer: Any, problems: list[str], dropped: list[str], *, l
             problems.append(f"{name}: go_backwards must be {backwards}, got {one.go_backwards}")
         if not last and not one.return_sequences:
             problems.append(f"{name}: return_sequences must be True except in the last layer")
-        functions = keras.activations
-        supported = {"activation": [functions.tanh] + [functions.relu] * (kind == "RNN")}
-        if kind != "RNN":
-            supported["recurrent_activation"] = [functions.sigmoid]
-        for option, allowed in supported.items():
-            function = getattr(cell, option)
-            if function not in allowed:
-                names = " or ".join(f.__name__ for f in allowed)
-                actual = getattr(function, "__name__", repr(function))
-                problems.append(f"{name}: {option} must be {names}, got {actual}")
+        options = ("activation", "recurrent_activation")
+        functions = {n: [getattr(keras.activations, n)] for n in ("tanh", "relu", "sigmoid")}
+        problems += wrong_functions(name, cell, kind, options, functions)
         for option in ("dropout", "recurrent_dropout"):
             if getattr(cell, option):
                 dropped.append(f"{option}={getattr(cell, option)} of {name}")
@@ -205,11 +198,12 @@ def _arrays(direction: Direction) -> list[np.ndarray]:
         return reorder_gates(array, GATES[direction.kind], _KERAS_GATES[direction.kind])
 
     arrays = [_to_keras(direction.weight_ih).T, _to_keras(direction.weight_hh).T]
-    if direction.bias_ih is None or direction.bias_hh is None:
+    if direction.bias_ih is None:
         return arrays
-    if direction.kind == "GRU":
-        return [*arrays, np.stack([_to_keras(direction.bias_ih), _to_keras(direction.bias_hh)])]
-    return [*arrays, _to_keras(summed_bias(direction))]
+    biases = np.stack(direction.biases, axis=1)
+    if direction.kind != "GRU":
+        biases = biases.sum(axis=1)
+    return [*arrays, _to_keras(biases).T]
 
 
 def _dtype_policy(keras: Any, layer: Any) -> Any:
