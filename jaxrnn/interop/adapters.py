@@ -84,13 +84,13 @@ class ToNnx(nnx.RNNCellBase):
             carry_init: function ``(key, shape, dtype) -> array``, optional. Defaults to zeros.
         """
         module = self.cell
-        shapes, dtypes = _state_types(module.cell, module.hidden_size, module, input_shape[:-1])
+        zeros = _initial_state(module.cell, module.hidden_size, module, input_shape[:-1])
         if carry_init is None:
-            return _as_carry(tuple(map(jnp.zeros, shapes, dtypes)))
+            return _as_carry(zeros)
         if rngs is None:
             raise ValueError("`rngs` must be given with carry_init, got None")
         draw = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
-        return _as_carry(tuple(carry_init(draw(), s, d) for s, d in zip(shapes, dtypes)))
+        return _as_carry(tuple(carry_init(draw(), a.shape, a.dtype) for a in zeros))
 
     def __call__(self, carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
         """Return the next carry and the output."""
@@ -140,8 +140,7 @@ class ToLinen(linen.RNNCellBase):
     def initialize_carry(self, rng: Any, input_shape: tuple[int, ...]) -> Any:
         """Return the initial state of zeros for an input shape (..., D)."""
         del rng
-        shapes, dtypes = _state_types(self.cell, self.hidden_size, self, input_shape[:-1])
-        return _as_carry(tuple(map(jnp.zeros, shapes, dtypes)))
+        return _as_carry(_initial_state(self.cell, self.hidden_size, self, input_shape[:-1]))
 
     @linen.compact
     def __call__(self, carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
@@ -184,12 +183,11 @@ def _run_batched(run: Any, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Arra
     return _as_carry(states), output
 
 
-def _state_types(cell: Any, hidden: int, options: Any, batch: tuple[int, ...]) -> Any:
-    """Return the shapes and dtypes of the states."""
+def _initial_state(cell: Any, hidden: int, options: Any, batch: tuple[int, ...]) -> State:
     cells.check(cell)
     sizes = cell.state_sizes(Sizes(1, hidden, hidden))
-    dtype = options.param_dtype if options.dtype is None else options.dtype
-    return [(*batch, size) for size in sizes], cell.state_dtypes(dtype)
+    dtypes = cell.state_dtypes(options.param_dtype if options.dtype is None else options.dtype)
+    return tuple(jnp.zeros((*batch, size), dtype) for size, dtype in zip(sizes, dtypes))
 
 
 def _as_carry(states: State) -> Any:
@@ -214,6 +212,9 @@ class _TracedCell(NamedTuple):
         return self.output_index, *others
 
 
+_ANY = 64  # number of input features for questions that do not depend on it
+
+
 class _FeaturesError(ShapeError):
     """A Flax cell does not accept the number of input features."""
 
@@ -226,11 +227,11 @@ class _FlaxCell(GeneralCell):
     step reads. The other leaves of the carry follow in order.
     """
 
-    def _traced(self, features: int) -> _TracedCell:
-        raise NotImplementedError
+    source: Any
 
-    def _traced_any(self) -> _TracedCell:
-        return self._traced(64)  # any number: states do not depend on it
+    def _traced(self, features: int | None = None) -> _TracedCell:
+        """Trace the cell for a number of input features. States do not depend on it."""
+        raise NotImplementedError
 
     def draw(self, key: Any, sizes: Sizes, dtype: Any) -> dict[str, jax.Array]:  # pyright: ignore
         """Draw the parameters with the initializers of the Flax cell."""
@@ -244,7 +245,7 @@ class _FlaxCell(GeneralCell):
     @property
     def states(self) -> Mapping[str, StateSpec]:  # pyright: ignore
         """The states by name."""
-        traced = self._traced_any()
+        traced = self._traced()
         leaves = jax.tree_util.tree_leaves_with_path(traced.carry)
         specs = {}
         for index in traced.state_indices:
@@ -257,7 +258,7 @@ class _FlaxCell(GeneralCell):
     @property
     def hidden_size(self) -> int:  # pyright: ignore
         """Number of output features."""
-        return self._traced_any().output.shape[0]
+        return self._traced().output.shape[0]
 
     def cell_parameter_shapes(
         self, sizes: Sizes, *, bias: bool = True
@@ -286,7 +287,7 @@ class _FlaxCell(GeneralCell):
 
     def carry(self, hx: Any) -> Any:
         """Convert a state of `Recurrent`, arrays (..., S), to the carry of the Flax cell."""
-        traced, states = self._traced_any(), hx if isinstance(hx, (tuple, list)) else (hx,)
+        traced, states = self._traced(), hx if isinstance(hx, (tuple, list)) else (hx,)
         leaves, tree = jax.tree.flatten(traced.carry)
         for index, array in zip(traced.state_indices, states, strict=True):
             if index is not None:
@@ -332,8 +333,6 @@ class FromNnx(_FlaxCell):
         ((5, 2, 4), (1, 2, 4), ('hf_bias_l0', 'hf_kernel_l0'))
     """
 
-    source: Any
-
     def __post_init__(self):
         if isinstance(self.source, nnx.RNNCellBase):
             object.__setattr__(self, "source", _NnxInstance(self.source))
@@ -343,15 +342,10 @@ class FromNnx(_FlaxCell):
                 f"returns one, got {self.source!r}"
             )
 
-    def _traced(self, features: int) -> _TracedCell:
+    def _traced(self, features: int | None = None) -> _TracedCell:
         if isinstance(self.source, _NnxInstance):
-            self.source.check_features(features)
-            return self.source.traced
-        return _trace_nnx_function(self.source, features)
-
-    def _traced_any(self) -> _TracedCell:
-        is_instance = isinstance(self.source, _NnxInstance)
-        return self.source.traced if is_instance else super()._traced_any()
+            return self.source.traced_for(features)
+        return _trace_nnx_function(self.source, features or _ANY)
 
     def _drawn(self, key: Any, features: int) -> list[Any]:
         if isinstance(self.source, _NnxInstance):
@@ -381,14 +375,12 @@ class FromLinen(_FlaxCell):
         (5, 2, 8)
     """
 
-    source: Any
-
     def __post_init__(self):
         if not isinstance(self.source, linen.RNNCellBase):
             raise TypeError(f"`source` must be a linen.RNNCellBase, got {self.source!r}")
 
-    def _traced(self, features: int) -> _TracedCell:
-        return _trace_linen(self.source, features)
+    def _traced(self, features: int | None = None) -> _TracedCell:
+        return _trace_linen(self.source, features or _ANY)
 
     def _drawn(self, key: Any, features: int) -> list[Any]:
         carry = self._traced(features).carry
@@ -414,9 +406,11 @@ class _NnxInstance:
                 problem = error.__cause__
         raise ValueError(f"{self.name} accepts no number of input features: {problem}")
 
-    def check_features(self, features: int) -> None:
-        """Check that the cell accepts a number of input features."""
+    def traced_for(self, features: int | None) -> _TracedCell:
+        """Return the traced cell, after a check that it accepts a number of input features."""
         traced = self.traced
+        if features is None:
+            return traced
         try:
             result = _evaluate(traced.call, traced.parameters, traced.carry, features)
         except _FeaturesError as error:
@@ -426,6 +420,7 @@ class _NnxInstance:
             ) from error
         if _shapes(result) != _shapes((traced.carry, traced.output)):
             raise ValueError(f"{self.name} has another output for {features} input features")
+        return traced
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:

@@ -57,8 +57,7 @@ def from_onnx(model: Any, nodes: Sequence[str] | None = None, *, reverse: bool =
         OSError: if the file cannot be read.
         TypeError: if `model` is neither a path nor a model.
         ConversionError: if a node is not representable: other activations, a clip, coupled gates,
-            weights that are not constant, initial states that are constant and not zero, or nodes
-            that do not form one stack.
+            weights that are not constant, constant states or lengths, or more than one stack.
 
     Example:
         .. code-block:: python
@@ -136,12 +135,8 @@ class _Graph:
         self.model = model
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers = {
-            output: number
-            for number, node in enumerate(self.nodes)
-            for output in node.output
-            if output
-        }
+        outputs = ((name, i) for i, node in enumerate(self.nodes) for name in node.output)
+        self.producers = {name: number for name, number in outputs if name}
 
     def attributes(self, node: Any) -> dict[str, Any]:
         """Return the attributes of a node by name."""
@@ -161,21 +156,15 @@ class _Graph:
             return None
         helper = self.onnx.helper
         inputs = [
-            helper.make_tensor_value_info(
-                key, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-            )
-            for key, array in known.items()
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in known.items()
         ]
-        graph = helper.make_graph(
-            [self.nodes[number] for number in sorted(numbers)],
-            "part",
-            inputs,
-            [self.onnx.ValueInfoProto(name=name)],
-            [self.constants[leaf] for leaf in sorted(leaves & set(self.constants))],
-        )
-        model = helper.make_model(
-            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
-        )
+        nodes = [self.nodes[number] for number in sorted(numbers)]
+        constants = [self.constants[leaf] for leaf in sorted(leaves & set(self.constants))]
+        output = self.onnx.ValueInfoProto(name=name)
+        graph = helper.make_graph(nodes, "part", inputs, [output], constants)
+        versions = {"opset_imports": self.model.opset_import, "ir_version": self.model.ir_version}
+        model = helper.make_model(graph, **versions)
         try:
             return self.onnx.reference.ReferenceEvaluator(model).run(None, known)[0]
         except Exception as error:  # of any operator
@@ -192,12 +181,9 @@ class _Graph:
                 zeros[value.name] = np.zeros([d.dim_value or 2 for d in kind.shape.dim], dtype)
         return self.value(name, zeros)
 
-    def shape(self, name: str) -> list[int]:
-        """Return the shape of a value, 0 for dynamic axes, or [] if unknown."""
-        return self._shapes.get(name, [])
-
     @functools.cached_property
-    def _shapes(self) -> dict[str, list[int]]:
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes of the values by name, 0 for dynamic axes."""
         graph = self.onnx.shape_inference.infer_shapes(self.model).graph
         values = (*graph.input, *graph.value_info, *graph.output)
         return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
@@ -276,47 +262,43 @@ def _directions(graph: _Graph, node: Any, problems: list[str], reverse: bool) ->
     size = 2 if attributes.get("direction") == b"bidirectional" else 1
 
     values = {key: graph.value(inputs[key]) for key in ("W", "R", "B", "P") if key in inputs}
-    if "P" in values and values["P"] is not None and not values["P"].any():
-        del values["P"]
+    arrays = {key: array for key, array in values.items() if array is not None}
+    if "P" in arrays and not arrays["P"].any():
+        del values["P"], arrays["P"]
     if "P" in values:
         kind = "PeepholeLSTM"
-    arrays = {key: array for key, array in values.items() if array is not None}
     if missing := ", ".join(k for k in dict.fromkeys(("W", "R", *values)) if k not in arrays):
         problems.append(f"{name}: weights must be constant, {missing} depend on the inputs")
-    hidden = attributes.get("hidden_size", 0)
-    if not hidden and "R" in arrays:
-        hidden = arrays["R"].shape[-1]
+    hidden = attributes.get("hidden_size", 0) or (arrays["R"].shape[-1] if "R" in arrays else 0)
     gates = len(GATES[kind]) * hidden
     shapes = {
-        "W": (size, gates, None),
+        "W": (size, gates, "D"),
         "R": (size, gates, hidden),
         "B": (size, 2 * gates),
         "P": (size, len(PEEPHOLES) * hidden),
     }
     wrong = [
-        f"{name}: {key} must be ({', '.join('D' if n is None else str(n) for n in shapes[key])}), "
-        f"got {array.shape}"
+        f"{name}: {key} must be ({', '.join(map(str, shapes[key]))}), got {array.shape}"
         for key, array in arrays.items()
-        if len(array.shape) != len(shapes[key])
-        or any(n not in (None, m) for n, m in zip(shapes[key], array.shape))
+        if array.ndim != len(shapes[key])
+        or any(n not in ("D", m) for n, m in zip(shapes[key], array.shape))
     ]
     problems += wrong
     if missing or wrong:
         return []
 
     orders = _ONNX_GATES[operator], GATES[kind]
-    activations = attributes.get("activations", [])
-    nonlinearity = activations[0].decode().lower() if operator == "RNN" and activations else "tanh"
+    relu = operator == "RNN" and (attributes.get("activations") or [b""])[0].lower() == b"relu"
     directions = []
     for index, suffix in zip(range(size), ("", " (reverse)")):
         weights = [reorder_gates(arrays[key][index], *orders) for key in ("W", "R")]
         if "B" in arrays:
             weights += [reorder_gates(b, *orders) for b in np.split(arrays["B"][index], 2)]
-        direction = Direction(name + suffix, kind, *weights, nonlinearity=nonlinearity)
+        peepholes = None
         if "P" in arrays:
             peepholes = reorder_gates(arrays["P"][index], *_PEEPHOLE_GATES[::-1])
-            direction = direction._replace(peepholes=peepholes)
-        directions.append(direction)
+        options = {"nonlinearity": "relu" if relu else "tanh", "peepholes": peepholes}
+        directions.append(Direction(name + suffix, kind, *weights, **options))
     return directions
 
 
@@ -339,13 +321,9 @@ def _check_node(
             f"{name}: direction must be forward or bidirectional, got reverse. To convert it to a "
             "forward layer: from_onnx(..., reverse=True)"
         )
-    defaults = {
-        "RNN": ["tanh"],
-        "LSTM": ["sigmoid", "tanh", "tanh"],
-        "GRU": ["sigmoid", "tanh"],
-    }
+    gate_functions = {"RNN": [], "LSTM": ["sigmoid", "tanh"], "GRU": ["sigmoid"]}[operator]
     actual = [function.decode().lower() for function in attributes.get("activations", [])]
-    supported = [defaults[operator] * size] + ([["relu"] * size] if operator == "RNN" else [])
+    supported = [[*gate_functions, "tanh"] * size] + [["relu"] * size] * (operator == "RNN")
     if actual and actual not in supported:
         expected = " or ".join(map(str, supported))
         problems.append(f"{name}: activations must be {expected}, got {actual}")
@@ -379,7 +357,7 @@ def _is_stacked(graph: _Graph, previous: Any, node: Any) -> bool:
         return False
     batch_first = bool(attributes.get("layout", 0))
     default = (2, 3, size, 4) if batch_first else (3, size, 2, 4)
-    shape = [a or b for a, b in zip(graph.shape(output) or default, default)]
+    shape = [a or b for a, b in zip(graph.shapes.get(output) or default, default)]
     # Distinct numbers of both signs show what the nodes in between compute.
     y = np.linspace(-100, 101, np.prod(shape), dtype=np.float32).reshape(shape)
     expected = y if batch_first else y.swapaxes(1, 2)
@@ -391,9 +369,8 @@ def _is_stacked(graph: _Graph, previous: Any, node: Any) -> bool:
 def _is_transposed(graph: _Graph, name: str) -> bool:
     """Return True if a value is the result of a transposition of batch and time."""
     node = graph.nodes[graph.producers[name]] if name in graph.producers else None
-    if node is None or node.op_type != "Transpose":
-        return False
-    return list(graph.attributes(node).get("perm", ())) == [1, 0, 2]
+    transpose = node is not None and node.op_type == "Transpose"
+    return transpose and list(graph.attributes(node).get("perm", ())) == [1, 0, 2]
 
 
 class _Writer:
@@ -423,10 +400,8 @@ class _Writer:
         merged = self._constant("merged", shape)
         for number, directions in enumerate(stack):
             finals = [f"{letter}_n_l{number}" for letter in letters]
-            inputs = [
-                "lengths" if lengths else "",
-                *(initial[letter][number] for letter in letters),
-            ]
+            initial_states = [initial[letter][number] for letter in letters]
+            inputs = ["lengths" if lengths else "", *initial_states]
             y = self._layer(number, directions, x, inputs, finals)
             final = number == len(stack) - 1 and not layer.batch_first
             x = "output" if final else f"output_l{number}"
