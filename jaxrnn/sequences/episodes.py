@@ -62,23 +62,14 @@ def resets_from_dones(dones: Any, last_done: Any) -> jax.Array:
 
 
 class RecallParams(NamedTuple):
-    """Parameters of a `Recall` episode.
-
-    Attributes:
-        shortest, longest: inclusive bounds of the number of silent steps.
-    """
+    """Inclusive bounds of the number of silent steps of a `Recall` episode."""
 
     shortest: Any = 1
     longest: Any = 6
 
 
 class RecallState(NamedTuple):
-    """State of a `Recall` episode.
-
-    Attributes:
-        cue: index of the cue, int32 ().
-        left: number of steps until the question, int32 ().
-    """
+    """Cue and number of steps until the question of a `Recall` episode, int32 ()."""
 
     cue: jax.Array
     left: jax.Array
@@ -100,8 +91,8 @@ class Recall:
     1 / cues and the expected return is 2 / cues - 1.
 
     The interface is that of gymnax (R. T. Lange, 2022) for one environment; use `jax.vmap` for a
-    batch. The observation is float32 (cues + 1,), the one-hot cue and the flag of the question. The
-    action is an integer in [0, cues). The reward is float32 and `done` is bool.
+    batch. The observation is float32 (cues + 1,), the one-hot cue and the flag of the question; the
+    action is an integer in [0, cues); the reward is float32 and `done` is bool.
 
     Args:
         cues: number of cues and of actions.

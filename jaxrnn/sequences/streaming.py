@@ -115,9 +115,6 @@ def piece_lengths(lengths: Any, start: Any, steps: int) -> jax.Array:
         start: first step of the chunk.
         steps: number of steps of the chunk.
 
-    Returns:
-        The lengths within the chunk, (N,).
-
     Example:
         >>> import jax.numpy as jnp
         >>> piece_lengths(jnp.array([7, 5, 2]), 4, 3).tolist()

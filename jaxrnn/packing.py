@@ -1,7 +1,8 @@
-"""`PackedSequence`, the functions of ``torch.nn.utils.rnn``, and their gather primitive.
+"""``torch.nn.utils.rnn`` for JAX: `PackedSequence` and conversions to and from padded batches.
 
-NumPy computes all indices from the lengths on the host. Axis letters: N sequences, T steps of the
-longest, S steps in total.
+Lengths determine shapes, so they must be concrete; NumPy computes all indices from them on the
+host. The data may be traced, and gradients flow through every function. Axis letters: N sequences,
+T steps of the longest, S steps in total.
 """
 
 from __future__ import annotations
@@ -21,6 +22,20 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxrnn._checks import ShapeError
 from jaxrnn.backends.operations import define_primitive
 from jaxrnn.backends.platform import PLATFORMS
+
+__all__ = [
+    "PackedSequence",
+    "PackingError",
+    "invert_permutation",
+    "pack_padded_sequence",
+    "pack_sequence",
+    "pad_packed_sequence",
+    "pad_sequence",
+    "repack",
+    "to_padded",
+    "unpack_sequence",
+    "unpad_sequence",
+]
 
 
 class PackingError(ShapeError):
@@ -47,11 +62,9 @@ class _Fields(NamedTuple):
 
 
 def _cast(dtype: str) -> Callable[[PackedSequence], PackedSequence]:
-    def _to_dtype(self: PackedSequence) -> PackedSequence:
-        return self.to(dtype)
-
-    _to_dtype.__doc__ = f"Convert `data` to {dtype}."
-    return _to_dtype
+    convert = lambda self: self.to(dtype)  # noqa: E731
+    convert.__doc__ = f"Convert `data` to {dtype}."
+    return convert
 
 
 class PackedSequence(_Fields):
@@ -60,25 +73,23 @@ class PackedSequence(_Fields):
     The data is time-major: the first step of every sequence, longest sequence first, then the
     second step of every sequence that has one, and so on. Layers accept and return it.
 
-    A `PackedSequence` is a named tuple, and a pytree with `data` as its only leaf. The rest is
-    static: `jit` recompiles for new lengths. A padded batch with ``lengths=`` compiles once.
+    It is a named tuple, and a pytree with `data` as its only leaf: `jit` recompiles for new
+    lengths. A padded batch with ``lengths=`` compiles once.
 
     Attributes:
         data: array (S, ...) of any dtype. The constructor accepts a pair (data, batch_sizes) too.
         batch_sizes: number of sequences with a step t, NumPy int64 (T,), non-increasing.
-        sorted_indices: indices of the sequences from longest to shortest, NumPy int64 (N,); None
-            for the original order. Defaults to the inverse of `unsorted_indices`.
-        unsorted_indices: the inverse permutation of `sorted_indices` (N,), or None.
+        sorted_indices: indices of the sequences from longest to shortest, NumPy int64 (N,), or
+            None for the original order.
+        unsorted_indices: the inverse permutation. Each defaults to the inverse of the other.
 
     Raises:
-        ValueError, RuntimeError: if `batch_sizes` are not positive, increase or do not sum to S; if
-            the indices are not inverse permutations of the N sequences.
+        ValueError, RuntimeError: if the sizes and indices do not fit together.
         TypeError: if `batch_sizes` is missing (also an AssertionError), or an argument but `data`
             is traced.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxrnn.packing import PackedSequence, pack_sequence
+        >>> import jax.numpy as jnp
         >>> packed = pack_sequence([jnp.array([1, 2]), jnp.array([3, 4, 5])], enforce_sorted=False)
         >>> packed.data.tolist(), packed.batch_sizes.tolist(), packed.sorted_indices.tolist()
         ([3, 1, 4, 2, 5], [2, 2, 1], [1, 0])
@@ -94,7 +105,7 @@ class PackedSequence(_Fields):
 
     __slots__ = ()
 
-    def __new__(
+    def __new__(  # noqa: D102
         cls,
         data: Any,
         batch_sizes: Any = None,
@@ -177,15 +188,13 @@ class PackedSequence(_Fields):
             else:
                 dtype = item
         data = self.data
-        if dtype is not None and jnp.dtype(dtype) != data.dtype:
+        if dtype is not None:  # without x64 the cast may change nothing
             cast = data.astype(dtype)
             data = cast if cast.dtype != data.dtype else data
         if device is not None:
             sharding = _sharding_of(device)
-            on_device = not isinstance(data, Tracer) and data.sharding.is_equivalent_to(
-                sharding, data.ndim
-            )
-            data = data if on_device else jax.device_put(data, sharding)
+            if isinstance(data, Tracer) or not data.sharding.is_equivalent_to(sharding, data.ndim):
+                data = jax.device_put(data, sharding)
         if copy and data is self.data:
             data = jnp.array(data, copy=True)
         return self if data is self.data else self._replace(data=data)
@@ -291,10 +300,8 @@ def pack_padded_sequence(
         >>> import jax.numpy as jnp
         >>> x = jnp.array([[1, 2, 0], [3, 0, 0], [4, 5, 6]])
         >>> packed = pack_padded_sequence(x, [2, 1, 3], batch_first=True, enforce_sorted=False)
-        >>> packed.data.tolist(), packed.batch_sizes.tolist()
-        ([4, 1, 3, 5, 2, 6], [3, 2, 1])
-        >>> packed.sorted_indices.tolist(), packed.unsorted_indices.tolist()
-        ([2, 0, 1], [1, 2, 0])
+        >>> packed.data.tolist(), packed.batch_sizes.tolist(), packed.sorted_indices.tolist()
+        ([4, 1, 3, 5, 2, 6], [3, 2, 1], [2, 0, 1])
 
     Differs from PyTorch: lengths that exceed T, are fractional, or are not N in number are errors.
     The sort is stable.
@@ -329,8 +336,7 @@ def pad_packed_sequence(
 
     Raises:
         ValueError: if `total_length` is less than the longest sequence.
-        TypeError: if `sequence` is not a `PackedSequence` (also an AttributeError), `padding_value`
-            is not a number, or `total_length` is not an integer.
+        TypeError: if an argument has a wrong type; also an AttributeError for `sequence`.
         RuntimeError: if the dtype cannot represent `padding_value`.
 
     Example:
@@ -550,11 +556,10 @@ def _unpack(
     packed: PackedSequence, steps: int, batch_first: bool, padding: Any = None
 ) -> jax.Array:
     """Return the padded batch of `steps` steps."""
-    data, batch_sizes, order, _ = packed
-    inverse, source = _packed_indices(batch_sizes, order, steps, batch_first)
-    batch = int(batch_sizes[0])
+    inverse, source = _packed_indices(packed.batch_sizes, packed.sorted_indices, steps, batch_first)
+    x, batch = gather(packed.data, source, inverse), int(packed.batch_sizes[0])
     shape = (batch, steps) if batch_first else (steps, batch)
-    return _fill_padding(gather(data, source, inverse), source < len(data), shape, padding)
+    return _fill_padding(x, source < len(packed.data), shape, padding)
 
 
 def _fill_padding(
@@ -760,10 +765,8 @@ def concatenate(sequences: tuple[Any, ...]) -> tuple[Any, np.ndarray]:
         if array.ndim == 0:
             raise _AxesError(f"each sequence must be (L, ...), got a scalar for sequence {i}")
         if array.shape[1:] != first.shape[1:]:
-            raise PackingError(
-                f"sequences must have equal trailing axes, got shapes {first.shape} and "
-                f"{array.shape}"
-            )
+            shapes = f"{first.shape} and {array.shape}"
+            raise PackingError(f"sequences must have equal trailing axes, got shapes {shapes}")
     lengths = np.array([len(array) for array in arrays])
     if any(isinstance(array, Tracer) for array in arrays):
         dtype = jax.dtypes.canonicalize_dtype(first.dtype)
