@@ -292,8 +292,7 @@ def pack_padded_sequence(
 
     Raises:
         ValueError, RuntimeError: if `lengths` are not N integers from 1 to T, or not sorted with
-            `enforce_sorted`; if `input` is empty.
-        IndexError: if `input` has fewer than two axes.
+            `enforce_sorted`; if `input` is empty; also an IndexError if it has less than two axes.
         TypeError: if `lengths` are traced or not numbers.
 
     Example:
@@ -390,8 +389,6 @@ def pad_sequence(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> pad_sequence([jnp.array([1, 2]), jnp.array([3, 4, 5])], True).tolist()
-        [[1, 2, 0], [3, 4, 5]]
         >>> pad_sequence([jnp.array([1, 2]), jnp.array([3, 4, 5])], True, 9, "left").tolist()
         [[9, 1, 2], [3, 4, 5]]
 
@@ -435,8 +432,8 @@ def unpad_sequence(
         List of N arrays (L, ...).
 
     Raises:
-        ValueError, RuntimeError: if `lengths` are not N integers from 0 to T.
-        IndexError: if the batch has fewer than two axes.
+        ValueError, RuntimeError: if `lengths` are not N integers from 0 to T; also an IndexError if
+            the batch has less than two axes.
         TypeError: if `lengths` are traced or not numbers.
 
     Example:
@@ -751,22 +748,23 @@ def _committed_device(x: Any) -> Any:
 
 def concatenate(sequences: tuple[Any, ...]) -> tuple[Any, np.ndarray]:
     """Concatenate sequences in the dtype of the first, on the host unless traced."""
+    if not sequences:
+        raise PackingError("received an empty list of sequences")
+    arrays = []
     for i, sequence in enumerate(sequences):
         if not hasattr(sequence, "shape") or not hasattr(sequence, "dtype"):
             raise _SequenceTypeError(
                 f"each sequence must be a NumPy or JAX array, got {type(sequence).__name__} for "
                 f"sequence {i}"
             )
-    if not sequences:
-        raise PackingError("received an empty list of sequences")
-    arrays = [s if isinstance(s, jax.Array) else np.asarray(s) for s in sequences]
-    first = arrays[0]
-    for i, array in enumerate(arrays):
+        array = sequence if isinstance(sequence, jax.Array) else np.asarray(sequence)
         if array.ndim == 0:
             raise _AxesError(f"each sequence must be (L, ...), got a scalar for sequence {i}")
-        if array.shape[1:] != first.shape[1:]:
-            shapes = f"{first.shape} and {array.shape}"
+        arrays.append(array)
+        if array.shape[1:] != arrays[0].shape[1:]:
+            shapes = f"{arrays[0].shape} and {array.shape}"
             raise PackingError(f"sequences must have equal trailing axes, got shapes {shapes}")
+    first = arrays[0]
     lengths = np.array([len(array) for array in arrays])
     if any(isinstance(array, Tracer) for array in arrays):
         dtype = jax.dtypes.canonicalize_dtype(first.dtype)

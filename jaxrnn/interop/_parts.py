@@ -185,14 +185,9 @@ def build_layer(layers: Sequence[Sequence[Direction]], *, batch_first: bool, fun
             'jax.config.update("jax_enable_x64", True)'
         )
     bias = any(direction.bias_ih is not None for direction in directions)
-    options: dict[str, Any] = {
-        "num_layers": len(layers),
-        "bias": bias,
-        "batch_first": batch_first,
-        "bidirectional": len(layers[0]) == 2,
-        "dtype": first.dtype,
-        "param_dtype": dtype,
-    }
+    options: dict[str, Any] = {"dtype": first.dtype, "param_dtype": dtype, "bias": bias}
+    options |= {"num_layers": len(layers), "bidirectional": len(layers[0]) == 2}
+    options["batch_first"] = batch_first
     if first.kind == "RNN":
         options["nonlinearity"] = first.nonlinearity
     types: dict[str, Any] = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}

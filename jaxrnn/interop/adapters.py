@@ -68,20 +68,15 @@ class ToNnx(nnx.RNNCellBase):
             )
         self.cell = cell
 
-    @property
-    def num_feature_axes(self) -> int:
-        """1."""
-        return 1
+    num_feature_axes = 1  # pyright: ignore
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
     ) -> Any:
-        """Return the initial state.
+        """Return the initial state for an input shape (..., D).
 
-        Args:
-            input_shape: shape of the input of a step, (..., D).
-            rngs: random streams for `carry_init`, optional.
-            carry_init: function ``(key, shape, dtype) -> array``, optional. Defaults to zeros.
+        `carry_init` is a function ``(key, shape, dtype) -> array``, which requires the random
+        streams `rngs`. Defaults to zeros.
         """
         module = self.cell
         zeros = _initial_state(module.cell, module.hidden_size, module, input_shape[:-1])
@@ -121,8 +116,6 @@ class ToLinen(linen.RNNCellBase):
         >>> variables = rnn.init(jax.random.key(0), jnp.ones((2, 5, 3)))
         >>> rnn.apply(variables, jnp.ones((2, 5, 3))).shape
         (2, 5, 4)
-        >>> sorted(variables["params"]["cell"])
-        ['bias_hh', 'bias_ih', 'weight_hh', 'weight_ih']
     """
 
     cell: cells.BaseCell
@@ -131,10 +124,7 @@ class ToLinen(linen.RNNCellBase):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
-    @property
-    def num_feature_axes(self) -> int:
-        """1."""
-        return 1
+    num_feature_axes = 1  # pyright: ignore
 
     @linen.nowrap
     def initialize_carry(self, rng: Any, input_shape: tuple[int, ...]) -> Any:
@@ -235,9 +225,8 @@ class _FlaxCell(GeneralCell):
 
     def draw(self, key: Any, sizes: Sizes, dtype: Any) -> dict[str, jax.Array]:  # pyright: ignore
         """Draw the parameters with the initializers of the Flax cell."""
-        names = self._traced(sizes.D).names
-        leaves = self._drawn(key, sizes.D)
-        return {name: leaf.astype(dtype) for name, leaf in zip(names, leaves, strict=True)}
+        named = zip(self._traced(sizes.D).names, self._drawn(key, sizes.D), strict=True)
+        return {name: leaf.astype(dtype) for name, leaf in named}
 
     def _drawn(self, key: Any, features: int) -> list[Any]:
         raise NotImplementedError
@@ -310,9 +299,8 @@ class FromNnx(_FlaxCell):
 
     Raises:
         TypeError: if `source` is neither.
-        ValueError: if the cell has several feature axes, draws random numbers, has mutable
-            variables, or has a carry that is not zero initially or not floating; if `hidden_size`
-            is not its output size, it does not accept the input, or ``bias=False``.
+        ValueError: if the cell has several feature axes, random numbers, mutable variables, or an
+            initial carry that is not zero; or does not fit the sizes and `bias` of the layer.
 
     Example:
         >>> import functools, jax.numpy as jnp, jaxrnn
@@ -323,14 +311,6 @@ class FromNnx(_FlaxCell):
         >>> output, h_n = layer(jnp.ones((5, 2, 3)), lengths=jnp.array([5, 2]))
         >>> output.shape, h_n.shape
         ((5, 2, 8), (4, 2, 4))
-
-        A cell with its weights:
-
-        >>> cell = FromNnx(nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)))
-        >>> layer = jaxrnn.Recurrent(cell, 3, 4, rngs=nnx.Rngs(0))
-        >>> output, (h_n, c_n) = layer(jnp.ones((5, 2, 3)))
-        >>> output.shape, h_n.shape, layer.parameter_names[:2]
-        ((5, 2, 4), (1, 2, 4), ('hf_bias_l0', 'hf_kernel_l0'))
     """
 
     def __post_init__(self):
@@ -449,8 +429,7 @@ def _trace_nnx(cell: Any, features: int) -> _TracedCell:
         raise TypeError(f"expected an nnx.RNNCellBase, got {name}")
     graph, state, rest = nnx.split(cell, nnx.Param, ...)
     variables = {"/".join(map(str, path)): value for path, value in nnx.to_flat_state(rest)}
-    random = [path for path, value in variables.items() if isinstance(value, nnx.RngState)]
-    if random:
+    if random := [path for path in variables if isinstance(variables[path], nnx.RngState)]:
         raise ValueError(
             f"{name} must not draw random numbers in a step, got the streams {', '.join(random)}"
         )
@@ -461,21 +440,16 @@ def _trace_nnx(cell: Any, features: int) -> _TracedCell:
         values = jax.tree.unflatten(structure, jax.tree.leaves(parameters))
         return nnx.merge(graph, values, nnx.State({}))(carry, x)
 
-    return _trace(
-        cell,
-        _call,
-        jax.eval_shape(lambda tree: tree, nnx.to_pure_dict(state)),
-        lambda: cell.initialize_carry((features,), nnx.Rngs(0)),
-        features,
-    )
+    parameters = jax.eval_shape(lambda tree: tree, nnx.to_pure_dict(state))
+    initial_carry = lambda: cell.initialize_carry((features,), nnx.Rngs(0))  # noqa: E731
+    return _trace(cell, _call, parameters, initial_carry, features)
 
 
 @functools.lru_cache(maxsize=256)
 def _trace_linen(module: Any, features: int) -> _TracedCell:
     name = type(module).__name__
 
-    def _initial_carry() -> Any:
-        return module.initialize_carry(jax.random.key(0), (features,))
+    initial_carry = lambda: module.initialize_carry(jax.random.key(0), (features,))  # noqa: E731
 
     def _call(parameters: Any, carry: Any, x: Any) -> Any:
         try:
@@ -485,10 +459,10 @@ def _trace_linen(module: Any, features: int) -> _TracedCell:
 
     _check_feature_axes(module)
     variables = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), _initial_carry(), jnp.zeros(features))
+        lambda: module.init(jax.random.key(0), initial_carry(), jnp.zeros(features))
     )
     _check_variables(name, [collection for collection in variables if collection != "params"])
-    return _trace(module, _call, dict(variables.get("params", {})), _initial_carry, features)
+    return _trace(module, _call, dict(variables.get("params", {})), initial_carry, features)
 
 
 def _trace(cell: Any, call: Any, parameters: Any, initial_carry: Any, features: int) -> _TracedCell:
@@ -521,11 +495,8 @@ def _trace(cell: Any, call: Any, parameters: Any, initial_carry: Any, features: 
     if not hasattr(output, "shape") or len(output.shape) != 1:
         raise ShapeError(f"{name} must return one output (features,), got {output}")
 
-    def _leaves(*arguments: Any) -> list[Any]:
-        return jax.tree.leaves(call(*arguments))
-
     # The output is a leaf of the carry if both are one variable of the traced program.
-    jaxpr = jax.make_jaxpr(_leaves)(parameters, carry, _input(features)).jaxpr
+    jaxpr = jax.make_jaxpr(call)(parameters, carry, _input(features)).jaxpr
     *states, last = jaxpr.outvars
     index = next((i for i, variable in enumerate(states) if variable is last), None)
     return _TracedCell(call, parameters, tuple(names), carry, index, output)

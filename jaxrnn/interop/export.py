@@ -42,8 +42,7 @@ def export(
         model: a layer or another ``nnx`` module, exported in ``eval()`` mode, or a pure function.
         inputs: specifications of the positional arguments: ``"T, N, 10"`` names dynamic axes, equal
             names for equal lengths; ``"int32[N]"`` has a dtype, which defaults to that of the
-            parameters, or float32 for a function. An array or ``jax.ShapeDtypeStruct`` specifies
-            its shape and dtype. A pytree of specifications, such as a pair, is one argument.
+            parameters, or float32 for a function. Or arrays, ``jax.ShapeDtypeStruct`` or pytrees.
         path: file to write, optional. Replaced atomically.
         platforms: "cpu", "cuda", "rocm" or "tpu", optional. Defaults to the current platform.
             Kernels are exported if the platform's kernels are portable (`jaxrnn.backends.platform`)
@@ -67,13 +66,10 @@ def export(
         >>> from flax import nnx
         >>> from jaxrnn.interop.export import export
         >>> gru = jaxrnn.GRU(3, 4, rngs=nnx.Rngs(0))
-        >>> data = export(gru, "T, N, 3", lengths="int32[N]")
-        >>> program = jax.export.deserialize(data)
+        >>> program = jax.export.deserialize(export(gru, "T, N, 3", lengths="int32[N]"))
         >>> y, h_n = program.call(jnp.ones((7, 2, 3)), lengths=jnp.array([7, 4]))
         >>> y.shape, h_n.shape
         ((7, 2, 4), (1, 2, 4))
-        >>> program.call(jnp.ones((5, 1, 3)), lengths=jnp.array([5]))[0].shape
-        (5, 1, 4)
     """
     for name in platforms or ():
         _checks.choice("platforms", name, platform.PLATFORMS)
@@ -81,7 +77,7 @@ def export(
     # CPU kernels are machine code of this process; GPU and TPU kernels are part of the program.
     targets = platforms or (platform.current_platform(),)
     kernel_platform = next((name for name in targets if platform.is_portable(name)), None)
-    function, default_dtype = model, jnp.dtype("float32")
+    function, dtype = model, jnp.dtype("float32")
     if isinstance(model, nnx.Module):
         copy = nnx.clone(model)
         copy.eval()
@@ -89,9 +85,10 @@ def export(
             if isinstance(layer, Recurrent):
                 layer.backend = layer.backend if kernel_platform else "scan"
         function = lambda *args, **kwargs: copy(*args, **kwargs)  # noqa: E731
-        default_dtype = _dtype(model)
+        dtypes = (leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        dtype = next((d for d in dtypes if jnp.issubdtype(d, jnp.floating)), dtype)
     scope = jax_export.SymbolicScope()
-    parse = functools.partial(_shape_dtype, default_dtype=default_dtype, scope=scope)
+    parse = functools.partial(_shape_dtype, default_dtype=dtype, scope=scope)
     args, kwargs = jax.tree.map(parse, (inputs, named))
     lower = jax_export.export(jax.jit(function), platforms=platforms)
     context = platform.traced_for(kernel_platform) if kernel_platform else nullcontext()
@@ -102,26 +99,18 @@ def export(
     return data
 
 
-def _dtype(model: nnx.Module) -> Any:
-    """Return the dtype of the first floating parameter."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
-    return next((d for d in dtypes if jnp.issubdtype(d, jnp.floating)), jnp.dtype("float32"))
-
-
 def _shape_dtype(spec: Any, default_dtype: Any, scope: Any) -> jax.ShapeDtypeStruct:
     """Parse a specification."""
     if not isinstance(spec, str):
         if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
             raise TypeError(f'an input must be "T, N, 10", "int32[N]" or an array, got {spec!r}')
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype)
-    match = re.fullmatch(r"\s*(?:(\w+)\[(.*)\]|([^\[\]]*))\s*", spec)
+    match = re.fullmatch(r"\s*(?:(\w+)\[)?([^\[\]]*)(?(1)\])\s*", spec)  # "axes" or "dtype[axes]"
     if match is None:
         raise ValueError(f'an input must be "T, N, 10" or "int32[N]", got {spec!r}')
-    name, typed_axes, axes = match.groups()
+    name, axes = match.groups()
     try:
         dtype = default_dtype if name is None else jnp.dtype(name)
     except TypeError as error:
         raise ValueError(f"expected a dtype before the axes, got {name!r} in {spec!r}") from error
-    axes = (axes if name is None else typed_axes).strip()
-    shape = jax_export.symbolic_shape(axes, scope=scope) if axes else ()
-    return jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ShapeDtypeStruct(jax_export.symbolic_shape(axes, scope=scope), dtype)

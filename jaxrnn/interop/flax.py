@@ -306,11 +306,9 @@ def _cell_params(params: Any, problems: list[str]) -> list[list[tuple[str, Any]]
 def _direction_params(name: str, tree: Any, problems: list[str]) -> list[tuple[str, Any]]:
     keys = set(tree) if isinstance(tree, Mapping) else {type(tree).__name__}
     if keys == {"forward_rnn", "backward_rnn"}:
-        return [
-            direction
-            for key in ("forward_rnn", "backward_rnn")
-            for direction in _direction_params(f"{name}.{key}", tree[key], problems)
-        ]
+        both = ("forward_rnn", "backward_rnn")
+        named = [_direction_params(f"{name}.{key}", tree[key], problems) for key in both]
+        return [direction for directions in named for direction in directions]
     for key in ("params", "cell"):
         if keys == {key}:
             return _direction_params(name, tree[key], problems)

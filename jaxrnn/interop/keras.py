@@ -62,9 +62,8 @@ def from_keras(layers: Any) -> Any:
     elif isinstance(layers, keras.layers.Layer):
         layers = [layers]
     elements = list(layers) if isinstance(layers, Iterable) else [layers]
-    for layer in elements:
-        if not isinstance(layer, keras.layers.Layer):
-            raise TypeError(f"from_keras expects layers of Keras, got {type(layer).__name__}")
+    if wrong := [one for one in elements if not isinstance(one, keras.layers.Layer)]:
+        raise TypeError(f"from_keras expects layers of Keras, got {type(wrong[0]).__name__}")
     problems: list[str] = []
     dropped: list[str] = []
     for number, layer in enumerate(elements):
@@ -98,11 +97,8 @@ def to_keras(layer: Any) -> Any:
     elements = []
     for directions in stack:
         first = directions[0]
-        options: dict[str, Any] = {
-            "return_sequences": True,
-            "use_bias": first.bias_ih is not None,
-            "dtype": _dtype_policy(keras, layer),
-        }
+        options: dict[str, Any] = {"return_sequences": True, "dtype": _dtype_policy(keras, layer)}
+        options["use_bias"] = first.bias_ih is not None
         if first.kind == "RNN":
             options["activation"] = first.nonlinearity
         elif first.kind == "GRUResetBefore":
@@ -163,8 +159,8 @@ def _check(keras: Any, layer: Any, problems: list[str], dropped: list[str], *, l
         functions = {n: [getattr(keras.activations, n)] for n in ("tanh", "relu", "sigmoid")}
         problems += wrong_functions(name, cell, kind, options, functions)
         for option in ("dropout", "recurrent_dropout"):
-            if getattr(cell, option):
-                dropped.append(f"{option}={getattr(cell, option)} of {name}")
+            if value := getattr(cell, option):
+                dropped.append(f"{option}={value} of {name}")
         if one.stateful:
             dropped.append(f"stateful=True of {name}")
 

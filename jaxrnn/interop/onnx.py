@@ -235,12 +235,12 @@ def _convert(graph: _Graph, names: Sequence[str] | None, reverse: bool) -> Any:
         raise ConversionError(f"the graph must have RNN, LSTM or GRU nodes, got {types}")
     problems: list[str] = []
     layers = [_directions(graph, node, problems, reverse) for node in nodes]
-    for previous, node in itertools.pairwise(nodes):
-        if not _is_stacked(graph, previous, node):
-            problems.append(
-                f"{_name(node)}: its input must be the output of {_name(previous)}. Select the "
-                f"nodes of one stack by nodes=; the recurrent nodes are {listed}"
-            )
+    problems += [
+        f"{_name(node)}: its input must be the output of {_name(previous)}. Select the nodes of "
+        f"one stack by nodes=; the recurrent nodes are {listed}"
+        for previous, node in itertools.pairwise(nodes)
+        if not _is_stacked(graph, previous, node)
+    ]
     layouts = [graph.attributes(node).get("layout", 0) for node in nodes]
     if len(set(layouts)) > 1:
         problems.append(f"layout must be equal in all nodes, got {layouts}")
@@ -383,14 +383,12 @@ class _Writer:
 
     def model(self, stack: list[list[Direction]], states: bool, lengths: bool) -> Any:
         """Return the model of a stack of layers."""
-        layer, size = self.layer, len(stack[0])
+        layer, size, count = self.layer, len(stack[0]), len(stack)
         letters = tuple(layer.cell.states)
-        initial = {letter: [""] * len(stack) for letter in letters}
-        if states:
-            for letter in letters:
-                initial[letter] = [f"{letter}0_l{number}" for number in range(len(stack))]
-                sizes = self._constant(f"{letter}0_sizes", np.full(len(stack), size, np.int64))
-                self._node("Split", [f"{letter}0", sizes], initial[letter], axis=0)
+        for letter in letters if states else ():
+            parts = [f"{letter}0_l{number}" for number in range(count)]
+            sizes = self._constant(f"{letter}0_sizes", np.full(count, size, np.int64))
+            self._node("Split", [f"{letter}0", sizes], parts, axis=0)
         x = "input"
         if layer.batch_first:
             self._node("Transpose", [x], ["time_major"], perm=[1, 0, 2])
@@ -400,10 +398,10 @@ class _Writer:
         merged = self._constant("merged", shape)
         for number, directions in enumerate(stack):
             finals = [f"{letter}_n_l{number}" for letter in letters]
-            initial_states = [initial[letter][number] for letter in letters]
-            inputs = ["lengths" if lengths else "", *initial_states]
+            initial = [f"{letter}0_l{number}" if states else "" for letter in letters]
+            inputs = ["lengths" if lengths else "", *initial]
             y = self._layer(number, directions, x, inputs, finals)
-            final = number == len(stack) - 1 and not layer.batch_first
+            final = number == count - 1 and not layer.batch_first
             x = "output" if final else f"output_l{number}"
             if size == 1:
                 self._node("Squeeze", [y, merged], [x])
@@ -413,7 +411,7 @@ class _Writer:
         if layer.batch_first:
             self._node("Transpose", [x], ["output"], perm=[1, 0, 2])
         for letter in letters:
-            finals = [f"{letter}_n_l{number}" for number in range(len(stack))]
+            finals = [f"{letter}_n_l{number}" for number in range(count)]
             self._node("Concat", finals, [f"{letter}_n"], axis=0)
         return self._finish(letters, size, states, lengths)
 
@@ -453,15 +451,9 @@ class _Writer:
         if first.nonlinearity == "relu":
             options["activations"] = ["Relu"] * len(directions)
         y = f"y_l{number}"
-        self._node(
-            operator,
-            inputs,
-            [y, *finals],
-            name=f"{operator.lower()}_l{number}",
-            hidden_size=first.hidden_size,
-            direction="bidirectional" if len(directions) == 2 else "forward",
-            **options,
-        )
+        options["name"] = f"{operator.lower()}_l{number}"
+        options["direction"] = "bidirectional" if len(directions) == 2 else "forward"
+        self._node(operator, inputs, [y, *finals], hidden_size=first.hidden_size, **options)
         return y
 
     def _finish(self, letters: tuple[str, ...], size: int, states: bool, lengths: bool) -> Any:
@@ -481,9 +473,5 @@ class _Writer:
             for values in (inputs, outputs)
         ]
         graph = helper.make_graph(self.nodes, "jaxrnn", *infos, self.constants)
-        return helper.make_model(
-            graph,
-            producer_name="jaxrnn",
-            opset_imports=[helper.make_opsetid("", _OPSET)],
-            ir_version=_IR_VERSION,
-        )
+        versions = {"opset_imports": [helper.make_opsetid("", _OPSET)], "ir_version": _IR_VERSION}
+        return helper.make_model(graph, producer_name="jaxrnn", **versions)

@@ -97,8 +97,8 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
             parameter.
 
     Raises:
-        StateDictError: a ValueError and RuntimeError that lists every missing, unexpected and
-            wrongly shaped entry. The module is unchanged.
+        StateDictError: if entries are missing, unexpected or wrongly shaped; lists all of them.
+            The module is unchanged.
         TypeError: if `mapping` is not a mapping.
 
     Example:
@@ -118,25 +118,25 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
         kind = type(mapping).__name__
         raise TypeError(f"`mapping` must be a dict of names to arrays, got {kind}{hint}")
     entries = {entry.name: entry for entry in _walk(module, "", ())}
-    problems = []
     missing = [name for name in entries if name not in mapping]
     unexpected = [name for name in mapping if name not in entries]
-    for adjective, names in (("Missing", missing), ("Unexpected", unexpected)):
-        if names:
-            listed = ", ".join(f'"{name}"' for name in names)
-            problems.append(f"{adjective} key(s) in state_dict: {listed}.")
+    problems = [
+        f"{adjective} key(s) in state_dict: " + ", ".join(f'"{name}"' for name in names) + "."
+        for adjective, names in (("Missing", missing), ("Unexpected", unexpected))
+        if names
+    ]
     problems += _prefix_hints(set(entries), mapping)
     arrays: dict[str, np.ndarray] = {}
-    for name in [name for name in entries if name in mapping]:
+    for name in (name for name in entries if name in mapping):
         try:
             arrays[name] = _to_numpy(mapping[name])
         except (TypeError, ValueError, RuntimeError) as error:
             problems.append(f"{name} must be an array of numbers: {error}.")
     problems += [
-        f"size mismatch for {name}: copying a param with shape {arrays[name].shape} from "
-        f"checkpoint, the shape in current model is {_shape(entry)}."
-        for name, entry in entries.items()
-        if name in arrays and arrays[name].shape != _shape(entry)
+        f"size mismatch for {name}: copying a param with shape {array.shape} from checkpoint, "
+        f"the shape in current model is {_shape(entries[name])}."
+        for name, array in arrays.items()
+        if array.shape != _shape(entries[name])
     ]
     if problems:
         head = f"Error(s) in loading state_dict for {type(module).__name__}:"
@@ -173,12 +173,7 @@ def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
         OSError: if the file cannot be written.
 
     Example:
-        >>> import jaxrnn, tempfile
-        >>> from flax import nnx
-        >>> gru = jaxrnn.GRU(3, 4, rngs=nnx.Rngs(0))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     jaxrnn.save_safetensors(gru, folder + "/gru.safetensors")
-        ...     jaxrnn.load_safetensors(gru, folder + "/gru.safetensors")
+        See `load_safetensors`.
     """
     write_safetensors(path, state_dict(module))
 
@@ -196,16 +191,12 @@ def load_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
             unchanged.
 
     Example:
-        >>> import jaxrnn, numpy as np, tempfile
+        >>> import jaxrnn, tempfile
         >>> from flax import nnx
-        >>> from safetensors.numpy import save_file
-        >>> cell = jaxrnn.RNNCell(1, 2, bias=False, rngs=nnx.Rngs(0))
+        >>> cell = jaxrnn.RNNCell(1, 2, rngs=nnx.Rngs(0))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     arrays = {"weight_ih": np.ones((2, 1)), "weight_hh": np.eye(2)}
-        ...     save_file(arrays, folder + "/cell.safetensors")
+        ...     jaxrnn.save_safetensors(cell, folder + "/cell.safetensors")
         ...     jaxrnn.load_safetensors(cell, folder + "/cell.safetensors")
-        >>> cell.weight_hh[...].sum().item()
-        2.0
     """
     try:
         mapping, _ = read_safetensors(path)
@@ -230,7 +221,11 @@ def _walk(node: Any, prefix: str, ancestors: Sequence[int]) -> Iterator[_Entry]:
         weight = children.pop(weight_name)
         if weight is not None:  # norms may have none
             yield _Entry(prefix + "weight", weight, is_kernel=weight_name == "kernel")
-    elif _is_flax_layer(node) and any(isinstance(c, nnx.Param) for c in children.values()):
+    elif (
+        type(node).__module__.startswith("flax.")
+        and not isinstance(node, (nnx.List, nnx.Dict))
+        and any(isinstance(child, nnx.Param) for child in children.values())
+    ):
         supported = ", ".join(f"nnx.{kind.__name__}" for kind in (*_WEIGHT, nnx.Sequential))
         raise TypeError(
             f"{prefix[:-1] or 'the module'} must be one of {supported}, a jaxrnn or a custom "
@@ -258,10 +253,6 @@ def _children(node: Any) -> dict[str, Any]:
     # Flax sorts the attributes of a copied module; `parameter_names` has PyTorch's order.
     attributes = vars(node)
     return {k: attributes[k] for k in (*getattr(node, "parameter_names", ()), *attributes)}
-
-
-def _is_flax_layer(node: Any) -> bool:
-    return type(node).__module__.startswith("flax.") and not isinstance(node, (nnx.List, nnx.Dict))
 
 
 def _to_numpy(value: Any) -> np.ndarray:

@@ -80,10 +80,9 @@ def assign_bins(
     Args:
         lengths: integers (M,) in any order, 0 allowed. Must not be traced.
         bin_length: S, at least the longest sequence, optional. Defaults to about the smallest that
-            fits `num_bins`. Without `num_bins` it defaults to the longest sequence, or up to an
-            eighth more if this reduces the number of bins to a multiple of 8 at no more positions:
-            CPUs compute batches in multiples of 8. Defaults above 64 are multiples of 4, the block
-            size of the scan.
+            fits `num_bins`, or without `num_bins` to the longest sequence, or up to an eighth more
+            if this reduces the number of bins to a multiple of 8, in which CPUs compute batches, at
+            no more positions. Defaults above 64 are multiples of 4, the block size of the scan.
         num_bins: N, optional. Defaults to the number of bins required. Unused bins are padding.
 
     Returns:
@@ -92,8 +91,8 @@ def assign_bins(
 
     Raises:
         TypeError: if `lengths` are traced or not integers.
-        ValueError: if `lengths` are empty, negative or not one-dimensional, a sequence exceeds
-            `bin_length`, or `num_bins` is too small.
+        ValueError: if `lengths` are empty, negative or not one-dimensional; if `bin_length` or
+            `num_bins` is too small.
 
     Example:
         >>> bins = assign_bins([2, 6, 0, 4])
