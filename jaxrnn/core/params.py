@@ -109,9 +109,9 @@ def _draw(
     key: jax.Array, cell: BaseCell, sizes: tuple[Sizes, ...], bias: bool, dtype: Any
 ) -> tuple[dict[str, Any], ...]:
     """Draw the parameters of each layer and direction, by name."""
+    shapes = [cell.shapes(size, bias=bias) for size in sizes]  # checks the bias and the sizes
     if cell.draw is not None:
         return _draw_by_cell(cell, key, sizes, dtype)
-    shapes = [cell.shapes(size, bias=bias) for size in sizes]
     inits = {name: p.init for name, p in cell.parameter_specs().items() if p.init is not None}
     # One draw for all: a generator for each shape would take longer to compile than the layer.
     counts = [
