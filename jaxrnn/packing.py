@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partialmethod
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -59,12 +60,6 @@ class _Fields(NamedTuple):
     batch_sizes: np.ndarray
     sorted_indices: np.ndarray | None
     unsorted_indices: np.ndarray | None
-
-
-def _cast(dtype: str) -> Callable[[PackedSequence], PackedSequence]:
-    convert = lambda self: self.to(dtype)  # noqa: E731
-    convert.__doc__ = f"Convert `data` to {dtype}."
-    return convert
 
 
 class PackedSequence(_Fields):
@@ -222,14 +217,14 @@ class PackedSequence(_Fields):
         """True if `data` is on a GPU."""
         return all(d.platform == "gpu" for d in self.data.devices()) and not self.is_pinned()
 
-    double = _cast("float64")
-    float = _cast("float32")
-    half = _cast("float16")
-    long = _cast("int64")
-    int = _cast("int32")
-    short = _cast("int16")
-    char = _cast("int8")
-    byte = _cast("uint8")
+    double = partialmethod(to, "float64")
+    float = partialmethod(to, "float32")
+    half = partialmethod(to, "float16")
+    long = partialmethod(to, "int64")
+    int = partialmethod(to, "int32")
+    short = partialmethod(to, "int16")
+    char = partialmethod(to, "int8")
+    byte = partialmethod(to, "uint8")
 
 
 def _flatten(packed: PackedSequence) -> Any:

@@ -188,9 +188,8 @@ def to_linen(layer: Any) -> tuple[linen.Sequential, dict[str, Any]]:
         layer: an `RNN`, `LSTM` without projections, or `GRU`.
 
     Returns:
-        The module, an ``nn.RNN`` of a ``SimpleCell``, ``OptimizedLSTMCell`` or ``GRUCell`` for each
-        layer or an ``nn.Bidirectional``, time-major unless ``layer.batch_first``; and its params.
-        Each gate gets the sum of both biases, except n of a GRU, which has both.
+        The module, of the linen classes of `to_nnx`, and its params. Each gate gets the sum of both
+        biases, except n of a GRU, which has both.
 
     Raises:
         TypeError: if `layer` is not a jaxrnn layer.
@@ -259,9 +258,8 @@ def _cells_of(
             time_major.append(module.time_major)
         elif isinstance(module, flax.RNN):
             if module.reverse:
-                problems.append(
-                    f"{name}: reverse must be False except in a Bidirectional, got True"
-                )
+                problem = "reverse must be False except in a Bidirectional, got True"
+                problems.append(f"{name}: {problem}")
             cells = [(name, module.cell)]
             time_major.append(module.time_major)
         for cell_name, cell in cells:

@@ -297,8 +297,9 @@ def _directions(graph: _Graph, node: Any, problems: list[str], reverse: bool) ->
         peepholes = None
         if "P" in arrays:
             peepholes = reorder_gates(arrays["P"][index], *_PEEPHOLE_GATES[::-1])
-        options = {"nonlinearity": "relu" if relu else "tanh", "peepholes": peepholes}
-        directions.append(Direction(name + suffix, kind, *weights, **options))
+        nonlinearity = "relu" if relu else "tanh"
+        direction = Direction(name + suffix, kind, *weights, nonlinearity=nonlinearity)
+        directions.append(direction._replace(peepholes=peepholes))
     return directions
 
 

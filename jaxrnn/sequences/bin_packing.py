@@ -359,7 +359,7 @@ def _best_bin_length(
 def _gather_indices(
     bins: BinAssignment, steps: int, batch_first: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the source of each bin position (S, N) and, its inverse, of each sequence step (T, M).
+    """Return the source of each bin position (S, N), and of each sequence step (T, M).
 
     Padding has an index past the end. Both are transposed if `batch_first`.
     """
