@@ -150,6 +150,8 @@ class PackedSequence(_Fields):
     ) -> Self:
         """Convert `data` to a dtype or move it to a device.
 
+        `double`, `float`, `half`, `long`, `int`, `short`, `char` and `byte` convert to one dtype.
+
         Args:
             target: a dtype, a device, both, or an array with the target dtype and device.
             dtype: a dtype, optional. Without ``jax_enable_x64``, 64-bit dtypes become 32-bit.

@@ -111,9 +111,8 @@ def to_nnx(layer: Any) -> nnx.Sequential:
         b_hn = direction.biases[1][2 * direction.hidden_size :]
         if direction.kind == "GRU" and b_hn.any():
             problems.append(f"{direction.name}: b_hn must be 0, got up to {abs(b_hn).max():.3g}")
-    raise_problems(
-        "to_nnx does not support a bias inside the reset product. Use to_linen:", problems
-    )
+    head = "to_nnx does not support a bias inside the reset product. Use to_linen:"
+    raise_problems(head, problems)
     zeros = nnx.initializers.zeros_init()
     options = {"rngs": nnx.Rngs(0), "kernel_init": zeros, "recurrent_kernel_init": zeros}
     stacked = []

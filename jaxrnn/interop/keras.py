@@ -205,10 +205,8 @@ def _arrays(direction: Direction) -> list[np.ndarray]:
 def _dtype_policy(keras: Any, layer: Any) -> Any:
     param = jnp.dtype(layer.param_dtype).name
     compute = param if layer.dtype is None else jnp.dtype(layer.dtype).name
-    if param == compute:
-        return keras.DTypePolicy(param)
-    if param == "float32" and compute in ("float16", "bfloat16"):
-        return keras.DTypePolicy(f"mixed_{compute}")
+    if param == compute or (param == "float32" and compute in ("float16", "bfloat16")):
+        return keras.DTypePolicy(param if param == compute else f"mixed_{compute}")
     raise ConversionError(
         f"Keras has no dtype policy for {param} weights and computation in {compute}. Use one "
         "dtype for both, or float32 weights with float16 or bfloat16."

@@ -48,9 +48,7 @@ class _Entry(NamedTuple):
 
 def _read(entry: _Entry) -> np.ndarray:
     value = np.array(entry.param[...])
-    if entry.is_kernel:
-        value = np.ascontiguousarray(np.moveaxis(value, (-1, -2), (0, 1)))
-    return value
+    return np.moveaxis(value, (-1, -2), (0, 1)).copy() if entry.is_kernel else value
 
 
 def _write(entry: _Entry, value: np.ndarray) -> None:
@@ -147,18 +145,16 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any]) -> None:
 
 def _prefix_hints(names: set[str], mapping: Mapping[str, Any]) -> list[str]:
     """Return the fix if all names match after removing or adding a prefix."""
-    hints, given = [], set(map(str, mapping))
+    given = set(map(str, mapping))
+    hints = []
     for short, long, fix in (
         (names, given, '{{name.removeprefix("{0}"): a for name, a in mapping.items()}}'),
         (given, names, '{{"{0}" + name: a for name, a in mapping.items()}}'),
     ):
         first = min(short, default="")
-        prefixes = {name.removesuffix(first) for name in long if name.endswith("." + first)}
-        hints += [
-            "All names differ by a prefix: " + fix.format(prefix)
-            for prefix in sorted(prefixes)
-            if first and {prefix + name for name in short} == long
-        ]
+        for prefix in sorted({n.removesuffix(first) for n in long if n.endswith("." + first)}):
+            if first and {prefix + name for name in short} == long:
+                hints.append("All names differ by a prefix: " + fix.format(prefix))
     return hints
 
 
@@ -262,7 +258,7 @@ def _to_numpy(value: Any) -> np.ndarray:
         # NumPy has no bfloat16, whose values are float32 values.
         value = value.float() if "bfloat16" in str(value.dtype) else value
     array = np.asarray(value)
-    real = jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
-    if not (real or array.dtype == bool):
+    kinds = (jnp.integer, jnp.floating, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise TypeError(f"dtype {array.dtype}")
     return array
