@@ -23,8 +23,7 @@ class MinGRU(LinearCell):
         z &= \sigma(W_{iz} x + b_{iz}), \quad n = W_{in} x + b_{in} \\
         h' &= (1 - z) \odot h + z \odot n
 
-    Parameters: ``weight_ih`` (2*H, D), ``bias_ih`` (2*H,), in the gate order z, n, drawn from
-    U(-1/sqrt(H), 1/sqrt(H)).
+    Parameters: ``weight_ih`` (2*H, D), ``bias_ih`` (2*H,), in the gate order z, n.
 
     Attributes:
         positive: if True, n is replaced by n + 1/2 if n >= 0, else by sigmoid(n), as in the paper's
@@ -55,13 +54,12 @@ class MinLSTM(LinearCell):
         f, i &= \sigma(W_{if} x + b_{if}), \sigma(W_{ii} x + b_{ii}), \quad n = W_{in} x + b_{in} \\
         h' &= \frac{f}{f + i} \odot h + \frac{i}{f + i} \odot n
 
-    Parameters: ``weight_ih`` (3*H, D), ``bias_ih`` (3*H,), in the gate order f, i, n, drawn from
-    U(-1/sqrt(H), 1/sqrt(H)).
+    Parameters: ``weight_ih`` (3*H, D), ``bias_ih`` (3*H,), in the gate order f, i, n.
 
     Attributes:
         positive: see `MinGRU`.
 
-    Source: L. Feng et al., Were RNNs all we needed?, arXiv:2410.01201 (2024), normalised gates.
+    Source: see `MinGRU`; the form with normalised gates.
 
     Example:
         >>> from jaxrnn.cells import MinLSTM, Sizes

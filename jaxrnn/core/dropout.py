@@ -62,15 +62,14 @@ class Regularization:
 
     @classmethod
     def from_options(
-        cls,
-        cell: BaseCell,
-        *,
-        input_dropout: Any = 0.0,
-        recurrent_dropout: Any = 0.0,
-        zoneout: Any = 0.0,
-        weight_drop: Any = 0.0,
+        cls, cell: BaseCell, *, zoneout: Any = 0.0, **probabilities: Any
     ) -> Regularization | None:
         """Return the regularisation of a layer's options; None if all are off.
+
+        Args:
+            cell: the cell.
+            zoneout: one probability for all states, or one for each.
+            **probabilities: the other attributes of this class, by name.
 
         Raises:
             ValueError: if a value is not a probability, their number is wrong, or the cell does
@@ -91,22 +90,17 @@ class Regularization:
         else:
             zoneout = (zoneout,) * len(names)
         zoneout = tuple(check_probability("zoneout", p) for p in zoneout)
-        options = cls(
-            check_probability("input_dropout", input_dropout),
-            check_probability("recurrent_dropout", recurrent_dropout),
-            zoneout if any(zoneout) else (),
-            check_probability("weight_drop", weight_drop),
-        )
+        checked = {name: check_probability(name, p) for name, p in probabilities.items()}
+        options = cls(zoneout=zoneout if any(zoneout) else (), **checked)
         product = isinstance(cell, Cell) and cell.recurrent  # W_hh h, computed by the layer
-        if options.recurrent_dropout and not product:
+        missing = f"is not supported by {cell}, which has no weight_hh"
+        if (p := options.recurrent_dropout) and not product:
             raise ValueError(
-                f"recurrent_dropout={recurrent_dropout} is not supported by {cell}, which has no "
-                "weight_hh in the layer. Use zoneout, which every cell supports"
+                f"recurrent_dropout={p} {missing} in the layer. "
+                "Use zoneout, which every cell supports"
             )
-        if options.weight_drop and not (product or "weight_hh" in cell.parameters):
-            raise ValueError(
-                f"weight_drop={weight_drop} is not supported by {cell}, which has no weight_hh"
-            )
+        if (p := options.weight_drop) and not (product or "weight_hh" in cell.parameters):
+            raise ValueError(f"weight_drop={p} {missing}")
         return None if options == cls() else options
 
     def for_mode(self, training: bool) -> Regularization | None:

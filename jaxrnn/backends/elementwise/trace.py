@@ -8,6 +8,7 @@ other, the function is elementwise, and its graph holds for a vector of any numb
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -138,12 +139,6 @@ def trace(function: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Node, .
     return tuple(outputs)
 
 
-def has_custom_derivative(function: Callable[..., Any], *inputs: Any) -> bool:
-    """Return True if a function calls `jax.custom_jvp` or `jax.custom_vjp` functions."""
-    jaxpr = str(jax.make_jaxpr(function)(*inputs))
-    return "custom_jvp_call" in jaxpr or "custom_vjp_call" in jaxpr
-
-
 _keys: dict[Any, int] = {}
 _key_counter = itertools.count()  # unlike len(_keys), safe with threads
 
@@ -185,10 +180,13 @@ def _constants(value: Any) -> np.ndarray:
     return out
 
 
+_LOOPS = ("scan", "while", "reduce", "reduce_window")  # they call a jaxpr more than once
+
+
 def _interpret_equation(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     name, p = eqn.primitive.name, eqn.params
-    called = _called_jaxpr(eqn)
-    if called is not None:
+    called = p.get("jaxpr", p.get("call_jaxpr", p.get("fun_jaxpr")))
+    if called is not None and name not in _LOOPS:
         return _interpret(getattr(called, "jaxpr", called), getattr(called, "consts", ()), inputs)
     if name == "split":
         return np.split(inputs[0], np.cumsum(p["sizes"])[:-1], axis=p["axis"])
@@ -210,14 +208,6 @@ def _interpret_equation(eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     if name in _COMPOSITE_OPERATIONS:
         return [_COMPOSITE_OPERATIONS[name](p, *inputs)]
     return [_map(name, *inputs)]
-
-
-def _called_jaxpr(eqn: Any) -> Any:
-    """Return the jaxpr that an equation calls exactly once, or None."""
-    p = eqn.params
-    if eqn.primitive.name in ("scan", "while", "reduce", "reduce_window"):
-        return None
-    return p.get("jaxpr", p.get("call_jaxpr", p.get("fun_jaxpr")))
 
 
 def _is_real(dtype: Any) -> bool:
@@ -265,10 +255,7 @@ _LOGICAL_OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
 def _power(a: np.ndarray, y: int) -> np.ndarray:
     if y < 0:
         return _map("div", _constants(1.0), _power(a, -y))
-    result = _constants(1.0) if y == 0 else a
-    for _ in range(y - 1):
-        result = _map("mul", result, a)
-    return result
+    return functools.reduce(lambda b, c: _map("mul", b, c), [a] * y) if y else _constants(1.0)
 
 
 _COMPOSITE_OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
