@@ -64,7 +64,8 @@ def _check_declarations(cell: Any) -> None:
         if isinstance(cell, base) and getattr(type(cell), name) is getattr(base, name):
             raise TypeError(f"{type(cell).__name__} must define {signature}.")
 
-    states, gates, has_gates = cell.states, cell.gates, isinstance(cell, Cell)
+    states, gates = cell.states, cell.gates
+    has_gates = isinstance(cell, Cell)
     specs = tuple(states.values()) if isinstance(states, Mapping) else ()
     names = "a non-empty tuple of names"
     real = "names; only GeneralCell and LinearCell support StateSpec"

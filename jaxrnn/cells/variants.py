@@ -66,9 +66,9 @@ class CoupledLSTM(_LSTM):
     r"""LSTM with coupled input and forget gates, f = 1 - i.
 
     .. math::
-        i, o &= \sigma(z_i), \sigma(z_o), \quad g = \tanh(z_g) \\
-        c' &= (1 - i) \odot c + i \odot g \\
-        h' &= o \odot \tanh(c')
+        c' = (1 - i) \odot c + i \odot g
+
+    with i, g, o and h' as in `LSTM`.
 
     Parameters: ``weight_ih`` (3*H, D), ``weight_hh`` (3*H, R), ``bias_ih`` and ``bias_hh`` (3*H,),
     in the gate order i, g, o.
@@ -87,12 +87,7 @@ class CoupledLSTM(_LSTM):
 
 @dataclass(frozen=True)
 class CoupledPeepholeLSTM(CoupledLSTM):
-    r"""`CoupledLSTM` with the peepholes of `PeepholeLSTM`.
-
-    .. math::
-        c' = (1 - i) \odot c + i \odot g
-
-    with i, g, o and h' as there.
+    """`CoupledLSTM`, whose gates i and o read the cell state as in `PeepholeLSTM`.
 
     Parameters: those of `CoupledLSTM`, and ``weight_ci``, ``weight_co`` (H,).
 
@@ -224,15 +219,10 @@ class GRUResetBefore(GeneralCell):
     r"""GRU with the reset gate before the product with W_hn.
 
     .. math::
-        r &= \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr}) \\
-        z &= \sigma(W_{iz} x + b_{iz} + W_{hz} h + b_{hz}) \\
-        n &= \tanh(W_{in} x + b_{in} + W_{hn} (r \odot h) + b_{hn}) \\
-        h' &= (1 - z) \odot n + z \odot h
+        n = \tanh(W_{in} x + b_{in} + W_{hn} (r \odot h) + b_{hn})
 
-    Keras calls it ``reset_after=False``, ONNX ``linear_before_reset=0``. A step has two dependent
-    products and takes longer than one of `GRU`.
-
-    Parameters: those of `GRU`.
+    with r, z, h' and the parameters of `GRU`. Keras calls it ``reset_after=False``, ONNX
+    ``linear_before_reset=0``. A step has two dependent products and takes longer than one of `GRU`.
 
     Source: K. Cho et al., EMNLP 2014, arXiv:1406.1078, with biases.
 

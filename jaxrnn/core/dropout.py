@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Number
 from typing import Any
 
 import jax
@@ -90,7 +90,7 @@ class Regularization:
         else:
             zoneout = (zoneout,) * len(names)
         zoneout = tuple(check_probability("zoneout", p) for p in zoneout)
-        checked = {name: check_probability(name, p) for name, p in probabilities.items()}
+        checked: Any = {name: check_probability(name, p) for name, p in probabilities.items()}
         options = cls(zoneout=zoneout if any(zoneout) else (), **checked)
         product = isinstance(cell, Cell) and cell.recurrent  # W_hh h, computed by the layer
         missing = f"is not supported by {cell}, which has no weight_hh"
@@ -212,9 +212,10 @@ def check_probability(name: str, value: Any) -> float:
     Raises:
         ValueError: for anything else.
     """
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    number: Any = value if isinstance(value, Number) else None
+    if number is None or isinstance(value, (bool, complex)) or not 0 <= number <= 1:
         raise ValueError(f"`{name}` must be a probability, a number in range [0, 1], got {value!r}")
-    return float(value)
+    return float(number)
 
 
 # Weight normalisation
