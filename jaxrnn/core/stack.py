@@ -137,6 +137,7 @@ def run(
             x = options.regularization.drop_input(key, first, x)
         outputs = []
         for index in range(first, first + options.directions):
+            before = state and states.state_of(state, index, options.directions)
             layer_weights, step_masks = weights[index], masks[index - first]
             if options.regularization is not None:
                 layer_weights, step_masks = options.regularization.mask_loop(
@@ -150,7 +151,6 @@ def run(
                 backend=choices[index].backend,
                 platform=choices[index].platform,
             )
-            before = state and states.state_of(state, index, options.directions)
             output, all_states, final = unroll_with(
                 unroll_options, layer_weights, x, before, step_masks
             )
