@@ -197,9 +197,8 @@ class _TracedCell(NamedTuple):
     @property
     def state_indices(self) -> tuple[int | None, ...]:
         """Indices in the carry of the states of the cell; None for the output."""
-        count = len(jax.tree.leaves(self.carry))
-        others = [index for index in range(count) if index != self.output_index]
-        return self.output_index, *others
+        indices = range(len(jax.tree.leaves(self.carry)))
+        return self.output_index, *(index for index in indices if index != self.output_index)
 
 
 _ANY = 64  # number of input features for questions that do not depend on it
@@ -255,10 +254,9 @@ class _FlaxCell(GeneralCell):
         """Return the shapes of the parameters by name."""
         if not bias:
             raise ValueError(f"`bias` must be True for {self}, got False. Disable it in the cell.")
-        if self.hidden_size != sizes.H:
+        if (size := self.hidden_size) != sizes.H:
             raise ValueError(
-                f"`hidden_size` must be {self.hidden_size}, the output size of {self}, got "
-                f"{sizes.H}"
+                f"`hidden_size` must be {size}, the output size of {self}, got {sizes.H}"
             )
         traced = self._traced(sizes.D)
         leaves = jax.tree.leaves(traced.parameters)

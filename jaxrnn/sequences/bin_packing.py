@@ -300,9 +300,9 @@ def run_bins(
         data, resets=resets, lengths=bins.bin_lengths, rngs=rngs, return_all_states=return_states
     )
     y = unpack_bins(y, bins, steps=steps, batch_first=batch_first)
-    if not return_states:
-        return y, None
-    return y, final_states(states, bins, bidirectional=bool(layer.bidirectional))
+    if return_states:
+        return y, final_states(states, bins, bidirectional=bool(layer.bidirectional))
+    return y, None
 
 
 def _round_to_block(steps: int) -> int:
@@ -410,11 +410,9 @@ def _check_lengths(lengths: Any) -> np.ndarray:
 
 
 def _check_at_least(name: str, value: Any, minimum: int, reason: str = "") -> int | None:
-    if value is None:
-        return None
-    if operator.index(value) < minimum:
+    if value is not None and operator.index(value) < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}{reason}, got {value}")
-    return operator.index(value)
+    return None if value is None else operator.index(value)
 
 
 def _check_count(count: int, bins: BinAssignment) -> None:
