@@ -39,12 +39,12 @@ def advance(cell: BaseCell, weights: Weights, x: jax.Array, state: State) -> Sta
         step = lambda x, s: tuple(general.step(general.inputs(x, *params), s, *params))  # noqa: E731
         return jax.vmap(step)(x, state)
 
-    def affine(weight: Any, x: jax.Array, bias: Any) -> jax.Array:
+    def _affine(weight: Any, x: jax.Array, bias: Any) -> jax.Array:
         return weight @ x.T if bias is None else weight @ x.T + bias[:, None]
 
-    z: Any = affine(weights.weight_ih, x, weights.bias_ih)
+    z: Any = _affine(weights.weight_ih, x, weights.bias_ih)
     if weights.weight_hh is not None:
-        recurrent = affine(weights.weight_hh, state[0], weights.bias_hh)
+        recurrent = _affine(weights.weight_hh, state[0], weights.bias_hh)
         z = (z, recurrent) if cell.split else z + recurrent
     m, *rest = cell.step(z, tuple(s.T for s in state), *params)
     h = m if weights.weight_hr is None else weights.weight_hr @ m
@@ -89,7 +89,7 @@ def unroll(
     valid = jnp.ones(x.shape[:2], bool) if valid_mask is None else valid_mask
     resets = jnp.zeros(x.shape[:2], bool) if reset_mask is None else reset_mask
 
-    def step(state: State, inputs: Any) -> tuple[State, Any]:
+    def _step(state: State, inputs: Any) -> tuple[State, Any]:
         x, valid, reset = inputs
         entered = tuple(_select(~reset, s, jnp.zeros_like(s)) for s in state)
         new = advance(cell, weights, x, entered)
@@ -99,7 +99,7 @@ def unroll(
     x = _select(
         valid, x, jnp.zeros_like(x)
     )  # padding may hold NaN, which must not reach a gradient
-    final, (outputs, states) = lax.scan(step, tuple(state), (x, valid, resets), reverse=reverse)
+    final, (outputs, states) = lax.scan(_step, tuple(state), (x, valid, resets), reverse=reverse)
     return outputs, states, final
 
 

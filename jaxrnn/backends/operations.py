@@ -53,28 +53,28 @@ def define_kernel_primitive(
     p.multiple_results = True
 
     @functools.cache
-    def compiled(parameters: tuple[tuple[str, Any], ...]) -> Any:
+    def _compiled(parameters: tuple[tuple[str, Any], ...]) -> Any:
         return jax.jit(lambda *operands: p.bind(*operands, **dict(parameters)))
 
-    def avals(*operands: Any, **parameters: Any) -> list[ShapedArray]:
+    def _avals(*operands: Any, **parameters: Any) -> list[ShapedArray]:
         return [ShapedArray(s.shape, s.dtype) for s in output_shapes(operands, **parameters)]
 
-    def jvp(primals: Any, tangents: Any, **parameters: Any) -> Any:
+    def _jvp(primals: Any, tangents: Any, **parameters: Any) -> Any:
         differentiated = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
 
-        def of_differentiated(*some: jax.Array) -> list[jax.Array]:
+        def _of_differentiated(*some: jax.Array) -> list[jax.Array]:
             operands = list(primals)
             for i, operand in zip(differentiated, some, strict=True):
                 operands[i] = operand
             return reference(*operands, **parameters)
 
         return jax.jvp(
-            of_differentiated,
+            _of_differentiated,
             [primals[i] for i in differentiated],
             [tangents[i] for i in differentiated],
         )
 
-    def batch(operands: Any, axes: Any, **parameters: Any) -> Any:
+    def _batch(operands: Any, axes: Any, **parameters: Any) -> Any:
         shared = unbatched(**parameters)
         if shared is None or summed(**parameters) or any(axes[i] is not None for i in shared):
             each = functools.partial(reference, **parameters)
@@ -93,16 +93,16 @@ def define_kernel_primitive(
         ]
         return split, out_axes
 
-    p.def_impl(lambda *operands, **parameters: compiled(tuple(parameters.items()))(*operands))
-    p.def_abstract_eval(avals)
-    ad.primitive_jvps[p] = jvp
-    batching.primitive_batchers[p] = batch
+    p.def_impl(lambda *operands, **parameters: _compiled(tuple(parameters.items()))(*operands))
+    p.def_abstract_eval(_avals)
+    ad.primitive_jvps[p] = _jvp
+    batching.primitive_batchers[p] = _batch
 
-    def run(platform: str, *operands: jax.Array, **parameters: Any) -> Any:
+    def _run(platform: str, *operands: jax.Array, **parameters: Any) -> Any:
         out = kernels[platform](*operands, **parameters)
         return reference(*operands, **parameters) if out is None else out
 
-    def lower(
+    def _lower(
         platform: str, context: Any, *operands: Any, mesh: Any = None, **parameters: Any
     ) -> Any:
         shared, sums = unbatched(**parameters), summed(**parameters)
@@ -112,7 +112,7 @@ def define_kernel_primitive(
         out_axes = [None if i in sums else _batch_axis(a) for i, a in enumerate(context.avals_out)]
         chosen = None
         if portable(platform) or not _is_for_export(context):
-            kernel = functools.partial(run, platform, **parameters)
+            kernel = functools.partial(_run, platform, **parameters)
             mesh = None if shared is None else mesh
             chosen = _partition_kernel(context, platform, kernel, mesh, in_axes, out_axes)
         if chosen is None:
@@ -121,7 +121,7 @@ def define_kernel_primitive(
 
     mlir.register_lowering(p, mlir.lower_fun(reference, multiple_results=True))
     for platform in kernels:
-        mlir.register_lowering(p, functools.partial(lower, platform), platform=platform)
+        mlir.register_lowering(p, functools.partial(_lower, platform), platform=platform)
     return p
 
 
@@ -158,13 +158,13 @@ def set_transpose(linear: Primitive, transpose: Primitive, count: Callable[..., 
     The transpose takes the cotangents, then the operands in which the other is not linear.
     """
 
-    def rule(cts: Any, *operands: Any, **parameters: Any) -> list[Any]:
+    def _rule(cts: Any, *operands: Any, **parameters: Any) -> list[Any]:
         residuals = operands[count(**parameters) :]
         dense = [ad.instantiate_zeros(ct) for ct in cts]
         out = transpose.bind(*dense, *residuals, **parameters)
         return [*out, *[None] * len(residuals)]
 
-    ad.primitive_transposes[linear] = rule
+    ad.primitive_transposes[linear] = _rule
 
 
 def _batch_axis(a: Any) -> int:

@@ -129,7 +129,7 @@ def forward(
         final = tuple(s[last] for s in after)
         return ForwardResult((h,), final, residuals, starts, policy)
 
-    def run_block(state: State, steps: Any, nothing: None) -> Any:
+    def _run_block(state: State, steps: Any, nothing: None) -> Any:
         del nothing
         x, masks = steps
         h, rest = _bind_forward(options, parameters, x, state, masks, store_residuals=False)
@@ -138,7 +138,7 @@ def forward(
     # The states before blocks are needed only where a block is recomputed.
     one_block = policy is ResidualPolicy.NOTHING and not options.remat
     final, outputs, starts = scan.scan_blocks(
-        run_block,
+        _run_block,
         state,
         (x, masks),
         None,
@@ -414,12 +414,12 @@ def _pre_activation_tangents(
     parts = (from_x, from_h) if cell.split else (from_x + from_h,)
     shape, bias, dtype = (*x.shape[:2], len(w_ih)), tangents.bias, compute_dtype(x.dtype)
 
-    def total(index: int, terms: list[Any]) -> jax.Array:
+    def _total(index: int, terms: list[Any]) -> jax.Array:
         biases = bias[index : index + 1]
         terms = [*terms, *(jnp.broadcast_to(b.astype(dtype), shape) for b in biases)]
         return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, dtype)
 
-    return tuple(total(i, terms) for i, terms in enumerate(parts))
+    return tuple(_total(i, terms) for i, terms in enumerate(parts))
 
 
 def _project_with_transpose(x: jax.Array, dw: jax.Array) -> jax.Array:
@@ -532,13 +532,13 @@ def _backward_kernel(
     old_h = reset_hidden(before, masks.reset_mask)
     x = zero_padding(masks.valid_mask, saved.x)
 
-    def pre_activation_tangents(*linear: jax.Array) -> Any:
+    def _pre_activation_tangents(*linear: jax.Array) -> Any:
         dstate = [jnp.zeros(())] * len(cell.states)
         linear_in = jax.tree.unflatten(tree.children()[0], (*linear, *dstate))
         return _pre_activation_tangents(cell, linear_in, x, saved.weight_ih, old_h)
 
     shapes = _backward_shapes(flat, tree=tree, cell=cell)[: -len(dstart)]
-    linear = jax.linear_transpose(pre_activation_tangents, *shapes)(tuple(dz)) if shapes else ()
+    linear = jax.linear_transpose(_pre_activation_tangents, *shapes)(tuple(dz)) if shapes else ()
     return [*linear, *dstart]
 
 

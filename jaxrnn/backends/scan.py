@@ -105,12 +105,12 @@ def forward(
         weights, x = append_ones_column(weights, x)
     save_nothing = policy is ResidualPolicy.NOTHING
 
-    def run_block(state: State, steps: Any, nothing: None) -> Any:
+    def _run_block(state: State, steps: Any, nothing: None) -> Any:
         del nothing
         x, masks = steps
         start, block_input = state, x
 
-        def step(carry: Any, step_inputs: Any) -> Any:
+        def _step(carry: Any, step_inputs: Any) -> Any:
             state, fetched = carry
             current, masks = step_inputs
             if inputs_in_loop:
@@ -145,7 +145,7 @@ def forward(
             outputs, residuals = transpose_state((states,)), None
         else:
             (state, _), (outputs, residuals) = _scan_steps(
-                options, step, (state, first), (x, masks), block_input.shape[0]
+                options, _step, (state, first), (x, masks), block_input.shape[0]
             )
         if has_output_function(cell):
             output = cell_outputs(cell, weights, block_input, outputs)
@@ -153,12 +153,12 @@ def forward(
         return state, (outputs, residuals), start
 
     if not cell.gates and options.remat:  # the derivative is JAX's
-        run_block = jax.checkpoint(run_block, prevent_cse=False)
+        _run_block = jax.checkpoint(_run_block, prevent_cse=False)
     length = _block_length(options, x)
     # A loop that computes its own input products, or has nothing else, gains nothing from blocks.
     one_block = (inputs_in_loop or not cell.gates) and not options.remat
     final, (outputs, residuals), starts = scan_blocks(
-        run_block,
+        _run_block,
         state,
         (x, masks),
         None,
@@ -235,7 +235,7 @@ def linear_in_blocks(
     # coefficients, several times the size of the gates, are computed while they are in the cache.
     linear_block = jax.checkpoint(linear_block, prevent_cse=False)
 
-    def run_block(dstate: State, steps: Any, start: State) -> Any:
+    def _run_block(dstate: State, steps: Any, start: State) -> Any:
         x, masks, hs, residuals, dx = steps
         block = StepBlock(x, start, masks, hs, residuals)
         dstate, doutputs = linear_block(*arrays, block, tangents.weights, dx, dstate)
@@ -243,7 +243,7 @@ def linear_in_blocks(
 
     steps = x, masks, result.outputs[0], result.residuals, tangents.x
     dfinal, doutputs, _ = scan_blocks(
-        run_block, dstate, steps, result.block_states, length=length, reverse=options.reverse
+        _run_block, dstate, steps, result.block_states, length=length, reverse=options.reverse
     )
     return dfinal, doutputs
 
@@ -341,7 +341,7 @@ def linear_loop(
     dtype = weights.weight_ih.dtype
     tangent = pointwise_rule(cell, masks).tangent
 
-    def step(dstate: State, inputs: Any) -> tuple[State, State]:
+    def _step(dstate: State, inputs: Any) -> tuple[State, State]:
         coefficients, direct, from_hr, masks = inputs
         before = dstate
         dstate = entered = apply_resets(dstate, masks.reset_mask)
@@ -361,7 +361,7 @@ def linear_loop(
         return dstate, cast(options.stacked_states(dstate), dtype)
 
     steps = (coefficients, direct, from_hr, masks)
-    dstate, doutputs = _scan_steps(options, step, dstate, steps, direct[0].shape[0])
+    dstate, doutputs = _scan_steps(options, _step, dstate, steps, direct[0].shape[0])
     # Transposed outside the loop, which a CPU then vectorises.
     return dstate, transpose_state(doutputs)
 
@@ -383,7 +383,7 @@ def _recompute_residuals(options: UnrollOptions, weights: Weights, block: StepBl
     save = pointwise_rule(cell, masks).save
     rest_zoneout = lambda masks: masks.zoneout and masks.zoneout[1:]  # noqa: E731
 
-    def step(rest: State, inputs: Any) -> tuple[State, Residuals]:
+    def _step(rest: State, inputs: Any) -> tuple[State, Residuals]:
         z, old_h, masks = inputs
         _, *entered = state = apply_resets((old_h, *rest), masks.reset_mask)
         (m, *new), saved = save(z, upcast(state), *params)
@@ -394,9 +394,9 @@ def _recompute_residuals(options: UnrollOptions, weights: Weights, block: StepBl
 
     steps = z, before.swapaxes(1, 2), masks
     if residuals is None and len(start) > 1:
-        return _scan_steps(options, step, start[1:], steps, hs.shape[0])[1]
+        return _scan_steps(options, _step, start[1:], steps, hs.shape[0])[1]
     rest = tuple(map(shift, start[1:], () if residuals is None else residuals.states))
-    return jax.vmap(step)(rest, steps)[1]
+    return jax.vmap(_step)(rest, steps)[1]
 
 
 def _dense_tangents(cell: BaseCell, params: Any, tangents: Any) -> Any:
@@ -495,34 +495,34 @@ def scan_blocks(
     total = jax.tree.leaves(steps)[0].shape[0]
     count, remainder = (1, 0) if length == total else divmod(total, length)
 
-    def run_one(carry: Any, first: int, size: int, index: int) -> tuple[Any, Any, Any]:
+    def _run_one(carry: Any, first: int, size: int, index: int) -> tuple[Any, Any, Any]:
         piece = steps if size == total else jax.tree.map(lambda a: a[first : first + size], steps)
         carry, out, value = body(carry, piece, jax.tree.map(lambda a: a[index], blocks))
         return carry, out, jax.tree.map(lambda a: a[None], value)
 
-    def run_full_blocks(carry: Any) -> tuple[Any, Any, Any]:
+    def _run_full_blocks(carry: Any) -> tuple[Any, Any, Any]:
         if count == 1:
-            return run_one(carry, 0, length, 0)
+            return _run_one(carry, 0, length, 0)
         pieces = jax.tree.map(
             lambda a: a[: count * length].reshape(count, length, *a.shape[1:]), steps
         )
 
-        def scanned(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        def _scanned(carry: Any, inputs: Any) -> tuple[Any, Any]:
             carry, out, value = body(carry, *inputs)
             return carry, (out, value)
 
         inputs = pieces, jax.tree.map(lambda a: a[:count], blocks)
-        carry, (out, values) = lax.scan(scanned, carry, inputs, reverse=reverse)
+        carry, (out, values) = lax.scan(_scanned, carry, inputs, reverse=reverse)
         return carry, jax.tree.map(lambda a: a.reshape(count * length, *a.shape[2:]), out), values
 
     if not remainder:
-        return run_full_blocks(carry)
+        return _run_full_blocks(carry)
     if reverse:
-        carry, tail, tail_value = run_one(carry, count * length, remainder, count)
-        carry, out, values = run_full_blocks(carry)
+        carry, tail, tail_value = _run_one(carry, count * length, remainder, count)
+        carry, out, values = _run_full_blocks(carry)
     else:
-        carry, out, values = run_full_blocks(carry)
-        carry, tail, tail_value = run_one(carry, count * length, remainder, count)
+        carry, out, values = _run_full_blocks(carry)
+        carry, tail, tail_value = _run_one(carry, count * length, remainder, count)
     concatenate = lambda a, b: jnp.concatenate([a, b])  # noqa: E731
     return (
         carry,
@@ -536,12 +536,12 @@ def states_before_blocks(
 ) -> State:
     """Return the states before each block, from those after each step."""
 
-    def before(first: jax.Array, after: jax.Array) -> jax.Array:
+    def _before(first: jax.Array, after: jax.Array) -> jax.Array:
         if options.reverse:
             return jnp.concatenate([after[length::length], first[None]])
         return jnp.concatenate([first[None], after[length - 1 : -1 : length]])
 
-    return tuple(map(before, initial, after))
+    return tuple(map(_before, initial, after))
 
 
 def shift_states(initial: jax.Array, after: jax.Array, *, reverse: bool) -> jax.Array:
@@ -587,8 +587,8 @@ def _associative_scan(
     first = -1 if reverse else 0
     b = b.at[first].add(a[first] * initial)
 
-    def compose(earlier: Any, later: Any) -> Any:
+    def _compose(earlier: Any, later: Any) -> Any:
         (a1, b1), (a2, b2) = earlier, later
         return a2 * a1, a2 * b1 + b2
 
-    return lax.associative_scan(compose, (a, b), reverse=reverse)[1]
+    return lax.associative_scan(_compose, (a, b), reverse=reverse)[1]

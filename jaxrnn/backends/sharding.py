@@ -40,20 +40,20 @@ def partition_batch(
         out_axes: the batch axis of each result; None for a sum over the batch.
     """
 
-    def spec(axis: int | None) -> P:
+    def _spec(axis: int | None) -> P:
         return P() if axis is None else P(*[None] * axis, mesh.axis_names)
 
-    def on_each_device(*arguments: Any) -> list[Any]:
+    def _on_each_device(*arguments: Any) -> list[Any]:
         results = function(*arguments)
         sums = [r for r, axis in zip(results, out_axes) if axis is None]
         totals = iter(jax.lax.psum(sums, mesh.axis_names))
         return [next(totals) if axis is None else r for r, axis in zip(results, out_axes)]
 
     return jax.shard_map(
-        on_each_device,
+        _on_each_device,
         mesh=mesh,
-        in_specs=tuple(map(spec, in_axes)),
-        out_specs=list(map(spec, out_axes)),
+        in_specs=tuple(map(_spec, in_axes)),
+        out_specs=list(map(_spec, out_axes)),
         check_vma=False,  # a kernel does not declare which results are equal on all devices
     )
 
@@ -80,12 +80,12 @@ def shard_batch(tree: Any) -> Any:
     if mesh is None:
         return tree
 
-    def shard(a: Any) -> Any:
+    def _shard(a: Any) -> Any:
         if a.ndim == 0 or a.shape[0] % mesh.size or not a.shape[0]:
             return a
         return jax.lax.with_sharding_constraint(a, P(mesh.axis_names))
 
-    return jax.tree.map(shard, tree)
+    return jax.tree.map(_shard, tree)
 
 
 def replicate(tree: Any) -> Any:
