@@ -97,6 +97,11 @@ def _execute(command: Callable[..., Any], values: Mapping[str, Any]) -> None:
     command(**arguments)
 
 
+def _without_markup(text: str) -> str:
+    """Return a docstring without the markup of its equations, which remain in LaTeX."""
+    return re.sub(r":math:`([^`]*)`", r"\1", text.replace(".. math::\n\n", ""))
+
+
 def _add_commands(parsers: Any, commands: dict[str, str], used: Sequence[str]) -> None:
     """Add a parser for each command; only the modules of `used` commands are imported."""
     for name, path in commands.items():
@@ -112,7 +117,7 @@ def _add_commands(parsers: Any, commands: dict[str, str], used: Sequence[str]) -
         parser = parsers.add_parser(
             name,
             help=text.splitlines()[0],
-            description=description.replace("%", "%%"),
+            description=_without_markup(description).replace("%", "%%"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(parser, command)

@@ -133,6 +133,7 @@ def test_help_of_an_example_documents_each_option_and_default(
         main(["run", name, "--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
+    assert "math:" not in text
     function = resolve_name(EXAMPLES[name].function)
     descriptions = argument_descriptions(function)
     for option, parameter in inspect.signature(function).parameters.items():

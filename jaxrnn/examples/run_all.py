@@ -23,6 +23,7 @@ from rich.text import Text
 from jaxrnn import _checks as checks
 from jaxrnn._files import write_atomically
 from jaxrnn.examples import EXAMPLES
+from jaxrnn.examples._table import make_table
 
 
 class Outcome(NamedTuple):
@@ -53,14 +54,12 @@ def run(name: str, folder: Path) -> Outcome:
 
 def as_table(outcomes: list[Outcome]) -> Table:
     """Return the outcomes and the reported figures as a table for the terminal."""
-    table = Table(title="All examples", title_justify="left", show_lines=True)
-    for name in ("example", "the source reports", "result"):
-        table.add_column(name)
-    table.add_column("seconds", justify="right")
+    rows = []
     for name, result, failed, seconds in outcomes:
         text = Text(f"failed: {result}", "bold red") if failed else Text(result)
-        table.add_row(name, Text(EXAMPLES[name].reported), text, f"{seconds:.1f}")
-    return table
+        rows.append([name, Text(EXAMPLES[name].reported), text, f"{seconds:.1f}"])
+    columns = ("example", "the source reports", "result", "seconds")
+    return make_table("All examples", columns, rows, right=columns[3:], lines=True)
 
 
 def main(*, out: str = "experiments", only: str = "") -> str:

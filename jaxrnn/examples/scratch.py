@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
 from jaxrnn import RNN, plotting
 from jaxrnn.examples import FigurePath, Hidden, PositiveInt, Seed
+from jaxrnn.examples._table import make_table
 
 
 class Weights(NamedTuple):
@@ -126,17 +126,6 @@ def compare(
     return comparisons, outputs, layer_values[0]
 
 
-def as_table(comparisons: list[Comparison]) -> Table:
-    """Return comparisons as a table for the terminal."""
-    table = Table(title="Reference and layer", title_justify="left")
-    for name in ("", "shape", "largest", "largest difference", "relative"):
-        table.add_column(name, justify="left" if name in ("", "shape") else "right")
-    for one in comparisons:
-        figures = [f"{one.largest:.3g}", f"{one.difference:.1e}", f"{one.relative:.1e}"]
-        table.add_row(one.name, str(one.shape), *figures)
-    return table
-
-
 def main(
     *,
     batch: PositiveInt = 3,
@@ -157,7 +146,12 @@ def main(
     target = plotting.check_target(out)
     inputs = make_inputs(batch, steps, features, hidden, seed)
     comparisons, *outputs = compare(*inputs)
-    Console().print(as_table(comparisons))
+    rows = [
+        (one.name, one.shape, f"{one.largest:.3g}", f"{one.difference:.1e}", f"{one.relative:.1e}")
+        for one in comparisons
+    ]
+    columns = ("", "shape", "largest", "largest difference", "relative")
+    Console().print(make_table("Reference and layer", columns, rows, right=columns[2:]))
     worst = max(comparisons, key=lambda one: one.relative)
     print(f"largest difference: {worst.relative:.1e} of the largest value, in {worst.name}")
     reference, layer = (np.asarray(h[0]) for h in outputs)

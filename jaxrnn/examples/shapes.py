@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
 from jaxrnn import RNN, plotting
 from jaxrnn._files import write_atomically
+from jaxrnn.examples._table import make_table
 from jaxrnn.layers.heads import ManyToMany
 
 Shape = tuple[int, ...]
@@ -86,16 +86,6 @@ def wrong_state() -> str:
     raise AssertionError("one layer accepted the state of two layers")
 
 
-def as_table(title: str, calls: list[Call]) -> Table:
-    """Return calls as a table for the terminal."""
-    table = Table(title=title, title_justify="left")
-    for name in ("layer", "", "input", "h_0", "output", "h_n"):
-        table.add_column(name)
-    for layer, note, *shapes in calls:
-        table.add_row(layer, note, *map(str, shapes))
-    return table
-
-
 def main(*, out: str = "") -> str:
     """Print the shapes of inputs, outputs and states for each argument of a layer.
 
@@ -105,8 +95,9 @@ def main(*, out: str = "") -> str:
     target = plotting.check_target(out, formats=("svg",)) if out else None
     calls, error = layouts(), wrong_state()
     console = Console(record=True, width=118)
-    console.print(as_table("Layouts", calls))
-    console.print(as_table("RNN(10, 20), one argument changed", arguments()))
+    columns = ("layer", "", "input", "h_0", "output", "h_n")
+    console.print(make_table("Layouts", columns, calls))
+    console.print(make_table("RNN(10, 20), one argument changed", columns, arguments()))
     console.print("RNN(10, 20) with h_0 (2, 3, 20):", error, highlight=False)
     if target is not None:
         write_atomically(

@@ -31,6 +31,7 @@ from rich.table import Table
 from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
 from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed
+from jaxrnn.examples._table import make_table
 from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
@@ -106,16 +107,14 @@ def run(
 
 def as_table(runs: list[Run]) -> Table:
     """Return the losses of runs, and their errors from zero states, as a table."""
-    table = Table(title="Summed squared errors", title_justify="left")
-    for name in ("cell", "period", "values a step", "first", "last", "from zeros", "train, ms"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
+    rows = []
     for one in runs:
         cell, period, window = one.name
         final = np.sum((one.predictions[-1] - one.targets) ** 2)
         errors = [f"{error:.4g}" for error in (one.losses[0], one.losses[-1], final)]
-        milliseconds = f"{one.run_seconds * 1e3:.0f}"
-        table.add_row(cell.upper(), str(period), str(window), *errors, milliseconds)
-    return table
+        rows.append([cell.upper(), period, window, *errors, f"{one.run_seconds * 1e3:.0f}"])
+    columns = ("cell", "period", "values a step", "first", "last", "from zeros", "train, ms")
+    return make_table("Summed squared errors", columns, rows, right=columns[1:])
 
 
 def make_panel(title: str, one: Run, evaluation: int) -> plotting.Panel:

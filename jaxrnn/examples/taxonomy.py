@@ -7,7 +7,6 @@ for N examples, T steps and K classes, with the mean cross-entropy of all valid 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from rich.table import Table
 from jaxrnn import plotting
 from jaxrnn.data import Vocabulary
 from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed
+from jaxrnn.examples._table import make_table
 from jaxrnn.layers.heads import LAYERS, ManyToMany, ManyToOne, OneToMany, OneToOne, cross_entropy
 from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from jaxrnn.training import Progress, compile_and_run, train_steps
@@ -46,9 +46,14 @@ class Task(NamedTuple):
     title: str
     model: Any
     x: jax.Array  # vectors or letter indices
-    logits: Callable[[Any], jax.Array]  # model -> (N, T, K)
     targets: np.ndarray  # class indices (N, T), int32
     lengths: np.ndarray  # valid steps of each example (N,)
+    arguments: dict[str, Any]  # of the model, besides x
+
+    def logits(self, model: Any) -> jax.Array:
+        """Return the logits (N, T, K) of a model with the structure of `self.model`."""
+        logits, *_ = model(self.x, **self.arguments)
+        return logits if logits.ndim == 3 else logits[:, None]
 
 
 def pictures() -> jax.Array:
@@ -72,37 +77,26 @@ def make_layer(cell: str, features: int, hidden: int, rngs: nnx.Rngs) -> Any:
 
 def one_to_one(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     """Classify the picture of a digit in one step from a zero state."""
-    model, x = OneToOne(make_layer(cell, 15, hidden, rngs), 10, rngs=rngs), pictures()
-    targets, lengths = np.arange(10, dtype=np.int32)[:, None], np.ones(10, int)
-
-    def _logits(model: Any) -> jax.Array:
-        return model(x)[0][:, None]
-
-    return Task("one to one", "picture -> digit", model, x, _logits, targets, lengths)
+    model = OneToOne(make_layer(cell, 15, hidden, rngs), 10, rngs=rngs)
+    digits, lengths = np.arange(10, dtype=np.int32)[:, None], np.ones(10, int)
+    return Task("one to one", "picture -> digit", model, pictures(), digits, lengths, {})
 
 
 def one_to_many(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     """Spell the name of a digit from its picture, which is the input of each step."""
-    rnn, x = make_layer(cell, 15, hidden, rngs), pictures()
+    rnn, (targets, lengths) = make_layer(cell, 15, hidden, rngs), spell(ENGLISH, ".")
     model = OneToMany(rnn, len(LETTERS), feedback=False, rngs=rngs)
-    targets, lengths = spell(ENGLISH, ".")
-
-    def _logits(model: Any) -> jax.Array:
-        return model(x, targets.shape[1])[0]
-
-    return Task("one to many", "picture -> name", model, x, _logits, targets, lengths)
+    arguments = {"length": targets.shape[1]}
+    return Task("one to many", "picture -> name", model, pictures(), targets, lengths, arguments)
 
 
 def many_to_one(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     """Classify the name of a digit; the names have different lengths."""
     model = ManyToOne(make_layer(cell, len(LETTERS), hidden, rngs), 10, rngs=rngs)
     letters, lengths = spell(ENGLISH)
-    x, targets = LETTERS.one_hot(letters), np.arange(10, dtype=np.int32)[:, None]
-
-    def _logits(model: Any) -> jax.Array:
-        return model(x, lengths=lengths)[0][:, None]
-
-    return Task("many to one", "name -> digit", model, x, _logits, targets, np.ones(10, int))
+    x, digits = LETTERS.one_hot(letters), np.arange(10, dtype=np.int32)[:, None]
+    arguments = {"lengths": lengths}
+    return Task("many to one", "name -> digit", model, x, digits, np.ones(10, int), arguments)
 
 
 def many_to_many(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
@@ -111,12 +105,8 @@ def many_to_many(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     a, b = np.divmod(np.arange(4 ** (BITS - 1)), 2 ** (BITS - 1))
     bits = (np.stack([a, b, a + b], -1)[:, None] >> np.arange(BITS)[None, :, None]) & 1
     x, targets = jnp.asarray(bits[..., :2], jnp.float32), bits[..., 2].astype(np.int32)
-
-    def _logits(model: Any) -> jax.Array:
-        return model(x)[0]
-
     title, lengths = "two numbers -> sum, in bits", np.full(len(bits), BITS)
-    return Task("many to many, aligned", title, model, x, _logits, targets, lengths)
+    return Task("many to many, aligned", title, model, x, targets, lengths, {})
 
 
 def encoder_decoder(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
@@ -125,12 +115,9 @@ def encoder_decoder(cell: str, hidden: int, rngs: nnx.Rngs) -> Task:
     encoder = Encoder(make_layer(cell, 8, hidden, rngs), len(LETTERS), rngs=rngs)
     decoder = Decoder(make_layer(cell, 8, hidden, rngs), len(LETTERS), rngs=rngs)
     model = Seq2Seq(encoder, decoder, bos=0, eos=0, rngs=rngs)
-
-    def _logits(model: Any) -> jax.Array:
-        return model(x, targets, x_lengths, lengths)[0]
-
     kind, title = "many to many, encoder-decoder", "English name -> Dutch name"
-    return Task(kind, title, model, jnp.asarray(x), _logits, targets, lengths)
+    arguments = {"target": targets, "source_lengths": x_lengths, "target_lengths": lengths}
+    return Task(kind, title, model, jnp.asarray(x), targets, lengths, arguments)
 
 
 TASKS = (one_to_one, one_to_many, many_to_one, many_to_many, encoder_decoder)
@@ -178,22 +165,15 @@ def train(task: Task, steps: int, lr: float) -> Result:
 
 def as_table(results: list[Result]) -> Table:
     """Return the results as a table for the terminal."""
-    table = Table(title="A head for each kind", title_justify="left")
-    for name in ("kind", "task", "head", "x", "y", "loss before", "after", "right"):
-        table.add_column(name, justify="right" if name in ("loss before", "after") else "left")
+    rows = []
     for task, model, losses, _, (before, after), *_ in results:
         size, steps, classes = task.logits(model).shape
-        table.add_row(
-            task.kind,
-            task.title,
-            type(model).__name__,
-            str(task.x.shape),
-            str((size, steps, classes) if steps > 1 else (size, classes)),
-            f"{losses[0]:.3f}",
-            f"{losses[-1]:.4f}",
-            f"{before} -> {after} of {size}",
-        )
-    return table
+        y = (size, steps, classes) if steps > 1 else (size, classes)
+        right = f"{before} -> {after} of {size}"
+        head, loss = type(model).__name__, (f"{losses[0]:.3f}", f"{losses[-1]:.4f}")
+        rows.append([task.kind, task.title, head, task.x.shape, y, *loss, right])
+    columns = ("kind", "task", "head", "x", "y", "loss before", "after", "right")
+    return make_table("A head for each kind", columns, rows, right=("loss before", "after"))
 
 
 def draw(results: list[Result], title: str) -> Figure:
