@@ -127,10 +127,9 @@ class Checkpoints:
             raise CheckpointError(f"`folder` must have a checkpoint, got none in {self._folder}.")
         prefixes = ("best_params", "best_state") if best else ("params", "state")
         arrays = {
-            f"params{name.removeprefix(prefix)}": array
+            f"params{name}": array
             for prefix in prefixes
-            for name, array in saved.arrays.items()
-            if name.split("/")[0] == prefix
+            for name, array in saved.arrays_under(prefix).items()
         }
         if best and not arrays:
             raise ValueError(
@@ -187,21 +186,19 @@ class Checkpoints:
 
     def _newest(self) -> _Saved | None:
         """Return the newest valid checkpoint, None if there are none; warn of damaged ones."""
-        damaged = []
+        damaged, saved = [], None
         for step in reversed(self.steps()):
             try:
                 saved = self._read(step)
+                break
             except _Damaged as error:
                 damaged.append(f"{self.path(step)} {error}")
-                continue
-            if damaged:
-                warnings.warn(
-                    f"checkpoint {'; '.join(damaged)}: continuing from step {step}", stacklevel=3
-                )
-            return saved
-        if damaged:
-            raise CheckpointError(f"no checkpoint is valid: {'; '.join(damaged)}")
-        return None
+        shown = "; ".join(damaged)
+        if damaged and saved is None:
+            raise CheckpointError(f"no checkpoint is valid: {shown}")
+        if damaged and saved is not None:
+            warnings.warn(f"checkpoint {shown}: continuing from step {saved.step}", stacklevel=3)
+        return saved
 
     def _read(self, step: int) -> _Saved:
         """Read a checkpoint and verify its checksums."""
@@ -216,9 +213,7 @@ class Checkpoints:
                 if record.pop("checksum") != _record_checksum(record) or record["step"] != step:
                     raise _Damaged("is damaged: its record has another content")
                 leaves = record.pop("leaves")
-                arrays: dict[str, Any] = {
-                    name: np.zeros(shape, dtype) for name, (shape, dtype, _) in leaves.items()
-                }
+                arrays = {n: np.zeros(shape, dtype) for n, (shape, dtype, _) in leaves.items()}
                 as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
                 stored = {name: as_numpy for name, a in arrays.items() if a.size}
                 if stored:
@@ -290,8 +285,7 @@ class _Saved(NamedTuple):
         }
         wrong = [
             f"{name} is {got.get(name, 'missing')}, expected {expected.get(name, 'missing')}"
-            for name in sorted(got.keys() | expected.keys())
-            if got.get(name) != expected.get(name)
+            for name in sorted(dict(got.items() ^ expected.items()))
         ]
         if wrong:
             more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -345,14 +339,14 @@ def _explain(error: Exception) -> tuple[int, str]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the output of Orbax and TensorStore, which report each error several times."""
-    loggers = {name: logging.getLogger(name) for name in ("asyncio", "absl")}
-    before, hook = {n: logger.disabled for n, logger in loggers.items()}, sys.excepthook
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    before, hook = [logger.disabled for logger in loggers], sys.excepthook
     sys.excepthook = lambda *_: None
-    for logger in loggers.values():
+    for logger in loggers:
         logger.disabled = True
     try:
         yield
     finally:
         sys.excepthook = hook
-        for name, logger in loggers.items():
-            logger.disabled = before[name]
+        for logger, disabled in zip(loggers, before):
+            logger.disabled = disabled

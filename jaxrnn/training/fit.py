@@ -30,8 +30,8 @@ from jaxrnn.training.batches import (
 )
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.distributed import ProcessLost
-from jaxrnn.training.history import History, Progress, _Recorder
-from jaxrnn.training.steps import Loss, Trained, _adapt_loss, train_steps
+from jaxrnn.training.history import History, Progress, _concatenate
+from jaxrnn.training.steps import Loss, _adapt_loss, train_steps
 
 _NEVER = 2**31
 """An interval longer than any training."""
@@ -290,36 +290,36 @@ def fit(
         due.append(_chunk_size(steps, due) if chunk is None else chunk)
         checks.at_least("chunk", due[-1], 1)
 
-        original = _State(params, opt_state, (variables, carry))
+        original = {"params": params, "opt_state": opt_state, "state": variables, "carry": carry}
         intervals = (steps, batch_size, due)
         distributed._check_equal(parameters=original, key=root, steps=intervals, data=source.data)
-        copied = jax.tree.map(lambda a: jnp.array(a, copy=True), original)
-        params, opt_state = layout.shard_weights((copied.params, copied.opt_state))
-        state = _State(params, opt_state, layout.replicate(copied.carry))
+        state = jax.tree.map(lambda a: jnp.array(a, copy=True), original)
+        weights = layout.shard_weights({name: state[name] for name in ("params", "opt_state")})
+        state = layout.replicate(state | weights)  # the weights keep their shards
         shardings = None
         if layout.mesh is not None:
             shardings = tuple(leaf.sharding for leaf in jax.tree.leaves(state))
         job = _Job(form, loss, optimizer, source.sampler, carry is not None, shardings)
         random, step_key = layout.replicate((random, step_key))
-        run = _Run(job, source, random, step_key, evaluation, checkpoints, state, _Best(stopping))
-        if checkpoints is not None:
-            run.open_checkpoints(root, steps, options.get("resume", False))
         progress = options.get("progress", True)
         bar = Progress("fit", steps) if progress is True else progress or None
         if not distributed._is_first():
             bar = None
-        shown = contextlib.nullcontext() if bar is None else bar
+        run = _Run(job, source, random, step_key, evaluation, checkpoints, stopping, bar, state)
+        if checkpoints is not None:
+            run.open_checkpoints(checkpoints, root, steps, options.get("resume", False))
         try:
+            shown = bar or contextlib.nullcontext()
             with layout.context(), shown, distributed._detect_lost_process():
-                run.train(steps, due, bar)
+                run.train(steps, due)
         except (NonFiniteLoss, ProcessLost):
             raise
         except BaseException:
             run.finish(model, layout, original, best=False)
             raise
         model = run.finish(model, layout, original, best=True)
-        _, opt_state, (_, carry) = run.state
-        return Fitted(model, opt_state, carry, run.recorder.history(), run.best.stop)
+        opt_state, carry = run.state["opt_state"], run.state["carry"]
+        return Fitted(model, opt_state, carry, run.history(), run.stopped)
 
 
 def _check_types(optimizer: Any, loss: Any, checkpoints: Any) -> None:
@@ -427,18 +427,10 @@ class _Job(NamedTuple):
     shardings: tuple[Any, ...] | None
 
 
-class _State(NamedTuple):
-    """Arrays that a step updates; the carry is (other variables of the model, the loss's carry)."""
-
-    params: Any
-    opt_state: Any
-    carry: tuple[Any, Any]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
 def _run_steps(
-    job: _Job, count: int, state: _State, random: Any, data: Any, feed: Any, start: Any, key: Any
-) -> Trained:
+    job: _Job, count: int, state: Any, random: Any, data: Any, feed: Any, start: Any, key: Any
+) -> tuple[dict[str, Any], Any, Any]:
     """Run `count` steps from step `start` on; the buffers of the state are donated."""
     adapted = _adapt_loss(job.loss, job.has_carry, key)
 
@@ -451,11 +443,13 @@ def _run_steps(
         _, variables, _ = job.form.split(model)
         return value, ((variables, carry), _check_metrics("loss", metrics))
 
-    params, opt_state, carry = state
     batches = start + jnp.arange(count, dtype=jnp.int32), job.sampler.inputs(feed, count)
-    trained = train_steps(_loss, job.optimizer, params, batches, carry=carry, opt_state=opt_state)
-    state = distributed._constrain(trained[:3], job.shardings)
-    return Trained(*state, *sharding.replicate((trained.losses, trained.metrics)))
+    params, opt_state, (variables, carry), losses, metrics = train_steps(
+        _loss, job.optimizer, state["params"], batches,
+        carry=(state["state"], state["carry"]), opt_state=state["opt_state"],
+    )  # fmt: skip
+    state = {"params": params, "opt_state": opt_state, "state": variables, "carry": carry}
+    return distributed._constrain(state, job.shardings), *sharding.replicate((losses, metrics))
 
 
 def _check_metrics(source: str, metrics: Any) -> dict[str, Any]:
@@ -540,34 +534,12 @@ class _Evaluation(NamedTuple):
 
 
 @dataclass
-class _Best:
-    """Best evaluation until now, with its parameters and other variables."""
-
-    rule: EarlyStopping | None
-    value: float | None = None
-    since: int = 0
-    variables: Any = None
-
-    def update(self, metrics: dict[str, Any]) -> bool:
-        """Add an evaluation; return True if it is the best."""
-        if self.rule is None:
-            return False
-        value = float(metrics[self.rule.metric])
-        improved = self.rule.better(value, self.value)
-        if improved:
-            self.value = value
-        self.since = 0 if improved else self.since + 1
-        return improved
-
-    @property
-    def stop(self) -> bool:
-        """True if the patience of the rule is exhausted."""
-        return self.rule is not None and self.since >= self.rule.patience
-
-
-@dataclass
 class _Run:
-    """Training in progress: compiled chunks of steps, and evaluations and checkpoints between."""
+    """Training in progress: compiled chunks of steps, and evaluations and checkpoints between.
+
+    `state` has the arrays that a step updates, `best` the parameters and other variables of the
+    best evaluation, both under their names in a checkpoint.
+    """
 
     job: _Job
     source: _ArraySource | _IterableSource
@@ -575,15 +547,32 @@ class _Run:
     key: jax.Array
     evaluation: _Evaluation | None
     checkpoints: Checkpoints | None
-    state: _State
-    best: _Best
+    stopping: EarlyStopping | None
+    bar: Progress | None
+    state: dict[str, Any]
     step: int = 0
-    recorder: _Recorder = field(default_factory=_Recorder)
+    best: dict[str, Any] = field(default_factory=dict)
+    best_value: float | None = None
+    since_best: int = 0
+    training: list[dict[str, np.ndarray]] = field(default_factory=list)
+    validation: list[dict[str, np.ndarray]] = field(default_factory=list)
+    evaluated: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def open_checkpoints(self, root: jax.Array, steps: int, resume: bool) -> None:
+    @property
+    def stopped(self) -> bool:
+        """True if the patience of early stopping is exhausted."""
+        return self.stopping is not None and self.since_best >= self.stopping.patience
+
+    def history(self) -> History:
+        """Return the history until now."""
+        train, validation = _concatenate(self.training), _concatenate(self.validation)
+        return History(train, validation, np.array(self.evaluated, np.int64))
+
+    def open_checkpoints(
+        self, checkpoints: Checkpoints, root: jax.Array, steps: int, resume: bool
+    ) -> None:
         """Prepare the folder of checkpoints, and continue from the newest one."""
-        assert self.checkpoints is not None
         arrays = jax.tree.leaves(self.source.data)
         complete = arrays and all(map(distributed._is_local, arrays))
         self.settings = {
@@ -592,15 +581,15 @@ class _Run:
             "checksum of the data": distributed._tree_checksum(arrays) if complete else None,
         }
         if distributed._is_first():
-            self.checkpoints._prepare()
+            checkpoints._prepare()
         distributed._check_equal()  # a barrier
-        existing = self.checkpoints.steps()
+        existing = checkpoints.steps()
         if existing and not resume:
             raise ValueError(
                 f"`checkpoints` must have an empty folder, got a checkpoint of step {existing[-1]} "
-                f"in {self.checkpoints.folder}. Use resume=True to continue from it."
+                f"in {checkpoints.folder}. Use resume=True to continue from it."
             )
-        saved = self.checkpoints._newest()
+        saved = checkpoints._newest()
         distributed._check_equal(checkpoint=None if saved is None else saved.step)
         if saved is None:
             return
@@ -608,92 +597,100 @@ class _Run:
             raise ValueError(f"`steps` must be at least {saved.step} ({saved.path}), got {steps}")
         saved.check_settings(self.settings)
         self.source.seek(saved.step, saved.record["data"])
-        trees = self._trees()
-        if self.best.rule is not None and saved.arrays_under("best_"):
+        trees = dict(self.state)
+        if self.stopping is not None and saved.arrays_under("best_"):
             trees |= {"best_params": trees["params"], "best_state": trees["state"]}
         trees = saved.restore(trees)
         self.step = saved.step
-        self.state = _State(trees["params"], trees["opt_state"], (trees["state"], trees["carry"]))
-        evaluated = saved.arrays["history/evaluated"]
-        train, validation = (saved.arrays_under(f"history/{n}/") for n in ("train", "validation"))
-        self.recorder = _Recorder(History(train, validation, evaluated))
-        if "best_params" in trees:
-            self.best.variables = trees["best_params"], trees["best_state"]
-            for index in range(len(evaluated)):
-                self.best.update({name: a[index] for name, a in validation.items()})
+        self.state = {name: trees.pop(name) for name in self.state}
+        self.best = trees
+        self.training = [saved.arrays_under("history/train/")]
+        self.evaluated = saved.arrays["history/evaluated"].tolist()
+        if self.evaluated:
+            validation = saved.arrays_under("history/validation/")
+            self.validation = [validation]
+            for index in range(len(self.evaluated) if self.best else 0):
+                self._improves({name: a[index] for name, a in validation.items()})
 
-    def train(self, steps: int, due: list[int], bar: Progress | None) -> None:
+    def train(self, steps: int, due: list[int]) -> None:
         """Train until `steps` steps are complete or early stopping ends the training."""
-        pending: list[Any] = []
-        if bar is not None:
-            bar.skip(self.step)
-        while self.step < steps and not self.best.stop:
+        pending = None
+        if self.bar is not None:
+            self.bar.skip(self.step)
+        while self.step < steps and not self.stopped:
             start = self.step
             end = min(steps, *(start - start % every + every for every in due))
             feed = self.source.feed(start, end - start)
             arguments = self.random, self.source.data, feed, np.int32(start), self.key
-            trained = _run_steps(self.job, end - start, self.state, *arguments)
-            self.step, self.state = end, _State(*trained[:3])
-            # The host reads the results of the previous call while this one runs.
-            pending.append((start, trained.losses, trained.metrics))
-            self._record(pending[:-1], bar)
-            del pending[:-1]
+            self.state, *results = _run_steps(self.job, end - start, self.state, *arguments)
+            self.step = end
+            if pending is not None:  # the host reads the previous results while this call runs
+                self._record(*pending)
+            pending = start, *results
             evaluated, saved = (
                 timed is not None and (end % timed.every == 0 or end == steps)
                 for timed in (self.evaluation, self.checkpoints)
             )
             if evaluated or saved or end == steps:
-                self._record(pending, bar)
-                pending.clear()
-            if evaluated and self.evaluation is not None:
-                variables = self.state.params, self.state.carry[0]
-                metrics = self.evaluation.measure(*variables, self.random)
-                self.recorder.add_evaluation(end, metrics)
-                if self.best.update(metrics):
-                    self.best.variables = jax.tree.map(lambda a: jnp.array(a, copy=True), variables)
-            if saved or self.best.stop:
+                self._record(*pending)
+                pending = None
+            if evaluated:
+                self._evaluate()
+            if saved or self.stopped:
                 self._save()
 
     def finish(self, model: Any, layout: Any, original: Any, *, best: bool) -> Any:
         """Move arrays back to their original devices; return the model with the parameters."""
-        state = self.state
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.carry[0]))):
+        variables = self.state["params"], self.state["state"]
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(variables)):
             return model  # interrupted inside a call, which owns the buffers
-        self.state = state = layout.restore(state, original)
-        variables = state.params, state.carry[0]
-        if best and self.best.variables is not None:
-            targets = original.params, original.carry[0]
-            variables = layout.restore(self.best.variables, targets)
+        self.state = layout.restore(self.state, original)
+        variables = self.state["params"], self.state["state"]
+        if best and self.best:
+            variables = self.best["best_params"], self.best["best_state"]
+            variables = layout.restore(variables, (original["params"], original["state"]))
         if self.job.form.graph is None:
             return variables[0]
         nnx.update(model, *variables)
         return model
 
-    def _record(self, pending: list[Any], bar: Progress | None) -> None:
-        """Add the losses and metrics of completed calls to the history."""
-        for start, losses, metrics in pending:
-            losses = np.asarray(losses)
-            wrong = np.flatnonzero(~np.isfinite(losses))
-            if wrong.size:
-                step, value = start + int(wrong[0]) + 1, float(losses[wrong[0]])
-                raise NonFiniteLoss(step, value, self.checkpoints)
-            metrics = {name: np.asarray(values) for name, values in metrics.items()}
-            self.recorder.add_steps({"loss": losses, **metrics})
-            if bar is not None:
-                bar.update(start + len(losses), float(losses[-1]))
+    def _record(self, start: int, losses: Any, metrics: dict[str, Any]) -> None:
+        """Add the losses and metrics of a completed call to the history."""
+        losses = np.asarray(losses)
+        wrong = np.flatnonzero(~np.isfinite(losses))
+        if wrong.size:
+            step, value = start + int(wrong[0]) + 1, float(losses[wrong[0]])
+            raise NonFiniteLoss(step, value, self.checkpoints)
+        self.training.append({"loss": losses, **{n: np.asarray(a) for n, a in metrics.items()}})
+        if self.bar is not None:
+            self.bar.update(start + len(losses), float(losses[-1]))
 
-    def _trees(self) -> dict[str, Any]:
-        """Return the state by the prefixes of names in a checkpoint."""
-        params, opt_state, (variables, carry) = self.state
-        return {"params": params, "opt_state": opt_state, "state": variables, "carry": carry}
+    def _evaluate(self) -> None:
+        """Add an evaluation to the history; copy the parameters if it is the best."""
+        assert self.evaluation is not None
+        params, variables = self.state["params"], self.state["state"]
+        metrics = self.evaluation.measure(params, variables, self.random)
+        self.validation.append({name: value[None] for name, value in metrics.items()})
+        self.evaluated.append(self.step)
+        if self._improves(metrics):
+            best = {"best_params": params, "best_state": variables}
+            self.best = jax.tree.map(lambda a: jnp.array(a, copy=True), best)
+
+    def _improves(self, metrics: dict[str, Any]) -> bool:
+        """Report an evaluation to early stopping; return True if it is the best."""
+        if self.stopping is None:
+            return False
+        value = float(metrics[self.stopping.metric])
+        improved = self.stopping.better(value, self.best_value)
+        self.best_value = value if improved else self.best_value
+        self.since_best = 0 if improved else self.since_best + 1
+        return improved
 
     def _save(self) -> None:
         """Write a checkpoint."""
         if self.checkpoints is None:
             return
-        trees = self._trees() | {"history": self.recorder.history()}
-        if self.best.variables is not None:
-            trees["best_params"], trees["best_state"] = self.best.variables
+        trees = self.state | self.best | {"history": self.history()}
         arrays = {
             name: sharding.to_host(distributed._key_data(leaf))
             for name, leaf in distributed._named_leaves(trees).items()

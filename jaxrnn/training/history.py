@@ -72,17 +72,17 @@ class History(NamedTuple):
             ...     path.read_text()
             'step,loss,validation_loss\n1,2.0,\n2,0.5,0.75\n'
         """
-        evaluations = {int(step): index for index, step in enumerate(self.evaluated)}
+        steps = range(1, len(self.losses) + 1)
+        columns: dict[str, Any] = {"step": steps, **self.train}
+        for name, values in self.validation.items():
+            measured = dict(zip(self.evaluated.tolist(), values))
+            columns[f"validation_{name}"] = [measured.get(step, "") for step in steps]
 
         def _write(file: Path) -> None:
             with file.open("w", newline="", encoding="utf-8") as opened:
                 writer = csv.writer(opened, lineterminator="\n")
-                names = [f"validation_{name}" for name in self.validation]
-                writer.writerow(["step", *self.train, *names])
-                for step, values in enumerate(zip(*self.train.values()), start=1):
-                    index = evaluations.get(step)
-                    measured = ["" if index is None else v[index] for v in self.validation.values()]
-                    writer.writerow([step, *values, *measured])
+                writer.writerow(columns)
+                writer.writerows(zip(*columns.values()))
 
         return write_atomically(Path(path), _write) if _is_first() else Path(path)
 
@@ -91,40 +91,16 @@ def _summary(series: dict[str, np.ndarray]) -> str:
     return ", ".join(f"{k} {a[0]:.4g} ... {a[-1]:.4g}" if len(a) else k for k, a in series.items())
 
 
-class _Recorder:
-    """History that grows chunk by chunk."""
+def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Replace parts of a history by their concatenation, and return it.
 
-    def __init__(self, history: History | None = None):
-        self._train = [history.train] if history else []
-        self._validation = [history.validation] if history and history.validation else []
-        self._evaluated = history.evaluated.tolist() if history else []
-
-    def add_steps(self, metrics: dict[str, np.ndarray]) -> None:
-        """Add the metrics of the steps of a chunk."""
-        self._train.append(metrics)
-
-    def add_evaluation(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Add the metrics of an evaluation after `step` steps."""
-        self._validation.append({name: value[None] for name, value in metrics.items()})
-        self._evaluated.append(step)
-
-    def history(self) -> History:
-        """Return the history until now."""
-        # The concatenated parts replace the parts: repeated calls stay linear in time.
-        self._train, self._validation = _concatenate(self._train), _concatenate(self._validation)
-        train = self._train[0] if self._train else {"loss": np.zeros(0)}
-        validation = self._validation[0] if self._validation else {}
-        return History(train, validation, np.array(self._evaluated, np.int64))
-
-
-def _concatenate(parts: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """Concatenate metrics by name, the loss first: JAX does not preserve the order of a dict."""
+    The loss is first: JAX does not preserve the order of a dict.
+    """
     if not parts:
-        return []
+        return {}
     names = sorted(parts[0], key=lambda name: (name != "loss", name))
-    if len(parts) == 1:
-        return [{name: parts[0][name] for name in names}]
-    return [{name: np.concatenate([part[name] for part in parts]) for name in names}]
+    parts[:] = [{name: np.concatenate([part[name] for part in parts]) for name in names}]
+    return parts[0]
 
 
 class Progress:
