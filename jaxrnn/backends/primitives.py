@@ -532,13 +532,13 @@ def _backward_kernel(
     old_h = reset_hidden(before, masks.reset_mask)
     x = zero_padding(masks.valid_mask, saved.x)
 
-    def _pre_activation_tangents(*linear: jax.Array) -> Any:
+    def _linear_part(*linear: jax.Array) -> Any:
         dstate = [jnp.zeros(())] * len(cell.states)
         linear_in = jax.tree.unflatten(tree.children()[0], (*linear, *dstate))
         return _pre_activation_tangents(cell, linear_in, x, saved.weight_ih, old_h)
 
     shapes = _backward_shapes(flat, tree=tree, cell=cell)[: -len(dstart)]
-    linear = jax.linear_transpose(_pre_activation_tangents, *shapes)(tuple(dz)) if shapes else ()
+    linear = jax.linear_transpose(_linear_part, *shapes)(tuple(dz)) if shapes else ()
     return [*linear, *dstart]
 
 
