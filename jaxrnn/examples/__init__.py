@@ -20,6 +20,7 @@ FigurePath = Annotated[str, "the figure, a .png, .svg or .pdf file"]
 Hidden = Annotated[PositiveInt, "hidden features"]
 Layers = Annotated[PositiveInt, "recurrent layers"]
 LearningRate = Annotated[PositiveFloat, "learning rate of Adam"]
+Every = Annotated[PositiveInt, "print the results every this number of steps"]
 Seed = Annotated[int, lambda name, value: _checks.seed(value), "seed of the initial weights"]
 
 

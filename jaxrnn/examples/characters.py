@@ -14,19 +14,21 @@ Source: Lab 11-2 of the course "Introduction to deep learning with PyTorch".
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from matplotlib.figure import Figure
 
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, FigurePath, LearningRate, PositiveInt, Seed
+from jaxrnn.examples import Cell, Every, FigurePath, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
+
+Text = Annotated[str, "the string to memorize"]
+Steps = Annotated[PositiveInt, "training steps, the whole string each"]
 
 
 def make_model(text: str, cell: str, *, rngs: nnx.Rngs) -> Any:
@@ -52,36 +54,17 @@ def train(
     return train_steps(_loss, optax.adam(lr), params, jnp.arange(steps), progress=progress)
 
 
-def draw(trained: Trained, text: str, title: str) -> Figure:
-    """Draw the loss, the number of right characters and the final probabilities."""
-    characters, _, y = data.next_characters(text)
-    return plotting.characters(
-        trained.losses,
-        (trained.metrics.argmax(-1) == np.asarray(y)).sum(-1),
-        np.asarray(jax.nn.softmax(trained.metrics[-1])),
-        text[1:],
-        characters,
-        title=title,
-    )
-
-
 def charseq(
     *,
-    text: str = " if you want you",
-    steps: PositiveInt = 100,
-    every: PositiveInt = 1,
+    text: Text = " if you want you",
+    steps: Steps = 100,
+    every: Every = 1,
     cell: Cell = "rnn",
     lr: LearningRate = 0.1,
     seed: Seed = 1,
     out: FigurePath = "charseq.png",
 ) -> str:
-    """Memorize a sentence, character by character.
-
-    Args:
-        text: the string to memorize.
-        steps: training steps, the whole string each.
-        every: print the prediction every this number of steps.
-    """
+    """Memorize a sentence, character by character."""
     if len(set(text)) < 2:
         raise ValueError(f"`text` must have at least 2 different characters, got {text!r}.")
     target = plotting.check_target(out)
@@ -92,35 +75,32 @@ def charseq(
         trained, compile_seconds, run_seconds = compile_and_run(run, params)
     trained = jax.tree.map(np.asarray, trained)
     characters, _, y = data.next_characters(text)
+    y = np.asarray(y)
     predicted = trained.metrics.argmax(-1)
     strings = ["".join(characters[i] for i in indices) for indices in predicted]
-    truth = np.asarray(y)[None].tolist()
     for i in range(0, steps, every):
         print(i, "loss: ", trained.losses[i], "prediction: ", predicted[i][None], end=" ")
-        print("true Y: ", truth, "prediction str: ", strings[i])
-    right = f"{(predicted[-1] == np.asarray(y)).sum()} of {len(y)}"
+        print("true Y: ", y[None].tolist(), "prediction str: ", strings[i])
+    correct = (predicted == y).sum(-1)
+    right = f"{correct[-1]} of {len(y)}"
     print(f"{right} characters right")
     print(f"compiled in {compile_seconds:.2f} s, {steps} steps in {run_seconds * 1e3:.1f} ms")
-    figure = draw(trained, text, f"The next character: {model}")
+    probabilities = np.asarray(jax.nn.softmax(trained.metrics[-1]))
+    results = trained.losses, correct, probabilities, text[1:], characters
+    figure = plotting.characters(*results, title=f"The next character: {model}")
     print(f"figure: {plotting.save(figure, target)}")
     return f"{strings[-1]!r}, {right} right"
 
 
 def hihello(
     *,
-    text: str = "hihello",
-    steps: PositiveInt = 100,
-    every: PositiveInt = 1,
+    text: Text = "hihello",
+    steps: Steps = 100,
+    every: Every = 1,
     cell: Cell = "rnn",
     lr: LearningRate = 0.1,
     seed: Seed = 1,
     out: FigurePath = "hihello.png",
 ) -> str:
-    """Memorize 'hihello': read 'hihell' and predict 'ihello'.
-
-    Args:
-        text: the string to memorize.
-        steps: training steps, the whole string each.
-        every: print the prediction every this number of steps.
-    """
+    """Memorize 'hihello': read 'hihell' and predict 'ihello'."""
     return charseq(text=text, steps=steps, every=every, cell=cell, lr=lr, seed=seed, out=out)

@@ -64,15 +64,12 @@ class Network(nnx.Module):
 
     def __init__(self, dense: bool, *, rngs: nnx.Rngs):
         glorot = nnx.initializers.glorot_uniform()
-        self.rnn = RNN(1, 1, batch_first=True, rngs=rngs)
-        weights = {
-            "weight_ih_l0": glorot(rngs.params(), (1, 1)),
-            "weight_hh_l0": nnx.initializers.orthogonal()(rngs.params(), (1, 1)),
-            "bias_ih_l0": jnp.zeros(1, jnp.float32),
-            "bias_hh_l0": jnp.zeros(1, jnp.float32),
-        }
-        for name, value in weights.items():
-            getattr(self.rnn, name)[...] = value.astype(jnp.float32)
+        rnn: Any = RNN(1, 1, batch_first=True, rngs=rngs)
+        orthogonal, shape = nnx.initializers.orthogonal(), (1, 1)
+        rnn.weight_ih_l0[...] = glorot(rngs.params(), shape, jnp.float32)
+        rnn.weight_hh_l0[...] = orthogonal(rngs.params(), shape, jnp.float32)
+        rnn.bias_ih_l0[...] = rnn.bias_hh_l0[...] = jnp.zeros(1, jnp.float32)
+        self.rnn = rnn
         sizes = [(1, 10), (10, 1)] if dense else []
         self.dense = nnx.List(nnx.Linear(*s, kernel_init=glorot, rngs=rngs) for s in sizes)
 

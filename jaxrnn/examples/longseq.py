@@ -27,7 +27,7 @@ import optax
 from flax import nnx
 
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, FigurePath, Layers, LearningRate, PositiveInt, Seed
+from jaxrnn.examples import Cell, Every, FigurePath, Layers, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, CharacterModel
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
@@ -105,7 +105,7 @@ def main(
     window: PositiveInt = 10,
     layers: Layers = 2,
     steps: PositiveInt = 100,
-    every: PositiveInt = 1,
+    every: Every = 1,
     cell: Cell = "rnn",
     lr: LearningRate = 0.1,
     stable: bool = False,
@@ -118,7 +118,6 @@ def main(
         text: the text to memorize.
         window: characters in one window.
         steps: training steps, all windows each.
-        every: print the prediction every this number of steps.
         stable: learning rate 0.03 instead of --lr, and gradients clipped to norm 1.
     """
     if len(set(text)) < 2:

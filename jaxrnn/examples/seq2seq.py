@@ -22,9 +22,10 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from jaxrnn import plotting
-from jaxrnn.examples import Cell, FigurePath, Hidden, Layers, LearningRate, PositiveInt, Seed
+from jaxrnn.examples import Cell, Every, FigurePath, Hidden, Layers, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS
 from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
+from jaxrnn.packing import pad_sequence
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
 PAIRS = (
@@ -62,10 +63,8 @@ class Sentences(NamedTuple):
         words = ("<s>", "</s>", *dict.fromkeys(word for sentence in split for word in sentence))
         index = {word: i for i, word in enumerate(words[2:], start=2)}
         encoded = [[*(index[word] for word in sentence), *[EOS] * end] for sentence in split]
-        lengths = np.array([len(sentence) for sentence in encoded], np.int32)
-        tokens = np.zeros((len(encoded), lengths.max()), np.int32)
-        tokens[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(encoded)
-        return cls(words, jnp.asarray(tokens), jnp.asarray(lengths))
+        tokens = pad_sequence([jnp.array(s, jnp.int32) for s in encoded], batch_first=True)
+        return cls(words, tokens, jnp.array([len(s) for s in encoded], jnp.int32))
 
     def decode(self, tokens: Any) -> str:
         """Join the words of tokens, up to the end mark."""
@@ -176,7 +175,7 @@ def main(
     beams: PositiveInt = 1,
     teacher_forcing: float = 1.0,
     steps: PositiveInt = 100,
-    every: PositiveInt = 10,
+    every: Every = 10,
     cell: Cell = "gru",
     hidden: Hidden = 32,
     layers: Layers = 1,
@@ -192,7 +191,6 @@ def main(
         beams: beam width; 1 decodes greedily.
         teacher_forcing: probability of the ground-truth word as decoder input, 0 to 1.
         steps: training steps, all pairs each.
-        every: print the loss every this number of steps.
         hidden: hidden features, and features of a word.
         layers: recurrent layers of the encoder and of the decoder.
     """

@@ -24,10 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from matplotlib.figure import Figure
 
 from jaxrnn import plotting
-from jaxrnn.examples import Cell, FigurePath, Hidden, Layers, LearningRate, PositiveInt, Seed
+from jaxrnn.examples import Cell, Every, FigurePath, Hidden, Layers, LearningRate, PositiveInt, Seed
 from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 
@@ -62,26 +61,10 @@ def train(
     return train_steps(_loss, optax.adam(lr), params, batches, carry=state, progress=progress)
 
 
-def draw(trained: Trained, steps: int, points: int, every: int, title: str) -> Figure:
-    """Draw inputs, targets and predictions of the printed steps, and the loss."""
-    x, y = half_waves(steps, points)
-    panels = [
-        plotting.Panel(
-            title=f"step {k}, loss {trained.losses[k]:.2g}",
-            times=np.linspace(k * np.pi, (k + 1) * np.pi, points + 1)[1:],
-            targets=y[k, :, 0],
-            predicted=trained.metrics[k],
-            inputs=x[k, :, 0],
-        )
-        for k in plotting.spread(range(0, steps, every))
-    ]
-    return plotting.predictions(panels, trained.losses, title=title)
-
-
 def main(
     *,
     steps: PositiveInt = 75,
-    every: PositiveInt = 15,
+    every: Every = 15,
     points: PositiveInt = 20,
     hidden: Hidden = 32,
     layers: Layers = 1,
@@ -94,7 +77,6 @@ def main(
 
     Args:
         steps: training steps, one half wave each.
-        every: print the loss every this number of steps.
         points: points of a half wave.
     """
     target = plotting.check_target(out)
@@ -107,7 +89,18 @@ def main(
     for loss in trained.losses[::every]:
         print("Loss: ", loss)
     print(f"compiled in {compile_seconds:.2f} s, {steps} steps in {run_seconds * 1e3:.1f} ms")
+    x, y = half_waves(steps, points)
+    panels = [
+        plotting.Panel(
+            title=f"step {k}, loss {trained.losses[k]:.2g}",
+            times=np.linspace(k * np.pi, (k + 1) * np.pi, points + 1)[1:],
+            targets=y[k, :, 0],
+            predicted=trained.metrics[k],
+            inputs=x[k, :, 0],
+        )
+        for k in plotting.spread(range(0, steps, every))
+    ]
     title = f"Next point of a sine: {model.rnn} + linear"
-    figure = draw(trained, steps, points, every, title)
+    figure = plotting.predictions(panels, trained.losses, title=title)
     print(f"figure: {plotting.save(figure, target)}")
     return f"loss {' '.join(f'{loss:.3g}' for loss in trained.losses[:61:15])}"

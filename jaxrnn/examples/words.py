@@ -35,17 +35,12 @@ def one_hot(words: list[str]) -> tuple[str, list[np.ndarray]]:
     return letters, [eye[[letters.index(letter) for letter in word]] for word in words]
 
 
-def draw_hello(words: list[str], inputs: np.ndarray, outputs: np.ndarray, title: str) -> Figure:
-    """Draw inputs and outputs of the first three words."""
-    letters, limit = one_hot(words)[0], abs(outputs).max()
-    panels = [
-        plotting.HeatMap(f"'{word}'", x.T, word, letters, ylabel="one-hot letter")
-        for word, x in zip(words[:3], inputs)
-    ]
-    panels += [
-        plotting.HeatMap(f"'{word}'", y.T, word, ylabel="hidden feature", signed=True, limit=limit)
-        for word, y in zip(words[:3], outputs)
-    ]
+def draw(panels: list[plotting.HeatMap], words: list[str], outputs: Any, title: str) -> Figure:
+    """Draw panels, and the outputs (N, T, H) of words with a common scale; NaN is padding."""
+    limit = np.nanmax(abs(outputs))
+    options: Any = {"ylabel": "hidden feature", "signed": True, "limit": limit}
+    for word, y in zip(words, outputs):
+        panels.append(plotting.HeatMap(f"'{word}'", y.T, word.ljust(len(y)), **options))
     return plotting.heat_maps(panels, title=title)
 
 
@@ -81,7 +76,11 @@ def hello(
     with np.printoptions(precision=4, suppress=True):
         for word, output in zip(split, outputs):
             print(f"{word}:\n{output}")
-    figure = draw_hello(split, inputs, outputs, f"Words, letter by letter: {rnn}")
+    panels = [
+        plotting.HeatMap(f"'{word}'", x.T, word, letters, ylabel="one-hot letter")
+        for word, x in zip(split[:3], inputs)
+    ]
+    figure = draw(panels, split[:3], outputs[:3], f"Words, letter by letter: {rnn}")
     print(f"figure: {plotting.save(figure, target)}")
     return f"{inputs.shape} -> {outputs.shape}"
 
@@ -108,25 +107,6 @@ def run_packed(rnn: Any, words: list[str]) -> PackedRun:
     unpacked = np.asarray(unpacked)
     difference = max(abs(unpacked[: len(x), n] - rnn(x)[0]).max() for n, x in enumerate(encoded))
     return PackedRun(padded, packed, outputs, unpacked, lengths, state, float(difference))
-
-
-def draw_packed(run: PackedRun, words: list[str], title: str) -> Figure:
-    """Draw the position of each letter in the packed data, and outputs of up to five words."""
-    positions = np.arange(len(run.packed.data), dtype=np.float32)
-    padded, _ = pad_packed_sequence(run.packed._replace(data=positions), True, np.nan)
-    steps, label = range(1, padded.shape[1] + 1), "letter of the word"
-    panels = [plotting.HeatMap("position in the packed data", padded, steps, words, label)]
-    limit = abs(run.unpacked).max()
-    for n in plotting.spread(range(len(words)), 5):
-        values = run.unpacked[:, n].copy()
-        values[run.lengths[n] :] = np.nan
-        columns, name = words[n].ljust(len(values)), "hidden feature"
-        panels.append(
-            plotting.HeatMap(
-                f"'{words[n]}'", values.T, columns, ylabel=name, signed=True, limit=limit
-            )
-        )
-    return plotting.heat_maps(panels, title=title)
 
 
 def packed(
@@ -165,6 +145,14 @@ def packed(
     print(f"unpacked outputs: {run.unpacked.shape}, lengths {run.lengths}")
     print(f"state: {', '.join(str(s.shape) for s in jax.tree.leaves(run.state))}")
     print(f"largest difference from each word alone: {run.difference:.1e}")
-    figure = draw_packed(run, split, f"Words of unequal length: {rnn}")
+    # Draw the position of each letter in the packed data, and the outputs of up to five words.
+    numbered = run.packed._replace(data=np.arange(len(run.packed.data), dtype=np.float32))
+    positions, outputs = (pad_packed_sequence(p, True, np.nan)[0] for p in (numbered, run.outputs))
+    letter_numbers, label = range(1, len(run.padded) + 1), "letter of the word"
+    title = "position in the packed data"
+    panels = [plotting.HeatMap(title, positions, letter_numbers, split, label)]
+    shown = np.array(plotting.spread(range(len(split)), 5))
+    title = f"Words of unequal length: {rnn}"
+    figure = draw(panels, [split[n] for n in shown], np.asarray(outputs)[shown], title)
     print(f"figure: {plotting.save(figure, target)}")
     return f"differs from each word alone by at most {run.difference:.1e}"
