@@ -7,8 +7,9 @@ docstring define the options of the command. The types of common options carry t
 `jaxrnn.examples.run_all` compares the two.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from jaxrnn import _checks
 
@@ -58,3 +59,23 @@ EXAMPLES = {
         ("episodes", "episodes:main", "no source; without memory, 25 % of answers are right"),
     ]
 }
+
+
+def make_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    right: Sequence[str] = (),
+    lines: bool = False,
+) -> Any:
+    """Return a table for the terminal; columns in `right` are right-aligned, `lines` divide it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_lines=lines)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
+    return table

@@ -22,8 +22,7 @@ from rich.text import Text
 
 from jaxrnn import _checks as checks
 from jaxrnn._files import write_atomically
-from jaxrnn.examples import EXAMPLES
-from jaxrnn.examples._table import make_table
+from jaxrnn.examples import EXAMPLES, make_table
 
 
 class Outcome(NamedTuple):

@@ -26,8 +26,7 @@ from flax import nnx
 from rich.console import Console
 
 from jaxrnn import RNN, plotting
-from jaxrnn.examples import FigurePath, Hidden, PositiveInt, Seed
-from jaxrnn.examples._table import make_table
+from jaxrnn.examples import FigurePath, Hidden, PositiveInt, Seed, make_table
 
 
 class Weights(NamedTuple):

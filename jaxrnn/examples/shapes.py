@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jaxrnn import RNN, plotting
 from jaxrnn._files import write_atomically
-from jaxrnn.examples._table import make_table
+from jaxrnn.examples import make_table
 from jaxrnn.layers.heads import ManyToMany
 
 Shape = tuple[int, ...]

@@ -30,8 +30,7 @@ from rich.table import Table
 
 from jaxrnn import _checks as checks
 from jaxrnn import data, plotting
-from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed
-from jaxrnn.examples._table import make_table
+from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed, make_table
 from jaxrnn.layers.heads import LAYERS, ManyToMany
 from jaxrnn.training import Progress, Trained, compile_and_run, train_steps
 

@@ -20,8 +20,7 @@ from rich.table import Table
 
 from jaxrnn import plotting
 from jaxrnn.data import Vocabulary
-from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed
-from jaxrnn.examples._table import make_table
+from jaxrnn.examples import Cell, FigurePath, Hidden, LearningRate, PositiveInt, Seed, make_table
 from jaxrnn.layers.heads import LAYERS, ManyToMany, ManyToOne, OneToMany, OneToOne, cross_entropy
 from jaxrnn.layers.seq2seq import Decoder, Encoder, Seq2Seq
 from jaxrnn.training import Progress, compile_and_run, train_steps
