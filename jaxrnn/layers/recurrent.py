@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrnn import cells, packing
-from jaxrnn.backends import select as backends
+from jaxrnn.backends import select
 from jaxrnn.cells.weights import Weights
 from jaxrnn.core import dropout as regularization
 from jaxrnn.core import masks, params, skips, stack
@@ -159,7 +159,7 @@ class Recurrent(PyTorchModule):
         arguments = (input_size, smallest, num_layers, bias, batch_first, dropout, proj_size)
         _checks.constructor(*arguments, stacklevel=stacklevel)
         settings: Any = _DEFAULT_OPTIONS | options
-        backends.check_backend(settings["backend"])
+        select.check_backend(settings["backend"])
         kinds = {kind: settings[kind] for kind in regularization.KINDS}
         self._regularization = regularization.Regularization.from_options(cell, **kinds)
         self.cell = cell
@@ -258,7 +258,7 @@ class Recurrent(PyTorchModule):
         *,
         return_all_states: bool = False,
         platform: str | None = None,
-    ) -> backends.Explanation:
+    ) -> select.Explanation:
         """Explain the choice of backend for each layer and direction; `print` the result.
 
         Args:
@@ -293,7 +293,7 @@ class Recurrent(PyTorchModule):
         options = self._stack_options(layout, self.training, return_all_states=return_all_states)
         options = dataclasses.replace(options, platform=platform or options.platform)
         x = jax.ShapeDtypeStruct((sizes["T"], sizes.get("N", 1), sizes["D"]), self.dtype or x.dtype)
-        return backends.explain(options, self._weights(), x)
+        return select.explain(options, self._weights(), x)
 
     def _check_call(
         self, x: jax.Array, hx: Any, *, time_major: bool = False
