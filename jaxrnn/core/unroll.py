@@ -132,8 +132,7 @@ def unroll_with(
 def _run_forward(
     options: UnrollOptions, weights: Weights, x: jax.Array, state: State, masks: StepMasks
 ) -> tuple[State, State]:
-    loop = primitives if options.backend == "kernel" else scan
-    result = loop.forward(options, weights, x, state, masks, ResidualPolicy.NOTHING)
+    result = _loop(options).forward(options, weights, x, state, masks, ResidualPolicy.NOTHING)
     return result.outputs, result.final_state
 
 
@@ -151,13 +150,18 @@ def _unroll_jvp(options: UnrollOptions, primals: Any, tangents: Any) -> Any:
         jnp.zeros(s.shape, dtype) if _none_if_zero(d) is None else d.astype(dtype)
         for s, d in zip(state, dstate, strict=True)
     )
-    loop = primitives if options.backend == "kernel" else scan
+    loop = _loop(options)
     policy = _residual_policy(options, weights, x)
     result = loop.forward(options, weights, x, state, masks, policy)
     doutputs, dfinal = loop.linear(
         options, weights, x, masks, result, Tangents(dweights, dx, dstate)
     )
     return (result.outputs, result.final_state), (doutputs, dfinal)
+
+
+def _loop(options: UnrollOptions) -> Any:
+    """Return the module with the loops of the backend, see `jaxrnn.backends.base`."""
+    return primitives if options.backend == "kernel" else scan
 
 
 def _residual_policy(options: UnrollOptions, weights: Weights, x: jax.Array) -> ResidualPolicy:
